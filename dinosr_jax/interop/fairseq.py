@@ -1,0 +1,279 @@
+"""Parameters under the names of the official fairseq checkpoint, to a TrainState and back.
+
+Works on plain mappings of names to arrays; how they are read from a file is no matter here.
+Layouts: PyTorch's Linear is [out, in] and its Conv1d [out, in / groups, kernel]; ours are
+[in, out] and [kernel, in / groups, out]. Ours also stack layers, positional convolutions and heads.
+"""
+
+import ast
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dinosr_jax.config import published_recipe
+from dinosr_jax.objective.codebook import Codebook
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import TrainState, init_state
+
+Kind = Literal["plain", "linear", "conv"]
+_AXES: dict[Kind, tuple[int, ...] | None] = {"plain": None, "linear": (1, 0), "conv": (2, 1, 0)}
+
+_FIELDS = {
+    "encoder_layers": "model.num_layers",
+    "encoder_embed_dim": "model.width",
+    "encoder_ffn_embed_dim": "model.ffn_dim",
+    "encoder_attention_heads": "model.num_heads",
+    "conv_pos": "model.pos_conv_width",
+    "pos_conv_depth": "model.pos_conv_depth",
+    "conv_pos_groups": "model.pos_conv_groups",
+    "dropout": "model.dropout",
+    "attention_dropout": "model.attention_dropout",
+    "activation_dropout": "model.activation_dropout",
+    "encoder_layerdrop": "model.layerdrop",
+    "average_top_k_layers": "model.num_codebooks",
+    "codebook_size": "model.codebook_size",
+    "codebook_init_decay": "codebook.decay",
+    "codebook_end_decay": "codebook.end_decay",
+    "codebook_end_decay_step": "codebook.decay_steps",
+    "ema_decay": "teacher.decay",
+    "ema_end_decay": "teacher.end_decay",
+    "ema_anneal_end_step": "teacher.decay_steps",
+    "freeze_teacher_step": "teacher.freeze_step",
+    "mask_prob": "mask.prob",
+    "mask_length": "mask.length",
+    "min_masks": "mask.min_spans",
+    "require_same_masks": "mask.require_same_masks",
+}
+# What the network of this project is; a checkpoint that says otherwise is another network.
+_FIXED = {
+    "extractor_mode": "layer_norm",
+    "conv_bias": False,
+    "layer_norm_first": False,
+    "discrete": True,
+    "instance_norm_target_layer": True,
+}
+
+
+class Entry(NamedTuple):
+    """One fairseq tensor: its name, and where it lives here."""
+
+    name: str
+    path: tuple[str, ...]  # in the parameter tree
+    index: int | None  # in a stacked leaf
+    kind: Kind
+
+
+def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Configuration with the values of fairseq's model fields; the others are the published ones.
+
+    Args:
+      fields: The `model` section of a fairseq configuration, or a part of it.
+
+    Returns:
+      Unparsed ConfigDict, computing in float32.
+
+    Raises:
+      ValueError: The fields describe another network than DinoSR's.
+    """
+    for name, expected in _FIXED.items():
+        if fields.get(name, expected) != expected:
+            raise ValueError(
+                f"fairseq field {name}: found {fields[name]!r}, expected {expected!r}; this is "
+                "not the network of DinoSR"
+            )
+    config = published_recipe()
+    config.compute_dtype = "float32"
+    for name, ours in _FIELDS.items():
+        if name in fields:
+            section, field = ours.split(".")
+            config[section][field] = type(config[section][field])(fields[name])
+    if "conv_feature_layers" in fields:
+        text = fields["conv_feature_layers"]
+        config.model.conv_layers = _conv_layers(text)
+    if "ema_transformer_only" in fields:
+        config.teacher.scope = "encoder" if fields["ema_transformer_only"] else "full"
+    return config
+
+
+def _conv_layers(text: str) -> tuple[tuple[int, int, int], ...]:
+    """Reads '[(512, 10, 5)] + [(512, 3, 2)] * 4' without evaluating code."""
+
+    def read(node: ast.AST) -> Any:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return read(node.left) + read(node.right)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            return read(node.left) * read(node.right)
+        return ast.literal_eval(node)
+
+    try:
+        return tuple(tuple(layer) for layer in read(ast.parse(text, mode="eval").body))
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(
+            f"fairseq field conv_feature_layers: found {text!r}, expected a list of "
+            "(channels, kernel, stride)"
+        ) from error
+
+
+def _norm(name: str, path: tuple[str, ...], index: int | None = None) -> Iterator[Entry]:
+    yield Entry(f"{name}.weight", (*path, "scale"), index, "plain")
+    yield Entry(f"{name}.bias", (*path, "bias"), index, "plain")
+
+
+def _affine(
+    name: str, path: tuple[str, ...], kind: Kind, index: int | None = None
+) -> Iterator[Entry]:
+    yield Entry(f"{name}.weight", (*path, "kernel"), index, kind)
+    yield Entry(f"{name}.bias", (*path, "bias"), index, "plain")
+
+
+def front_end_entries(model: Any) -> Iterator[Entry]:
+    """Feature encoder, its LayerNorm and the projection."""
+    for i in range(len(model.conv_layers)):
+        name, path = f"feature_extractor.conv_layers.{i}", ("feature_encoder", f"conv_{i}")
+        yield Entry(f"{name}.0.weight", (*path, "kernel"), None, "conv")
+        yield from _norm(f"{name}.2.1", (*path, "layer_norm"))
+    yield from _norm("layer_norm", ("feature_projection", "layer_norm"))
+    yield from _affine("post_extract_proj", ("feature_projection", "linear"), "linear")
+
+
+def encoder_entries(model: Any) -> Iterator[Entry]:
+    """Positional convolution, LayerNorm and layers; names without fairseq's `encoder.`."""
+    for i in range(model.pos_conv_depth):
+        yield from _affine(f"pos_conv.{i}.0", ("encoder", "pos_conv"), "conv", i)
+    yield from _norm("layer_norm", ("encoder", "layer_norm"))
+    attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
+    for i in range(model.num_layers):
+        path = ("encoder", "layers")
+        for theirs, ours in attention.items():
+            name = f"layers.{i}.self_attn.{theirs}"
+            yield from _affine(name, (*path, "attention", ours), "linear", i)
+        norm = f"layers.{i}.self_attn_layer_norm"
+        yield from _norm(norm, (*path, "attention_layer_norm"), i)
+        yield from _affine(f"layers.{i}.fc1", (*path, "ffn_in"), "linear", i)
+        yield from _affine(f"layers.{i}.fc2", (*path, "ffn_out"), "linear", i)
+        yield from _norm(f"layers.{i}.final_layer_norm", (*path, "ffn_layer_norm"), i)
+
+
+def student_entries(model: Any) -> Iterator[Entry]:
+    """Every parameter of the student."""
+    yield Entry("mask_emb", ("mask_embedding", "embedding"), None, "plain")
+    yield from front_end_entries(model)
+    for entry in encoder_entries(model):
+        yield entry._replace(name=f"encoder.{entry.name}")
+    for k in range(model.num_codebooks):
+        yield from _affine(f"heads.{k}", ("heads",), "linear", k)
+
+
+def teacher_entries(config: Any) -> Iterator[Entry]:
+    """Every parameter of the teacher, under fairseq's `_ema.`."""
+    full = config.teacher.scope == "full"
+    if full:
+        for entry in front_end_entries(config.model):
+            yield entry._replace(name=f"_ema.{entry.name}")
+    for entry in encoder_entries(config.model):
+        yield entry._replace(name=f"_ema.encoder.{entry.name}" if full else f"_ema.{entry.name}")
+
+
+def codebook_entries(model: Any) -> Iterator[Entry]:
+    """Sums and counts of every codebook."""
+    for k in range(model.num_codebooks):
+        yield Entry(f"_codebook{k}", ("sums",), k, "plain")
+        yield Entry(f"_codebook_cnts{k}", ("counts",), k, "plain")
+
+
+def to_state(tensors: Mapping[str, Any], *, config: Any) -> TrainState:
+    """Makes a TrainState of fairseq's tensors, at step 0 with a fresh optimizer.
+
+    Args:
+      tensors: fairseq name -> array; the teacher under '_ema.NAME' or as a mapping '_ema'.
+      config: Parsed configuration of the same network.
+
+    Returns:
+      TrainState, float32.
+
+    Raises:
+      ValueError: Tensors are missing, unknown or of another shape than the configuration says;
+        all of them are named.
+    """
+    tensors = dict(tensors)
+    teacher = tensors.pop("_ema", None)
+    if isinstance(teacher, Mapping):
+        tensors |= {f"_ema.{name}": value for name, value in teacher.items()}
+    optimizer = make_optimizer(config)
+    abstract = jax.eval_shape(lambda: init_state(config, optimizer=optimizer))
+    parts = {
+        "params": (abstract.params, student_entries(config.model)),
+        "teacher_params": (abstract.teacher_params, teacher_entries(config)),
+        "codebook": (abstract.codebook._asdict(), codebook_entries(config.model)),
+    }
+    errors: list[str] = []
+    known: set[str] = set()
+    trees = {}
+    for part, (tree, entries) in parts.items():
+        entries = list(entries)
+        known |= {entry.name for entry in entries}
+        trees[part] = _fill(tree, entries, tensors, errors)
+    for name in sorted(set(tensors) - known):
+        close = difflib.get_close_matches(name, known, n=1)
+        errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
+    if errors:
+        raise ValueError("\n".join(["fairseq tensors do not fit the configuration:", *errors]))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=trees["params"],
+        teacher_params=trees["teacher_params"],
+        opt_state=optimizer.init(trees["params"]),
+        codebook=Codebook(**trees["codebook"]),
+    )
+
+
+def from_state(state: TrainState, *, config: Any) -> dict[str, np.ndarray]:
+    """The inverse of `to_state`: fairseq name -> float32 array; step and optimizer stay behind."""
+    parts = [
+        (state.params, student_entries(config.model)),
+        (state.teacher_params, teacher_entries(config)),
+        (state.codebook._asdict(), codebook_entries(config.model)),
+    ]
+    tensors = {}
+    for tree, entries in parts:
+        tree = jax.device_get(tree)
+        for entry in entries:
+            value = _leaf(tree, entry.path)
+            value = value if entry.index is None else value[entry.index]
+            axes = _AXES[entry.kind]
+            tensors[entry.name] = np.ascontiguousarray(np.transpose(value, axes) if axes else value)
+    return tensors
+
+
+def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _fill(
+    abstract: Any, entries: list[Entry], tensors: Mapping[str, Any], errors: list[str]
+) -> Any:
+    """Puts tensors into the places of a parameter tree; appends what does not fit to `errors`."""
+    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    for entry in entries:
+        leaf = _leaf(tree, entry.path)
+        place = leaf if entry.index is None else leaf[entry.index]
+        axes = _AXES[entry.kind]
+        expected = tuple(place.shape[axis] for axis in axes) if axes else place.shape
+        if entry.name not in tensors:
+            errors.append(f"  {entry.name}: missing, expected shape {list(expected)}")
+            continue
+        value = np.asarray(tensors[entry.name], np.float32)
+        if value.shape != expected:
+            errors.append(
+                f"  {entry.name}: found shape {list(value.shape)}, expected {list(expected)}"
+            )
+            continue
+        place[...] = np.transpose(value, axes) if axes else value
+    return jax.tree.map(jnp.asarray, tree)

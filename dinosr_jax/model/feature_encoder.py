@@ -1,0 +1,79 @@
+"""From waveform to frames: seven convolutions, one frame every 20 ms.
+
+Shapes: B batch, S samples, T frames, C channels.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinosr_jax.model import layers
+
+Array = jax.Array
+ConvLayers = Sequence[tuple[int, int, int]]  # (channels, kernel, stride) of each convolution
+
+
+def num_frames(num_samples, conv_layers: ConvLayers):
+    """Number of frames that the feature encoder makes of a number of samples.
+
+    Args:
+      num_samples: int, or integer array of any shape.
+      conv_layers: (channels, kernel, stride) of every convolution.
+
+    Returns:
+      The same type as `num_samples`; 0 where the audio is shorter than the receptive field.
+    """
+    for _, kernel, stride in conv_layers:
+        num_samples = (num_samples - kernel) // stride + 1
+    if isinstance(num_samples, int):
+        return max(num_samples, 0)
+    return num_samples.clip(0)
+
+
+def receptive_field(conv_layers: ConvLayers) -> tuple[int, int]:
+    """Receptive field and hop of one frame, both in samples: (400, 320) for the published network."""
+    field, hop = 1, 1
+    for _, kernel, stride in conv_layers:
+        field += (kernel - 1) * hop
+        hop *= stride
+    return field, hop
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias or padding, LayerNorm over channels in float32, exact GELU."""
+
+    channels: int
+    kernel: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps x [B, T, C] to [B, (T - kernel) // stride + 1, channels]."""
+        shape = (self.kernel, x.shape[-1], self.channels)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x = layers.strided_conv(x, kernel.astype(x.dtype), stride=self.stride)
+        return layers.gelu(layers.LayerNorm(name="layer_norm")(x))
+
+
+class FeatureEncoder(nn.Module):
+    """The convolutional front end (paper section 3.1; fairseq ConvFeatureExtractionModel)."""
+
+    conv_layers: ConvLayers
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, waveforms: Array) -> Array:
+        """Encodes waveforms.
+
+        Args:
+          waveforms: [B, S] float32, 16 kHz, normalised per utterance.
+
+        Returns:
+          [B, T, C] in `dtype`.
+        """
+        x = waveforms[..., None].astype(self.dtype)  # [B, S, 1]
+        for i, (channels, kernel, stride) in enumerate(self.conv_layers):
+            x = ConvBlock(channels, kernel, stride, name=f"conv_{i}")(x)
+        return x

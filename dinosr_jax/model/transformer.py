@@ -1,0 +1,198 @@
+"""Positional convolution and post-LN transformer, the same for student and teacher.
+
+Shapes: B batch, T frames, D model, F feed-forward, L layers, H heads, P positional convolutions,
+K kernel, G groups.
+"""
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinosr_jax.model import layers
+
+Array = jax.Array
+PaddingMode = Literal["zero", "fairseq"]
+
+
+class Layers(NamedTuple):
+    """The two tensors of every layer, and what they start from.
+
+    `ffn` is the output of the feed-forward block before its dropout and residual: targets and
+    codebooks live there. `block` is the layer's output: Hugging Face's and s3prl's hidden states.
+    """
+
+    input: Array  # [B, T, D] what the first layer reads
+    ffn: Array | None  # [L, B, T, D], None unless asked for
+    block: Array | None  # [L, B, T, D], None unless asked for
+    output: Array  # [B, T, D] output of the last layer
+
+
+def zero_padding(x: Array, padding_mask: Array | None) -> Array:
+    """Sets the padded frames of x [B, T, D] to zero; padding_mask [B, T] is True on padding."""
+    return x if padding_mask is None else jnp.where(padding_mask[..., None], 0, x)
+
+
+class PositionalConvolution(nn.Module):
+    """A stack of grouped convolutions, each with a LayerNorm without affine and a GELU.
+
+    `padding_mode='zero'` zeroes padded frames before every convolution, so that an utterance's
+    features do not depend on its neighbours in the batch; 'fairseq' zeroes them once, before the
+    first, as fairseq and Hugging Face do.
+    """
+
+    depth: int
+    kernel: int
+    groups: int
+    padding_mode: PaddingMode = "zero"
+
+    @nn.compact
+    def __call__(self, x: Array, padding_mask: Array | None) -> Array:
+        """Maps x [B, T, D] to [B, T, D]; padding_mask [B, T] or None."""
+        width = x.shape[-1]
+        shape = (self.depth, self.kernel, width // self.groups, width)
+        init = layers.uniform_init(fan_in=self.kernel * width // self.groups)
+        kernels = self.param("kernel", init, shape)
+        biases = self.param("bias", init, (self.depth, width))
+        for i in range(self.depth):
+            if i == 0 or self.padding_mode == "zero":
+                x = zero_padding(x, padding_mask)
+            kernel, bias = kernels[i].astype(x.dtype), biases[i].astype(x.dtype)
+            x = layers.grouped_conv(x, kernel, bias, groups=self.groups)
+            x = layers.gelu(layers.layer_norm(x))
+        return x
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases on q, k, v and output; softmax in float32."""
+
+    num_heads: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Array, padding_mask: Array | None, *, key: Array | None) -> Array:
+        """Maps x [B, T, D] to [B, T, D]; `key` switches dropout of the probabilities on."""
+        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        q = layers.Linear(x.shape[-1], name="query")(x).reshape(heads)  # [B, T, H, D/H]
+        k = layers.Linear(x.shape[-1], name="key")(x).reshape(heads)
+        v = layers.Linear(x.shape[-1], name="value")(x).reshape(heads)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q * heads[-1] ** -0.5, k).astype(jnp.float32)
+        if padding_mask is not None:
+            lowest = jnp.finfo(jnp.float32).min
+            logits = jnp.where(padding_mask[:, None, None, :], lowest, logits)
+        probabilities = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        probabilities = layers.dropout(probabilities, rate=self.dropout, key=key)
+        y = jnp.einsum("bhqk,bkhd->bqhd", probabilities, v).reshape(x.shape)
+        return layers.Linear(x.shape[-1], name="output")(y)
+
+
+class TransformerLayer(nn.Module):
+    """One post-LN layer: x = LN(x + attention(x)); f = FFN(x); x = LN(x + f)."""
+
+    num_heads: int
+    ffn_dim: int
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Array, padding_mask: Array | None, *, key: Array | None
+    ) -> tuple[Array, Array]:
+        """Maps x [B, T, D] to its `ffn` and `block` tensors, both [B, T, D]; key None: no dropout."""
+        keys = [None] * 4 if key is None else jax.random.split(key, 4)
+        attention = SelfAttention(self.num_heads, self.attention_dropout, name="attention")
+        y = attention(x, padding_mask, key=keys[0])
+        y = layers.dropout(y, rate=self.dropout, key=keys[1])
+        x = layers.LayerNorm(name="attention_layer_norm")(x + y)
+        h = layers.gelu(layers.Linear(self.ffn_dim, name="ffn_in")(x))  # [B, T, F]
+        h = layers.dropout(h, rate=self.activation_dropout, key=keys[2])
+        ffn = layers.Linear(x.shape[-1], name="ffn_out")(h)
+        y = layers.dropout(ffn, rate=self.dropout, key=keys[3])
+        return ffn, layers.LayerNorm(name="ffn_layer_norm")(x + y)
+
+
+class TransformerEncoder(nn.Module):
+    """Positional convolution, LayerNorm and the layers (fairseq TransformerEncoder, post-LN).
+
+    The parameters of the layers are stacked, [L, ...] a leaf, so that one layer is traced once.
+    """
+
+    num_layers: int
+    num_heads: int
+    ffn_dim: int
+    pos_conv_depth: int
+    pos_conv_kernel: int
+    pos_conv_groups: int
+    padding_mode: PaddingMode
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    layerdrop: float
+    scan_layers: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        padding_mask: Array | None,
+        *,
+        key: Array | None = None,
+        all_layers: bool = False,
+    ) -> Layers:
+        """Encodes projected (and, in the student, masked) features.
+
+        Args:
+          x: [B, T, D] projected features.
+          padding_mask: [B, T] bool, True on padding, or None where nothing is padded.
+          key: PRNG key of dropout and LayerDrop; None evaluates.
+          all_layers: Keep the two tensors of every layer.
+
+        Returns:
+          `Layers`.
+        """
+        width = x.shape[-1]
+        pos_conv = PositionalConvolution(
+            self.pos_conv_depth,
+            self.pos_conv_kernel,
+            self.pos_conv_groups,
+            self.padding_mode,
+            name="pos_conv",
+        )
+        x = zero_padding(x, padding_mask)
+        x = layers.LayerNorm(name="layer_norm")(x + pos_conv(x, padding_mask))
+        keys = None
+        if key is not None:
+            key, input_key = jax.random.split(key)
+            x = layers.dropout(x, rate=self.dropout, key=input_key)
+            keys = jax.random.split(key, (self.num_layers, 2))  # dropout, LayerDrop
+
+        layer = TransformerLayer(
+            self.num_heads,
+            self.ffn_dim,
+            self.dropout,
+            self.attention_dropout,
+            self.activation_dropout,
+            parent=None,
+        )
+
+        def init_layers(init_key):
+            init = lambda k: layer.init(k, jnp.zeros((1, 1, width)), None, key=None)["params"]
+            return jax.vmap(init)(jax.random.split(init_key, self.num_layers))
+
+        def step(x, scanned):
+            params, layer_keys = scanned
+            dropout_key = None if layer_keys is None else layer_keys[0]
+            run = lambda x: layer.apply({"params": params}, x, padding_mask, key=dropout_key)
+            if layer_keys is None or self.layerdrop == 0.0:
+                ffn, block = run(x)
+            else:
+                drop = jax.random.bernoulli(layer_keys[1], self.layerdrop)
+                ffn, block = jax.lax.cond(drop, lambda x: (jnp.zeros_like(x), x), run, x)
+            return block, (ffn, block) if all_layers else (None, None)
+
+        stacked = self.param("layers", init_layers)
+        unroll = 1 if self.scan_layers else self.num_layers
+        output, (ffn, block) = jax.lax.scan(step, x, (stacked, keys), unroll=unroll)
+        return Layers(x, ffn, block, output)

@@ -1,0 +1,1 @@
+"""The method: masks, targets, codebooks, loss. Pure functions on arrays."""

@@ -1,0 +1,84 @@
+"""Online clustering: codebooks held as sums and counts (paper section 3.2).
+
+Shapes: B batch, T frames, D model, N codebooks, V codewords.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Codebook(NamedTuple):
+    """N codebooks of V codewords each; the codewords are sums / counts. float32 always."""
+
+    sums: Array  # [N, V, D]
+    counts: Array  # [N, V]
+
+
+def init(key: Array, *, num_codebooks: int, codebook_size: int, width: int) -> Codebook:
+    """Normal noise, standardised per channel over the codewords of a codebook; counts 1."""
+    noise = jax.random.normal(key, (num_codebooks, codebook_size, width))
+    noise = noise - jnp.mean(noise, axis=1, keepdims=True)
+    # PyTorch's std: unbiased
+    sums = noise / jnp.std(noise, axis=1, keepdims=True, ddof=1)
+    return Codebook(sums, jnp.ones((num_codebooks, codebook_size)))
+
+
+def codewords(codebook: Codebook) -> Array:
+    """The codewords [N, V, D]."""
+    return codebook.sums / codebook.counts[..., None]
+
+
+def assign(codebook: Codebook, targets: Array) -> Array:
+    """The nearest codeword of every frame, by squared Euclidean distance.
+
+    Args:
+      codebook: N codebooks.
+      targets: [N, B, T, D] float32.
+
+    Returns:
+      Codes [N, B, T] int32.
+    """
+    words = codewords(codebook)
+    # ||z - e||^2 without ||z||^2, which is the same for every codeword
+    products = jnp.einsum("nbtd,nvd->nbtv", targets, words, precision=jax.lax.Precision.HIGHEST)
+    norms = jnp.sum(jnp.square(words), axis=-1)[:, None, None, :]
+    distances = jnp.broadcast_to(norms, products.shape) - 2.0 * products
+    return jnp.argmin(distances, axis=-1).astype(jnp.int32)
+
+
+def update(
+    codebook: Codebook, targets: Array, codes: Array, mask: Array, *, decay: Array | float
+) -> Codebook:
+    """Moves the codebooks towards the masked frames of the global batch.
+
+    Args:
+      codebook: N codebooks.
+      targets: [N, B, T, D] float32.
+      codes: [N, B, T] int32, assigned before this update.
+      mask: [B, T] bool, the frames that count.
+      decay: Share that the old statistics keep, where a codeword got frames at all.
+
+    Returns:
+      The new codebooks; a codeword that got no frame stays as it is.
+    """
+    size = codebook.counts.shape[-1]
+    chosen = jax.nn.one_hot(codes, size, dtype=jnp.float32)  # [N, B, T, V]
+    chosen = chosen * jnp.broadcast_to(mask[None, :, :, None], chosen.shape)
+    counts = jnp.sum(chosen, axis=(1, 2))  # [N, V]
+    precision = jax.lax.Precision.HIGHEST
+    sums = jnp.einsum("nbtv,nbtd->nvd", chosen, targets, precision=precision)
+    used = counts > 0
+    return Codebook(
+        jnp.where(used[..., None], decay * codebook.sums + (1 - decay) * sums, codebook.sums),
+        jnp.where(used, decay * codebook.counts + (1 - decay) * counts, codebook.counts),
+    )
+
+
+def decay_at(update: Array, *, start: float, end: float, steps: int) -> Array:
+    """Decay of the codebooks at update number `update`: linear from start to end over steps."""
+    share = jnp.minimum(update / max(steps, 1), 1.0).astype(jnp.float32)
+    return start + (end - start) * share if steps else jnp.full_like(share, start)

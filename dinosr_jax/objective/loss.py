@@ -1,0 +1,32 @@
+"""Prediction of the codes of the masked frames.
+
+Shapes: B batch, T frames, N codebooks, V codewords.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of values [..., B, T] over the masked frames (mask [B, T]) of the global batch."""
+    mask = jnp.broadcast_to(mask, values.shape)
+    kept = jnp.sum(jnp.where(mask, values, 0.0), axis=(-2, -1))
+    return kept / jnp.maximum(jnp.sum(mask, axis=(-2, -1)), 1)
+
+
+def prediction_loss(logits: Array, codes: Array, mask: Array) -> Array:
+    """Cross-entropy of each codebook, averaged over the masked frames of the global batch.
+
+    Args:
+      logits: [N, B, T, V] float32, of the heads on the student's last layer.
+      codes: [N, B, T] int32.
+      mask: [B, T] bool.
+
+    Returns:
+      [N] float32; the training loss is its mean (paper equation 4).
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
+    return masked_mean(losses, mask)

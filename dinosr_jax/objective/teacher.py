@@ -1,0 +1,88 @@
+"""The teacher: its weights, its schedule and the targets made of its layers.
+
+Shapes: B batch, T frames, D model, L layers, N codebooks.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Scope = Literal["encoder", "full"]
+
+_PARTS = {
+    "encoder": ("encoder",),
+    "full": ("feature_encoder", "feature_projection", "encoder"),
+}
+
+
+def teacher_parts(params: Mapping[str, Any], *, scope: Scope) -> dict[str, Any]:
+    """The part of the student's parameters that the teacher has a copy of.
+
+    Args:
+      params: Parameters of the student.
+      scope: 'encoder' is what comes after the projection (the teacher reads the student's
+        projected features); 'full' is the feature encoder and the projection too.
+
+    Returns:
+      The sub-tree, sharing its arrays with `params`.
+    """
+    return {name: params[name] for name in _PARTS[scope]}
+
+
+def ema_decay(update: Array, *, start: float, end: float, steps: int, freeze_step: int) -> Array:
+    """Decay of the teacher's average after optimizer update number `update`, which counts from 1.
+
+    Linear from `start` to `end` over `steps` updates, then `end`, then 1 (no change) from
+    `freeze_step` on. float32 scalar.
+    """
+    share = jnp.minimum(update / max(steps, 1), 1.0).astype(jnp.float32)
+    decay = start + (end - start) * share if steps else jnp.full_like(share, end)
+    return jnp.where(update >= freeze_step, 1.0, decay)
+
+
+def update_teacher(teacher: Any, student: Any, *, decay: Array) -> Any:
+    """Moves the teacher towards the student: decay * teacher + (1 - decay) * student.
+
+    The positional convolution is copied from the student, not averaged, unless the teacher is
+    frozen (decay 1), as in fairseq's EMAModule with its list of copied parameters.
+
+    Args:
+      teacher: Parameters of the teacher, float32.
+      student: The same tree of the student.
+      decay: float32 scalar.
+
+    Returns:
+      The new parameters of the teacher.
+    """
+
+    def update(path, old, new):
+        if any(getattr(entry, "key", None) == "pos_conv" for entry in path):
+            return jnp.where(decay == 1.0, old, new)
+        return jnp.where(decay == 1.0, old, decay * old + (1.0 - decay) * new)
+
+    return jax.tree_util.tree_map_with_path(update, teacher, student)
+
+
+def instance_normalise(z: Array, padding_mask: Array | None = None, *, eps: float = 1e-5) -> Array:
+    """Normalises every channel of every utterance over time, without affine, in float32.
+
+    Args:
+      z: [..., B, T, D], any float type.
+      padding_mask: [B, T] bool, True on padding, which does not count; None where there is none.
+      eps: Added to the (biased) variance.
+
+    Returns:
+      [..., B, T, D] float32; zero on padding.
+    """
+    z = z.astype(jnp.float32)
+    if padding_mask is None:
+        mean = jnp.mean(z, axis=-2, keepdims=True)
+        variance = jnp.mean(jnp.square(z - mean), axis=-2, keepdims=True)
+        return (z - mean) * jax.lax.rsqrt(variance + eps)
+    real = jnp.broadcast_to(~padding_mask[..., None], z.shape)
+    mean = jnp.mean(z, axis=-2, keepdims=True, where=real)
+    variance = jnp.mean(jnp.square(z - mean), axis=-2, keepdims=True, where=real)
+    return jnp.where(real, (z - mean) * jax.lax.rsqrt(variance + eps), 0.0)

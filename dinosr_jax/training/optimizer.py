@@ -1,0 +1,91 @@
+"""AdamW with fairseq's tri-stage learning rate, and the freeze of the feature encoder."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+
+
+def tri_stage(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    hold_steps: int,
+    decay_steps: int,
+    init_scale: float,
+    final_scale: float,
+) -> optax.Schedule:
+    """Linear warm-up, hold, exponential decay (fairseq TriStageLRSchedule).
+
+    Args:
+      learning_rate: Peak.
+      warmup_steps: Updates from init_scale * learning_rate up to the peak.
+      hold_steps: Updates at the peak.
+      decay_steps: Updates from the peak down to final_scale * learning_rate, which then stays.
+      init_scale: Start, as a share of the peak.
+      final_scale: End, as a share of the peak.
+
+    Returns:
+      Schedule of the number of updates done before (0 at the first).
+    """
+    schedules = [
+        optax.linear_schedule(init_scale * learning_rate, learning_rate, max(warmup_steps, 1)),
+        optax.constant_schedule(learning_rate),
+        optax.exponential_decay(
+            learning_rate,
+            max(decay_steps, 1),
+            max(final_scale, 1e-12),
+            end_value=final_scale * learning_rate,
+        ),
+    ]
+    return optax.join_schedules(schedules, [warmup_steps, warmup_steps + hold_steps])
+
+
+class FreezeState(NamedTuple):
+    """Updates done, and the state of the optimizer inside."""
+
+    count: Array
+    inner: optax.OptState
+
+
+def freeze_from(
+    optimizer: optax.GradientTransformation, *, step: int, parts: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Stops named top-level parts of the parameters from update number `step` (from 1) on.
+
+    Neither gradient nor weight decay moves them, and their gradients do not count in the norm
+    that the others are clipped by.
+    """
+
+    def hold(tree: Any, frozen: Array) -> Any:
+        stop = lambda x: jnp.where(frozen, jnp.zeros_like(x), x)
+        return {k: jax.tree.map(stop, v) if k in parts else v for k, v in tree.items()}
+
+    def init(params):
+        return FreezeState(jnp.zeros((), jnp.int32), optimizer.init(params))
+
+    def update(gradients, state, params=None):
+        frozen = state.count + 1 >= step
+        updates, inner = optimizer.update(hold(gradients, frozen), state.inner, params)
+        return hold(updates, frozen), FreezeState(state.count + 1, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_schedule(config: Any) -> optax.Schedule:
+    """The learning rate of a configuration."""
+    names = "learning_rate warmup_steps hold_steps decay_steps init_scale final_scale".split()
+    return tri_stage(**{name: config.optimizer[name] for name in names})
+
+
+def make_optimizer(config: Any) -> optax.GradientTransformation:
+    """AdamW on every parameter (biases and norms decay too, as in the official recipe)."""
+    c = config.optimizer
+    adamw = optax.adamw(make_schedule(config), c.b1, c.b2, c.eps, weight_decay=c.weight_decay)
+    if c.clip_norm:
+        adamw = optax.chain(optax.clip_by_global_norm(c.clip_norm), adamw)
+    parts = ("feature_encoder", "feature_projection")
+    return freeze_from(adamw, step=config.teacher.freeze_feature_encoder_step, parts=parts)

@@ -1,0 +1,81 @@
+"""What a training run carries from one update to the next: arrays, nothing else."""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinosr_jax.model.dinosr import DinoSR
+from dinosr_jax.model.feature_encoder import receptive_field
+from dinosr_jax.objective import codebook as codebooks
+from dinosr_jax.objective.teacher import teacher_parts
+
+Array = jax.Array
+
+
+class Batch(NamedTuple):
+    """Audio of one update.
+
+    Attributes:
+      waveforms: [B, S] float32, 16 kHz, normalised per utterance.
+      num_samples: [B] int32, real samples of each; None where nothing is padded.
+    """
+
+    waveforms: Array
+    num_samples: Array | None = None
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a run. Random keys are derived from the seed and `step`, never stored."""
+
+    step: Array  # int32, finished optimizer updates
+    params: Any  # the student
+    teacher_params: Any  # float32, `teacher_parts` of the student
+    opt_state: optax.OptState
+    codebook: codebooks.Codebook
+
+
+def stream_key(seed: int, stream: str, step: Array | int = 0) -> Array:
+    """Random key of one named stream at one step of a run."""
+    number = {"init": 0, "codebook": 1, "teacher": 2, "mask": 3, "dropout": 4, "eval_mask": 5}[stream]
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
+
+
+def make_model(config: Any) -> DinoSR:
+    """The network of a configuration, computing in its `compute_dtype`."""
+    return DinoSR(config.model, jnp.dtype(config.compute_dtype))
+
+
+def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update; trace it with `jax.jit` to make it on a mesh.
+
+    Args:
+      config: Parsed configuration.
+      optimizer: Of `make_optimizer`.
+
+    Returns:
+      Student initialised from the seed, teacher a copy of it (or, with `teacher.init='reinit'`,
+      initialised anew), codebooks of standardised noise.
+    """
+    model = make_model(config)
+    samples = jnp.zeros((1, receptive_field(config.model.conv_layers)[0]))
+    init = lambda stream: model.init(stream_key(config.seed, stream), samples)["params"]
+    params = init("init")
+    source = params if config.teacher.init == "copy" else init("teacher")
+    teacher = teacher_parts(source, scope=config.teacher.scope)
+    codebook = codebooks.init(
+        stream_key(config.seed, "codebook"),
+        num_codebooks=config.model.num_codebooks,
+        codebook_size=config.model.codebook_size,
+        width=config.model.width,
+    )
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        teacher_params=jax.tree.map(jnp.copy, teacher),  # the state is donated: never alias
+        opt_state=optimizer.init(params),
+        codebook=codebook,
+    )

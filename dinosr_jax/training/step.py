@@ -1,0 +1,170 @@
+"""One update of DinoSR, in the order of the paper's algorithm.
+
+Shapes: B batch, S samples, T frames, D model, N codebooks, V codewords.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinosr_jax.model.dinosr import DinoSR, padding_mask
+from dinosr_jax.model.feature_encoder import num_frames
+from dinosr_jax.objective import codebook as codebooks
+from dinosr_jax.objective import teacher as teachers
+from dinosr_jax.objective.loss import prediction_loss
+from dinosr_jax.objective.masking import span_mask
+from dinosr_jax.training.metrics import norms, prediction_metrics
+from dinosr_jax.training.optimizer import make_optimizer, make_schedule
+from dinosr_jax.training.state import Batch, TrainState, make_model, stream_key
+
+Array = jax.Array
+SampleMask = Callable[..., Array]
+
+
+def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
+    """The update of a configuration.
+
+    Args:
+      config: Parsed configuration.
+      sample_mask: Draws the masks; takes what `span_mask` takes.
+
+    Returns:
+      Pure function (TrainState, Batch) -> (TrainState, metrics), where a metric is a scalar or
+      [N], one number a codebook.
+    """
+    model, optimizer, schedule = make_model(config), make_optimizer(config), make_schedule(config)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        update = state.step + 1
+        padded = frame_padding(config, batch)
+        # 1 mask
+        mask = draw_mask(config, batch, stream_key(config.seed, "mask", state.step), sample_mask)
+
+        def student_loss(params):
+            projected = apply(model, params, batch.waveforms, method="project")  # [B, T, D]
+            # 2 teacher targets
+            targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+            # 3 codes
+            codes = codebooks.assign(state.codebook, targets)  # [N, B, T]
+            # 4 student loss and gradients
+            key = stream_key(config.seed, "dropout", state.step)
+            inputs = {"mask": mask, "padding_mask": padded, "key": key}
+            hidden = apply(model, params, projected, **inputs, method="encode").output
+            logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
+            losses = prediction_loss(logits, codes, mask)
+            return jnp.mean(losses), (losses, targets, codes, logits)
+
+        gradient = jax.value_and_grad(student_loss, has_aux=True)
+        (_, (losses, targets, codes, logits)), gradients = gradient(state.params)
+        # 5 optimizer
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # 6 teacher
+        decay = teacher_decay(config, update)
+        student = teachers.teacher_parts(params, scope=config.teacher.scope)
+        teacher = teachers.update_teacher(state.teacher_params, student, decay=decay)
+        # 7 codebook
+        codebook = codebooks.update(
+            state.codebook, targets, codes, mask, decay=codebook_decay(config, update)
+        )
+        # 8 metrics
+        metrics = {"loss": losses, "learning_rate": schedule(state.step), "ema_decay": decay}
+        metrics |= {"masked_share": jnp.sum(mask) / mask.size}
+        metrics |= prediction_metrics(logits, codes, mask)
+        metrics |= norms(gradients=gradients, params=params, updates=updates)
+        return TrainState(update, params, teacher, opt_state, codebook), metrics
+
+    return train_step
+
+
+def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask):
+    """The same loss and metrics on held-out speech, without dropout and without any update.
+
+    Returns:
+      Pure function (TrainState, Batch, number of the batch) -> metrics; its masks depend on the
+      seed and the number of the batch only.
+    """
+    model = make_model(config)
+
+    def eval_step(state: TrainState, batch: Batch, number: Array) -> dict[str, Array]:
+        mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
+        projected = apply(model, state.params, batch.waveforms, method="project")
+        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+        codes = codebooks.assign(state.codebook, targets)
+        inputs = {"mask": mask, "padding_mask": frame_padding(config, batch)}
+        hidden = apply(model, state.params, projected, **inputs, method="encode").output
+        logits = apply(model, state.params, hidden, method="predict")
+        losses = {"loss": prediction_loss(logits, codes, mask)}
+        return losses | prediction_metrics(logits, codes, mask)
+
+    return eval_step
+
+
+def apply(model: DinoSR, params: Any, *args: Any, method: str, **kwargs: Any) -> Any:
+    """Runs one method of the network with the given parameters."""
+    return model.apply({"params": params}, *args, method=method, **kwargs)
+
+
+def teacher_targets(
+    config: Any, model: DinoSR, teacher_params: Any, projected: Array, batch: Batch
+) -> Array:
+    """Instance-normalised `ffn` tensors of the teacher's top N layers.
+
+    Args:
+      config: Parsed configuration.
+      model: The network.
+      teacher_params: The teacher.
+      projected: [B, T, D] of the student, which a teacher of scope 'encoder' reads.
+      batch: Waveforms, which a teacher of scope 'full' reads.
+
+    Returns:
+      [N, B, T, D] float32, lowest layer first; no gradient flows into them.
+    """
+    teacher_params = jax.lax.stop_gradient(teacher_params)
+    if config.teacher.scope == "full":
+        projected = apply(model, teacher_params, batch.waveforms, method="project")
+    padded = frame_padding(config, batch)
+    inputs = {"padding_mask": padded, "all_layers": True}
+    projected = jax.lax.stop_gradient(projected)
+    ffn = apply(model, teacher_params, projected, **inputs, method="encode").ffn  # [L, B, T, D]
+    return teachers.instance_normalise(ffn[-config.model.num_codebooks :], padded)
+
+
+def frame_padding(config: Any, batch: Batch) -> Array | None:
+    """[B, T] bool, True on padding; None where nothing is padded."""
+    if batch.num_samples is None:
+        return None
+    samples, layers = batch.waveforms.shape[1], config.model.conv_layers
+    return padding_mask(batch.num_samples, samples=samples, conv_layers=layers)
+
+
+def draw_mask(config: Any, batch: Batch, key: Array, sample_mask: SampleMask) -> Array:
+    """[B, T] bool, the masked frames of a batch."""
+    size, samples = batch.waveforms.shape
+    real = jnp.full((size,), samples) if batch.num_samples is None else batch.num_samples
+    layers, c = config.model.conv_layers, config.mask
+    return sample_mask(
+        key,
+        num_frames(real, layers),
+        frames=num_frames(samples, layers),
+        prob=c.prob,
+        length=c.length,
+        min_spans=c.min_spans,
+        require_same_masks=c.require_same_masks,
+    )
+
+
+def teacher_decay(config: Any, update: Array) -> Array:
+    """EMA decay of the teacher at an update number (from 1)."""
+    c = config.teacher
+    schedule = {"start": c.decay, "end": c.end_decay, "steps": c.decay_steps}
+    return teachers.ema_decay(update, **schedule, freeze_step=c.freeze_step)
+
+
+def codebook_decay(config: Any, update: Array) -> Array:
+    """Decay of the codebooks at an update number (from 1)."""
+    c = config.codebook
+    return codebooks.decay_at(update, start=c.decay, end=c.end_decay, steps=c.decay_steps)
