@@ -1,0 +1,11 @@
+"""What comes in: folders of audio become random-access records, then batches of waveforms.
+
+The only room of the package that imports tensorflow, and only in `corpora`, `manifest` and
+`pipeline`; `audio`, `sources` and `batching` do without it.
+"""
+
+import os
+
+# Read by tensorflow when it is first imported: what it logs is nothing that a user could act on.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,0 +1,210 @@
+"""Decode, check and normalise one utterance.
+
+soundfile and librosa are imported inside the functions, so that the module (and what needs only
+`SAMPLE_RATE` or `normalise`) imports where they are missing.
+
+Shapes: S samples, C channels.
+"""
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+SAMPLE_RATE = 16_000
+NORMALISE_EPSILON = 1e-5
+
+# Headers written to a pipe declare a length near the largest integer: no claim to be checked.
+_OPEN_ENDED_BYTES = 0x7FF0_0000
+_OGG_PAGE_HEADER_BYTES = 27
+_OGG_END_OF_STREAM = 0x04
+
+
+class AudioError(ValueError):
+    """One recording cannot be used; the message names it, says why, and what to do."""
+
+
+class Decoded(NamedTuple):
+    """A decoded and checked recording: `waveform` [S] float32, and what the file holds."""
+
+    waveform: np.ndarray
+    sample_rate: int
+    num_channels: int
+
+
+def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
+    """Decodes a recording as a whole, checks it, and mixes its channels down.
+
+    Args:
+      source: the bytes of an audio file, or its path (whatever libsndfile reads: flac, wav, ogg,
+        opus, mp3, ...).
+      name: how errors call it.
+
+    Returns:
+      waveform [S] float32 (full scale is 1), its sample rate in Hz, its number of channels.
+
+    Raises:
+      AudioError: the file is empty, not audio, truncated or corrupt, or holds no samples, NaN or
+        infinite samples, or silence.
+    """
+    import soundfile
+
+    content = source if isinstance(source, bytes) else _read_bytes(source, name=name)
+    if not content:
+        raise AudioError(f"{name}: the file is empty (0 bytes). Copy it again or delete it.")
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            samples = file.read(dtype="float32", always_2d=True)  # [S, C]
+            declared, log = file.frames, file.extra_info
+            sample_rate, num_channels = file.samplerate, file.channels
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(
+            f"{name}: libsndfile cannot decode its {len(content):,} bytes "
+            f"({_without_path(str(error))}): the file is truncated, corrupt or not audio. "
+            "Copy it again, or convert it to FLAC."
+        ) from None
+    if missing := _missing_part(content, log=log, num_read=len(samples), num_declared=declared):
+        raise AudioError(f"{name}: the file is truncated ({missing}). Copy it again.")
+    waveform = samples[:, 0] if num_channels == 1 else samples.mean(axis=1, dtype=np.float32)
+    check(waveform, name=name)
+    return Decoded(waveform, sample_rate, num_channels)
+
+
+def check(waveform: np.ndarray, *, name: str) -> None:
+    """Refuses a waveform that cannot be learned from.
+
+    Args:
+      waveform: [S], any real dtype.
+      name: how errors call it.
+
+    Raises:
+      AudioError: no samples, NaN or infinite samples, or all samples equal (silence).
+    """
+    if waveform.size == 0:
+        raise AudioError(f"{name}: the file holds no samples. Delete it or record it again.")
+    lowest, highest = waveform.min(), waveform.max()  # NaN if there is one
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        num_bad = int(waveform.size - np.isfinite(waveform).sum())
+        raise AudioError(
+            f"{name}: {num_bad} of {waveform.size} samples are NaN or infinite. "
+            "Write the file again from its source."
+        )
+    if lowest == highest:
+        raise AudioError(
+            f"{name}: silent, all {waveform.size} samples are {waveform[0]:g}. "
+            "Delete it or record it again."
+        )
+
+
+def to_16khz(waveform: np.ndarray, *, sample_rate: int) -> np.ndarray:
+    """Mixes a waveform down and brings it to 16 kHz.
+
+    Args:
+      waveform: [S] or [S, C] float32.
+      sample_rate: of the waveform, in Hz.
+
+    Returns:
+      [ceil(S * 16000 / sample_rate)] float32; the same array where there is nothing to do.
+    """
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=1, dtype=np.float32)
+    if sample_rate == SAMPLE_RATE:
+        return waveform
+    import librosa
+
+    resampled = librosa.resample(
+        waveform, orig_sr=sample_rate, target_sr=SAMPLE_RATE, res_type="soxr_hq"
+    )
+    return resampled.astype(np.float32, copy=False)
+
+
+def load(source: bytes | str | os.PathLike, *, name: str) -> np.ndarray:
+    """Decodes and checks a recording, and brings it to 16 kHz mono.
+
+    Args:
+      source: the bytes of an audio file, or its path.
+      name: how errors call it.
+
+    Returns:
+      [S] float32 at 16 kHz, full scale 1, not normalised.
+
+    Raises:
+      AudioError: as `decode`.
+    """
+    decoded = decode(source, name=name)
+    return to_16khz(decoded.waveform, sample_rate=decoded.sample_rate)
+
+
+def normalise(waveform: np.ndarray) -> np.ndarray:
+    """Gives a waveform mean 0 and variance 1 over its own samples.
+
+    Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`).
+
+    Args:
+      waveform: [S], one whole utterance, before any cropping.
+
+    Returns:
+      [S] float32: (x - mean) / sqrt(variance + 1e-5).
+    """
+    samples = waveform.astype(np.float64)
+    samples -= samples.mean()
+    samples /= np.sqrt(np.mean(np.square(samples)) + NORMALISE_EPSILON)
+    return samples.astype(np.float32)
+
+
+def encode_flac(waveform: np.ndarray) -> bytes:
+    """Codes a 16 kHz waveform as 16-bit FLAC.
+
+    Args:
+      waveform: [S] int16 (kept bit for bit), or float32 (rounded, clipped at full scale).
+
+    Returns:
+      The bytes of a FLAC file.
+    """
+    import soundfile
+
+    if waveform.dtype != np.int16:
+        scaled = np.round(waveform.astype(np.float64) * 32768)
+        waveform = np.clip(scaled, -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _read_bytes(path: str | os.PathLike, *, name: str) -> bytes:
+    """Reads a file, or says as an AudioError why it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise AudioError(
+            f"{name}: cannot be read ({error.strerror}). Check the file and its permissions."
+        ) from None
+
+
+def _without_path(message: str) -> str:
+    """Cuts "Error opening <object at 0x...>: reason" down to its reason."""
+    return message.rsplit(": ", 1)[-1].strip().rstrip(".")
+
+
+def _missing_part(content: bytes, *, log: str, num_read: int, num_declared: int) -> str:
+    """Says which part of a file is missing, or '' if it is whole.
+
+    libsndfile opens a truncated wav, ogg or mp3 without complaint and returns fewer samples: what
+    the header claims is compared with what is there.
+    """
+    if num_read < num_declared:
+        return f"{num_read} of {num_declared} samples"
+    for declared, found in re.findall(r"(\d+) \(should be (\d+)\)", log):
+        if int(found) + 1 < int(declared) < _OPEN_ENDED_BYTES:  # 1: a missing padding byte
+            return f"{found} of {declared} bytes"
+    if content.startswith(b"OggS"):
+        page = content[content.rfind(b"OggS") :]
+        if len(page) < _OGG_PAGE_HEADER_BYTES or not page[5] & _OGG_END_OF_STREAM:
+            return "its last Ogg page does not end the stream"
+        segments_end = _OGG_PAGE_HEADER_BYTES + page[26]
+        if len(page) < segments_end + sum(page[_OGG_PAGE_HEADER_BYTES:segments_end]):
+            return "its last Ogg page is incomplete"
+    return ""

@@ -1,0 +1,328 @@
+"""The plan: (lengths, seed, step) -> one batch of record indices and crops. Pure NumPy.
+
+Every utterance is cropped to one of at most 12 lengths, the rungs of a ladder, so that a training
+step is compiled a handful of times and nothing is padded (the paper, section 4.1, crops a batch to
+its shortest utterance; the rungs bound the number of shapes). A batch holds utterances of one rung.
+What does not fill a batch moves down a rung. How many batches each rung gives follows from the
+lengths alone; which utterances, which crops and in which order follows from (seed, epoch). Nothing
+depends on the number of devices or hosts.
+
+Shapes: N utterances, R rungs, B utterances of a batch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SAMPLE_RATE = 16_000
+FRAME_SAMPLES = 320  # the hop of the feature encoder
+EDGE_SAMPLES = 80  # the receptive field of the first frame is a hop and 80 samples: 400
+FRAME_GRID = 5
+_EPOCHS_KEPT = 2
+
+
+class Batch(NamedTuple):
+    """One batch of crops.
+
+    `indices` [B] int64 and `starts` [B] int64 (first sample of the crop); every crop is
+    `num_samples` long.
+    """
+
+    indices: np.ndarray
+    starts: np.ndarray
+    num_samples: int
+
+
+class Rung(NamedTuple):
+    """One length of the ladder, its batch size, and how many batches an epoch has of it."""
+
+    num_samples: int
+    batch_size: int
+    num_batches: int
+
+
+class _Epoch(NamedTuple):
+    """All crops of an epoch: per rung `indices` and `starts` [num_batches, batch_size], and the
+    order of the batches: rung and row of each.
+    """
+
+    indices: tuple[np.ndarray, ...]
+    starts: tuple[np.ndarray, ...]
+    rungs: np.ndarray
+    rows: np.ndarray
+
+
+def ladder(
+    num_samples: np.ndarray,
+    *,
+    max_rungs: int = 12,
+    max_samples: int = 20 * SAMPLE_RATE,
+    frame_grid: int = FRAME_GRID,
+) -> tuple[int, ...]:
+    """Chooses the lengths to crop to that lose the least audio.
+
+    An utterance is cropped to the longest rung that it reaches, and lost if it reaches none.
+    Utterances longer than `max_samples` count as `max_samples`. Dynamic programming over all
+    lengths of the grid: exact.
+
+    Args:
+      num_samples: [N] int, lengths of the utterances.
+      max_rungs: how many rungs at most.
+      max_samples: no rung is longer.
+      frame_grid: a rung is 320 * T + 80 samples, which makes T frames, T a multiple of this.
+
+    Returns:
+      The rungs, ascending, in samples; as few as lose that little.
+
+    Raises:
+      ValueError: no utterance is as long as the shortest rung of the grid.
+    """
+    grid = _grid(max_samples, frame_grid=frame_grid)
+    lengths = np.minimum(np.asarray(num_samples, np.int64), max_samples)
+    if not len(grid) or not (lengths >= grid[0]).any():
+        longest = int(np.max(num_samples, initial=0))
+        raise ValueError(
+            f"no rung fits: the longest of {len(lengths)} utterances has {longest} samples, "
+            f"max_samples is {max_samples}, and the shortest rung of {frame_grid} frames has "
+            f"{FRAME_SAMPLES * frame_grid + EDGE_SAMPLES}. Use longer utterances."
+        )
+    choices = _ladders(lengths, grid=grid, max_rungs=max_rungs)
+    lost = [_ladder_loss(lengths, rungs=rungs) for rungs in choices]
+    return choices[int(np.argmin(lost))]
+
+
+def _grid(max_samples: int, *, frame_grid: int) -> np.ndarray:
+    """All lengths up to `max_samples` that make a multiple of `frame_grid` frames, ascending."""
+    max_frames = (max_samples - EDGE_SAMPLES) // FRAME_SAMPLES
+    return np.arange(frame_grid, max_frames + 1, frame_grid) * FRAME_SAMPLES + EDGE_SAMPLES
+
+
+def _ladder_loss(lengths: np.ndarray, *, rungs: tuple[int, ...]) -> int:
+    """Samples lost when every length is cropped to the longest rung that it reaches."""
+    reached = np.searchsorted(rungs, lengths, side="right")
+    return int((lengths - np.concatenate([[0], rungs])[reached]).sum())
+
+
+def _ladders(lengths: np.ndarray, *, grid: np.ndarray, max_rungs: int) -> list[tuple[int, ...]]:
+    """The best ladder of exactly 1, 2, ... `max_rungs` rungs (fewer where the grid ends).
+
+    Cropping to rungs keeps, for each length, its rung: with g_a < g_b neighbours in the ladder,
+    g_a * (number of lengths in [g_a, g_b)). kept[k][b] is the most that k rungs under g_b can keep
+    of the lengths under g_b; grid[-1] is followed by infinity.
+    """
+    bounds = np.append(grid, np.iinfo(np.int64).max)
+    num_shorter = np.searchsorted(np.sort(lengths), bounds, side="left")
+    segment = grid[:, None] * (num_shorter[None, :] - num_shorter[:-1, None])  # [G, G + 1]
+    upward = np.arange(len(grid))[:, None] < np.arange(len(bounds))[None, :]
+    segment = np.where(upward, segment.astype(np.float64), -np.inf)
+    kept = np.zeros(len(bounds))  # with no rung nothing is kept
+    choices, back = [], []
+    for num_rungs in range(1, min(max_rungs, len(grid)) + 1):
+        total = kept[: len(grid), None] + segment  # under g_a the rungs before, then rung a
+        back.append(total.argmax(axis=0))
+        kept = total.max(axis=0)
+        rungs, upper = [], len(grid)
+        for level in range(num_rungs - 1, -1, -1):
+            upper = int(back[level][upper])
+            rungs.append(int(grid[upper]))
+        choices.append(tuple(sorted(rungs)))
+    return choices
+
+
+class BatchPlan:
+    """All batches of a training run, as a pure function of (lengths, seed, step).
+
+    Attributes:
+      rungs: tuple of `Rung`, ascending; every rung has at least one batch an epoch. A step is
+        compiled once a rung, for [batch_size, num_samples].
+      num_batches: batches an epoch, the same in every epoch.
+      max_samples: what utterances are cropped to before the ladder.
+    """
+
+    def __init__(
+        self,
+        num_samples: np.ndarray,
+        *,
+        seed: int,
+        max_batch_seconds: float,
+        max_seconds: float,
+        batch_multiple: int = 8,
+        max_rungs: int = 12,
+    ):
+        """Plans the batches.
+
+        Args:
+          num_samples: [N] int, lengths of the utterances in samples at 16 kHz.
+          seed: 0 to 2**64 - 1; orders and crops follow from it and from the epoch.
+          max_batch_seconds: audio in a batch at most, over all devices (fairseq: max_tokens).
+          max_seconds: utterances are cropped to this (fairseq: max_sample_size); shortened
+            further where `batch_multiple` utterances would not fit in a batch.
+          batch_multiple: every batch size is a multiple of it (the number of devices divides it).
+          max_rungs: number of rungs, that is of compiled shapes, at most.
+
+        Raises:
+          ValueError: a parameter is out of range, or fewer than `batch_multiple` utterances are
+            long enough.
+        """
+        self.num_samples = np.asarray(num_samples, np.int64)
+        self.seed = int(seed)
+        self.max_batch_seconds = max_batch_seconds
+        self.max_seconds = max_seconds
+        self.batch_multiple = int(batch_multiple)
+        self._check_parameters(max_rungs)
+        budget = int(max_batch_seconds * SAMPLE_RATE)
+        self.max_samples = min(int(max_seconds * SAMPLE_RATE), budget // self.batch_multiple)
+        grid = _grid(self.max_samples, frame_grid=FRAME_GRID)
+        lengths = np.minimum(self.num_samples, self.max_samples)
+        self._check_utterances(lengths, grid=grid)
+
+        def fill(rungs: tuple[int, ...]) -> tuple[Rung, ...]:
+            return _fill(lengths, rungs=rungs, budget=budget, multiple=self.batch_multiple)
+
+        # One rung alone fills at least one batch at its best length, whatever the lengths are.
+        choices = [fill((int(rung),)) for rung in grid]
+        choices += [fill(c) for c in _ladders(lengths, grid=grid, max_rungs=max_rungs)]
+        self.rungs = max(choices, key=lambda rungs: (_kept(rungs), -len(rungs)))
+        self.num_batches = sum(rung.num_batches for rung in self.rungs)
+        sizes = [rung.num_samples for rung in self.rungs]
+        self._rung_of_utterance = np.searchsorted(sizes, lengths, side="right") - 1
+        self._ladder_loss = _ladder_loss(lengths, rungs=tuple(sizes))
+        self._leftover_loss = int(lengths.sum()) - self._ladder_loss - _kept(self.rungs)
+        self._epochs: dict[int, _Epoch] = {}
+
+    def batch(self, step: int) -> Batch:
+        """Gives the batch of one training step.
+
+        Args:
+          step: 0, 1, 2, ...; the epoch is step // num_batches.
+
+        Returns:
+          The batch, the same however often and in whatever order it is asked for.
+
+        Raises:
+          ValueError: step is negative.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}, expected 0 or more: steps count from 0.")
+        number, position = divmod(int(step), self.num_batches)
+        epoch = self._epochs.get(number)
+        if epoch is None:
+            epoch = self._draw(number)
+            kept = list(self._epochs.items())[1 - _EPOCHS_KEPT :]
+            self._epochs = dict([*kept, (number, epoch)])  # replaced, not changed: many threads
+        rung, row = int(epoch.rungs[position]), int(epoch.rows[position])
+        return Batch(
+            indices=epoch.indices[rung][row],
+            starts=epoch.starts[rung][row],
+            num_samples=self.rungs[rung].num_samples,
+        )
+
+    def summary(self) -> str:
+        """Describes ladder, batch sizes and what is lost, in lines to print."""
+        total = int(self.num_samples.sum())
+        capped = int(np.minimum(self.num_samples, self.max_samples).sum())
+        num_short = int((self._rung_of_utterance < 0).sum())
+        limit = f"{self.max_samples / SAMPLE_RATE:g} s"
+        if self.max_samples < int(self.max_seconds * SAMPLE_RATE):
+            limit += (
+                f" (not max_seconds = {self.max_seconds:g}: a batch of {self.batch_multiple} "
+                f"must fit in max_batch_seconds = {self.max_batch_seconds:g})"
+            )
+        lines = [
+            f"{len(self.num_samples)} utterances, {total / SAMPLE_RATE / 3600:.2f} h: "
+            f"{self.num_batches} batches an epoch, {len(self.rungs)} shapes",
+            "  seconds  frames  batch size  batch seconds  batches an epoch",
+        ]
+        for rung in self.rungs:
+            seconds = rung.num_samples / SAMPLE_RATE
+            lines.append(
+                f"  {seconds:7.3f}  {rung.num_samples // FRAME_SAMPLES:6d}  {rung.batch_size:10d}"
+                f"  {seconds * rung.batch_size:13.1f}  {rung.num_batches:16d}"
+            )
+        lines += [
+            f"  utterances over {limit} are cropped to it: {1 - capped / total:.1%} of the audio",
+            f"  of the rest, an epoch loses {self._ladder_loss / capped:.1%} to the ladder"
+            f" and {self._leftover_loss / capped:.1%} to leftovers",
+        ]
+        if num_short:
+            lines.append(f"  {num_short} utterances are shorter than the shortest rung: never used")
+        return "\n".join(lines)
+
+    def _draw(self, number: int) -> _Epoch:
+        """Deals the utterances of one epoch to its batches and places the crops."""
+        key = np.array([self.seed, number], np.uint64)
+        random = np.random.Generator(np.random.Philox(key=key))
+        indices, starts = [], []
+        leftover = np.empty(0, np.int64)
+        for place, rung in reversed(list(enumerate(self.rungs))):
+            members = np.flatnonzero(self._rung_of_utterance == place)
+            pool = random.permutation(np.concatenate([leftover, members]))
+            num_taken = rung.num_batches * rung.batch_size
+            taken, leftover = pool[:num_taken], pool[num_taken:]
+            highest_start = self.num_samples[taken] - rung.num_samples
+            shape = (rung.num_batches, rung.batch_size)
+            indices.insert(0, taken.reshape(shape))
+            starts.insert(0, random.integers(0, highest_start + 1).reshape(shape))
+        counts = [rung.num_batches for rung in self.rungs]
+        order = random.permutation(self.num_batches)
+        rungs = np.repeat(np.arange(len(counts)), counts)[order]
+        rows = np.concatenate([np.arange(count) for count in counts])[order]
+        return _Epoch(tuple(indices), tuple(starts), rungs, rows)
+
+    def _check_parameters(self, max_rungs: int) -> None:
+        """Refuses parameters that no plan can be made from."""
+        if self.num_samples.ndim != 1 or (self.num_samples < 0).any():
+            raise ValueError(
+                f"num_samples has shape {self.num_samples.shape}, expected one length (0 or more) "
+                "an utterance."
+            )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}, expected 0 to 2**64 - 1.")
+        for name, value in (
+            ("max_batch_seconds", self.max_batch_seconds),
+            ("max_seconds", self.max_seconds),
+            ("batch_multiple", self.batch_multiple),
+            ("max_rungs", max_rungs),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}, expected more than 0.")
+
+    def _check_utterances(self, lengths: np.ndarray, *, grid: np.ndarray) -> None:
+        """Refuses a budget without room for one batch, or too few utterances for one."""
+        if not len(grid):
+            shortest = FRAME_GRID * FRAME_SAMPLES + EDGE_SAMPLES
+            raise ValueError(
+                f"a batch of batch_multiple = {self.batch_multiple} utterances in "
+                f"max_batch_seconds = {self.max_batch_seconds:g}, cropped to max_seconds = "
+                f"{self.max_seconds:g}, leaves {self.max_samples} samples each; the shortest crop "
+                f"is {shortest}. Raise max_batch_seconds or lower batch_multiple."
+            )
+        num_usable = int((lengths >= grid[0]).sum())
+        if num_usable < self.batch_multiple:
+            raise ValueError(
+                f"{num_usable} utterances of at least {grid[0] / SAMPLE_RATE:g} s were found, "
+                f"expected at least batch_multiple = {self.batch_multiple} to fill a batch. "
+                "Use more data, lower min_seconds or lower batch_multiple."
+            )
+
+
+def _fill(
+    lengths: np.ndarray, *, rungs: tuple[int, ...], budget: int, multiple: int
+) -> tuple[Rung, ...]:
+    """Counts the batches of each rung; what does not fill one moves down. Empty rungs go."""
+    counts = np.bincount(np.searchsorted(rungs, lengths, side="right"), minlength=len(rungs) + 1)
+    filled, leftover = [], 0
+    for rung, count in zip(reversed(rungs), reversed(counts[1:]), strict=True):
+        available = int(count) + leftover
+        largest = min(budget // rung, available)
+        batch_size = largest - largest % multiple
+        num_batches = available // batch_size if batch_size else 0
+        leftover = available - num_batches * batch_size
+        if num_batches:
+            filled.append(Rung(int(rung), batch_size, num_batches))
+    return tuple(reversed(filled))
+
+
+def _kept(rungs: tuple[Rung, ...]) -> int:
+    """Samples of audio in an epoch."""
+    return sum(rung.num_samples * rung.batch_size * rung.num_batches for rung in rungs)

@@ -1,0 +1,308 @@
+"""Prepares a folder of audio: checks it, and writes it as records that can be read in any order.
+
+    python -m dinosr_jax prepare --source=FOLDER --data_dir=DIR
+
+writes the TFDS dataset `DIR/audio_folder/1.0.0`, whose features have the names and types of TFDS'
+own `librispeech/lazy_decode` where the two share one. `DIR/preparation` holds the journal of the
+check, so that a killed run goes on where it stopped. The dataset appears by one rename, complete.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+
+from dinosr_jax.data import audio
+from dinosr_jax.data.checking import Verdict, check_source, stored_bytes
+from dinosr_jax.data.manifest import dataset_folder, load_manifest, split_names
+from dinosr_jax.data.sources import Source, SourceError, read_source
+
+_NUM_SHOWN = 20
+_SKIPPED_NAME = "skipped.tsv"
+_SOURCE_NAME = "source.json"
+
+
+class Checked(NamedTuple):
+    """A source whose files have been checked, and where the converted ones lie."""
+
+    source: Source
+    verdicts: Mapping[str, Verdict]
+    work_dir: Path
+
+
+class AudioFolder(tfds.core.GeneratorBasedBuilder):
+    """Any folder of audio as a TFDS dataset of array_record files.
+
+    `speech` is the audio file's own bytes if it is 16 kHz mono, else 16-bit FLAC. Decode it with
+    `audio.decode` (TFDS' own decoder reads FLAC only, and needs tensorflow_io).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    code_path = None  # where TFDS would look for checksums of downloads: there are none
+
+    def __init__(self, *, checked: Checked | None = None, **kwargs):
+        """Makes a builder.
+
+        Args:
+          checked: what to write; None to read what is written.
+          **kwargs: of TFDS, such as data_dir.
+        """
+        self._checked = checked
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        speech = tfds.features.Audio(
+            sample_rate=audio.SAMPLE_RATE, dtype=np.int16, lazy_decode=True, file_format="flac"
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Utterances of a folder of audio, 16 kHz mono.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "speech": speech,
+                    "text": tfds.features.Text(),
+                    "speaker_id": np.int64,
+                    "id": np.str_,
+                    "speaker": np.str_,
+                    "language": np.str_,
+                    "num_samples": np.int64,
+                    "sample_rate": np.int64,
+                }
+            ),
+            supervised_keys=("speech", "text"),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[str, dict]]]:
+        del dl_manager  # nothing is downloaded
+        source = self._checked.source
+        skipped = _skipped(self._checked)
+        # Written here, in TFDS' temporary folder: they appear together with the records.
+        with open(self.data_path / _SKIPPED_NAME, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, "excel-tab").writerows([("file", "reason"), *skipped])
+        origin = {"folder": str(source.folder), "fingerprint": source.fingerprint}
+        (self.data_path / _SOURCE_NAME).write_text(json.dumps(origin, indent=1))
+        splits = sorted({u.split for u, _, _ in _usable(self._checked)})
+        return {split: self._generate_examples(split) for split in splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+        speaker_ids = _speaker_ids(self._checked.source)
+        source, verdicts, work_dir = self._checked
+        for file in tqdm.tqdm(source.files, unit="file", desc=f"write {split}"):
+            if all(utterance.split != split for utterance in file.utterances):
+                continue
+            verdict = verdicts[file.path]
+            parts = stored_bytes(file, verdict=verdict, folder=source.folder, work_dir=work_dir)
+            for utterance, num_samples, content in zip(
+                file.utterances, verdict.num_samples, parts, strict=True
+            ):
+                if content is None or utterance.split != split:
+                    continue
+                yield (
+                    utterance.id,
+                    {
+                        "speech": io.BytesIO(content),
+                        "text": utterance.text,
+                        "speaker_id": speaker_ids[utterance.speaker],
+                        "id": utterance.id,
+                        "speaker": utterance.speaker,
+                        "language": utterance.language,
+                        "num_samples": num_samples,
+                        "sample_rate": audio.SAMPLE_RATE,
+                    },
+                )
+
+
+def prepare(
+    source: str | os.PathLike, *, data_dir: str | os.PathLike, num_workers: int | None = None
+) -> Path:
+    """Prepares a folder of audio for training. Goes on where a killed run stopped.
+
+    Args:
+      source: folder of audio; `sources` says which kinds are understood.
+      data_dir: where to write; made if missing.
+      num_workers: threads that check files; None for one a core.
+
+    Returns:
+      The folder of the dataset.
+
+    Raises:
+      SourceError: there is no usable audio, a table is malformed, `data_dir` cannot be written,
+        holds the dataset of another source, or is in use by another run.
+    """
+    contents = read_source(source)
+    data_dir = Path(data_dir).expanduser().resolve()
+    work_dir = data_dir / "preparation"
+    with _locked(work_dir):
+        for note in contents.notes:
+            print(f"note: {note}")
+        if not _is_up_to_date(contents, data_dir=data_dir):
+            try:
+                verdicts = check_source(contents, work_dir=work_dir, num_workers=num_workers)
+                _write(Checked(contents, verdicts, work_dir), data_dir=data_dir)
+            except OSError as error:
+                raise SourceError(
+                    f"{error.filename or data_dir}: {error.strerror or error}. Check the disk, its "
+                    "free space and the permissions, then run the same command again: it goes on "
+                    "where it stopped."
+                ) from error
+        folder = dataset_folder(data_dir)
+        for finished in ("converted", "build"):
+            shutil.rmtree(work_dir / finished, ignore_errors=True)
+        print(_summary(folder, data_dir=data_dir))
+    return folder
+
+
+def _usable(checked: Checked) -> Iterator[tuple]:
+    """Yields (utterance, number of samples, whether it was converted) of what is written."""
+    for file in checked.source.files:
+        reasons, lengths, spans = checked.verdicts[file.path]
+        for utterance, reason, length in zip(file.utterances, reasons, lengths, strict=True):
+            if not reason:
+                yield utterance, length, spans is not None
+
+
+def _skipped(checked: Checked) -> list[tuple[str, str]]:
+    """(path, or id where a file holds several utterances; reason) of what is left out."""
+    skipped = list(checked.source.left_out)
+    for file in checked.source.files:
+        for utterance, reason in zip(
+            file.utterances, checked.verdicts[file.path].reasons, strict=True
+        ):
+            if reason:
+                skipped.append((utterance.id if utterance.segment else file.path, reason))
+    return sorted(skipped)
+
+
+def _speaker_ids(source: Source) -> dict[str, int]:
+    """Speakers as numbers: their own where all are numbers, as in LibriSpeech, else their rank."""
+    speakers = sorted({u.speaker for file in source.files for u in file.utterances})
+    if all(s.isascii() and s.isdecimal() and len(s) < 19 for s in speakers):
+        return {speaker: int(speaker) for speaker in speakers}
+    return {speaker: rank for rank, speaker in enumerate(speakers)}
+
+
+@contextlib.contextmanager
+def _locked(work_dir: Path) -> Iterator[None]:
+    """Holds the working folder for this process; the lock goes with the process."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(work_dir / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise SourceError(
+            f"--data_dir={work_dir.parent}: cannot be written ({error.strerror}). "
+            "Choose a folder that you may write to."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SourceError(
+                f"--data_dir={work_dir.parent}: another run is preparing it. "
+                "Wait for it, or choose another folder."
+            ) from None
+        yield
+
+
+def _is_up_to_date(source: Source, *, data_dir: Path) -> bool:
+    """Whether what is written is this source as it is now.
+
+    Raises:
+      SourceError: the dataset there was made from another folder.
+    """
+    folder = dataset_folder(data_dir)
+    if folder is None:
+        return False
+    try:
+        origin = json.loads((folder / _SOURCE_NAME).read_text())
+    except (OSError, ValueError):
+        origin = {"folder": "an unknown folder", "fingerprint": ""}
+    if origin["fingerprint"] == source.fingerprint:
+        print(f"{folder} is complete and {source.folder} has not changed: nothing to do.")
+        return True
+    if origin["folder"] != str(source.folder):
+        raise SourceError(
+            f"--data_dir={data_dir}: holds a dataset made from {origin['folder']}, not from "
+            f"{source.folder}. Choose another --data_dir, or delete {folder}."
+        )
+    print(f"{source.folder} has changed since {folder} was written: writing it again.")
+    return False
+
+
+def _write(checked: Checked, *, data_dir: Path) -> None:
+    """Writes the records in a folder of their own, then moves it into place."""
+    converted = [was_converted for _, _, was_converted in _usable(checked)]
+    if not converted:
+        raise SourceError(_nothing_usable_message(checked))
+    build_dir = checked.work_dir / "build"
+    shutil.rmtree(build_dir, ignore_errors=True)  # what a killed run left
+    tfds.disable_progress_bar()
+    builder = AudioFolder(checked=checked, data_dir=build_dir)
+    # TFDS announces a download of unknown size, and warns of its own deprecations.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    finally:
+        logging.set_verbosity(verbosity)
+    folder = data_dir / Path(builder.data_dir).relative_to(build_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rename(build_dir / "old")
+    Path(builder.data_dir).rename(folder)
+    if any(converted):
+        print(
+            f"{sum(converted)} utterances were cut, mixed down or resampled and are stored as "
+            "16 kHz mono FLAC (16 bits); the others are stored as they are."
+        )
+
+
+def _nothing_usable_message(checked: Checked) -> str:
+    skipped = _skipped(checked)
+    examples = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
+    return (
+        f"--source={checked.source.folder}: none of its {len(skipped)} utterances can be used. "
+        f"The first: {examples}"
+    )
+
+
+def _summary(folder: Path, *, data_dir: Path) -> str:
+    """What was written, what was left out, and what to type next."""
+    lines = []
+    with open(folder / _SKIPPED_NAME, encoding="utf-8", newline="") as file:
+        skipped = list(csv.reader(file, "excel-tab"))[1:]
+    if skipped:
+        lines.append(f"{len(skipped)} left out (all of them in {folder / _SKIPPED_NAME}):")
+        lines += [f"  {path}: {reason}" for path, reason in skipped[:_NUM_SHOWN]]
+        if len(skipped) > _NUM_SHOWN:
+            lines.append(f"  ... and {len(skipped) - _NUM_SHOWN} more")
+    speakers: set[str] = set()
+    total_utterances, total_hours = 0, 0.0
+    for split in split_names(data_dir):
+        manifest = load_manifest(data_dir, split=split)
+        hours = manifest.num_samples.sum() / audio.SAMPLE_RATE / 3600
+        own = set(manifest.speakers)
+        lines.append(
+            f"  {split}: {len(manifest)} utterances, {hours:.2f} hours, {len(own)} speakers"
+        )
+        speakers |= own
+        total_utterances += len(manifest)
+        total_hours += hours
+    lines.append(
+        f"{folder}: {total_utterances} utterances, {total_hours:.2f} hours, {len(speakers)} "
+        f"speakers, {len(skipped)} left out"
+    )
+    lines.append(f"next: python main.py --config=configs/... --config.data.data_dir={data_dir}")
+    return "\n".join(lines)
