@@ -101,6 +101,7 @@ def _data() -> ml_collections.ConfigDict:
     data.min_seconds = 2.0  # min_sample_size / 16,000
     data.max_seconds = 20.0  # max_sample_size / 16,000
     data.max_batch_seconds = 3800.0  # max_tokens * GPUs / 16,000
+    data.max_rungs = 12  # lengths that utterances are cropped to; each is compiled once
     data.batch_multiple = 16  # batch sizes are multiples of it; the data axis divides it
     data.num_workers = 8  # num_workers
     data.prefetch_batches = 2
@@ -187,7 +188,8 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
         model.num_layers model.width model.ffn_dim model.num_heads model.pos_conv_width
         model.pos_conv_depth model.pos_conv_groups model.num_codebooks model.codebook_size
         teacher.freeze_step teacher.freeze_feature_encoder_step mask.length data.min_seconds
-        data.max_batch_seconds data.batch_multiple data.num_workers data.prefetch_batches"""
+        data.max_batch_seconds data.max_rungs
+        data.batch_multiple data.num_workers data.prefetch_batches"""
     not_negative = """seed keep_every_steps codebook.decay_steps mask.min_spans
         optimizer.learning_rate optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps
         optimizer.eps optimizer.weight_decay optimizer.clip_norm teacher.decay_steps"""

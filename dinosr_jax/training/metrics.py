@@ -1,16 +1,15 @@
 """What is logged of every update: how well codes are predicted, and whether they stay healthy.
 
-Shapes: B batch, T frames, N codebooks, V codewords.
+Shapes: B batch, T frames, N codebooks, V codewords, P bins of frame positions.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from dinosr_jax.objective.loss import masked_mean
 
 Array = jax.Array
 POSITION_BIN_FRAMES = 10
@@ -22,52 +21,78 @@ def perplexity(distribution: Array) -> Array:
     return jnp.exp2(-jnp.sum(jnp.where(p > 0, p * jnp.log2(jnp.where(p > 0, p, 1.0)), 0.0), -1))
 
 
-def prediction_metrics(logits: Array, codes: Array, mask: Array) -> dict[str, Array]:
-    """Health of codes and predictions, over the masked frames of the global batch.
+class Statistics(NamedTuple):
+    """Sums over masked frames; those of several batches add up."""
+
+    frames: Array  # [] masked frames
+    loss: Array  # [N] sum of the cross-entropy
+    correct: Array  # [N] correctly predicted frames
+    probabilities: Array  # [N, V] sum of the softmax
+    codes: Array  # [N, P, V] how often a code fell into a bin of 10 frame positions
+
+
+def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int) -> Statistics:
+    """Sums the predictions of the masked frames of the global batch.
 
     Args:
       logits: [N, B, T, V] float32.
       codes: [N, B, T] int32.
       mask: [B, T] bool.
+      bins: P, bins of frame positions; at least T / 10.
 
     Returns:
-      Each [N], one number a codebook: target_perplexity and prediction_perplexity (2^H of the mean
-      one-hot code, and of the mean softmax); codeword_use (share of the codewords that occur);
-      accuracy; top_code_share (what always guessing the most frequent code would reach);
-      position_information (I(code; position) / H(position), position in bins of 10 frames: codes
-      that follow the position in the crop are not phones).
+      `Statistics`.
     """
-    size = logits.shape[-1]
-    chosen = jax.nn.one_hot(codes, size, dtype=jnp.float32)  # [N, B, T, V]
-    chosen = chosen * jnp.broadcast_to(mask[None, :, :, None], chosen.shape)
-    per_frame = jnp.sum(chosen, axis=1)  # [N, T, V] how often a code falls on a position
-    target = jnp.sum(per_frame, axis=1) / jnp.maximum(jnp.sum(mask), 1)  # [N, V]
-    probabilities = jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 1)  # [N, V, B, T]
-    return {
-        "target_perplexity": perplexity(target),
-        "prediction_perplexity": perplexity(masked_mean(probabilities, mask)),
-        "codeword_use": jnp.mean(target > 0, axis=-1),
-        "accuracy": masked_mean((jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32), mask),
-        "top_code_share": jnp.max(target, axis=-1),
-        "position_information": position_information(per_frame),
-    }
+    n, _, frames, size = logits.shape
+    masked = jnp.broadcast_to(mask, codes.shape)
+    total = lambda x: jnp.sum(jnp.where(masked, x, 0.0), axis=(1, 2))
+    weights = jnp.broadcast_to(mask[None, :, :, None], logits.shape)
+    chosen = jnp.where(weights, jax.nn.one_hot(codes, size, dtype=jnp.float32), 0.0)
+    per_frame = jnp.pad(
+        jnp.sum(chosen, axis=1), ((0, 0), (0, bins * POSITION_BIN_FRAMES - frames), (0, 0))
+    )
+    return Statistics(
+        frames=jnp.sum(mask, dtype=jnp.float32),
+        loss=total(optax.softmax_cross_entropy_with_integer_labels(logits, codes)),
+        correct=total((jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32)),
+        probabilities=jnp.sum(jnp.where(weights, jax.nn.softmax(logits), 0.0), axis=(1, 2)),
+        codes=jnp.sum(per_frame.reshape(n, bins, POSITION_BIN_FRAMES, size), axis=2),
+    )
 
 
-def position_information(counts: Array) -> Array:
-    """I(code; position) / H(position) of counts [N, T, V] of codes at frame positions.
+def position_bins(max_seconds: float) -> int:
+    """Bins of 10 frames that the longest crop needs, at 50 frames a second."""
+    return math.ceil(max_seconds * 50 / POSITION_BIN_FRAMES) + 1
 
-    Positions are taken in bins of 10 frames. Returns [N], between 0 and 1.
+
+def prediction_metrics(statistics: Statistics) -> dict[str, Array]:
+    """Health of codes and predictions.
+
+    Args:
+      statistics: Of one batch, or the sum of several.
+
+    Returns:
+      Each [N], one number a codebook: loss (cross-entropy in nats); accuracy; top_code_share (what
+      always guessing the most frequent code would reach); target_perplexity and
+      prediction_perplexity (2^H of the mean one-hot code, and of the mean softmax); codeword_use
+      (share of the codewords that occur); position_information (I(code; position) / H(position),
+      position in bins of 10 frames: codes that follow the position in the crop are not phones).
     """
-    n, frames, size = counts.shape
-    bins = -(-frames // POSITION_BIN_FRAMES)
-    padding = bins * POSITION_BIN_FRAMES - frames
-    counts = jnp.pad(counts, ((0, 0), (0, padding), (0, 0)))
-    joint = jnp.sum(counts.reshape(n, bins, POSITION_BIN_FRAMES, size), axis=2)
-    joint = joint / jnp.maximum(jnp.sum(joint, axis=(1, 2), keepdims=True), 1)  # [N, P, V]
+    frames = jnp.maximum(statistics.frames, 1)
+    target = jnp.sum(statistics.codes, axis=1) / frames  # [N, V]
+    joint = statistics.codes / frames  # [N, P, V]
     entropy = lambda p: jnp.log2(perplexity(p))
-    position = entropy(jnp.sum(joint, axis=2))
-    information = position + entropy(jnp.sum(joint, axis=1)) - entropy(joint.reshape(n, -1))
-    return jnp.where(position > 0, information / jnp.where(position > 0, position, 1.0), 0.0)
+    position = entropy(jnp.sum(joint, axis=2))  # [N]
+    shared = position + entropy(target) - entropy(joint.reshape(joint.shape[0], -1))
+    return {
+        "loss": statistics.loss / frames,
+        "accuracy": statistics.correct / frames,
+        "top_code_share": jnp.max(target, axis=-1),
+        "target_perplexity": perplexity(target),
+        "prediction_perplexity": perplexity(statistics.probabilities / frames),
+        "codeword_use": jnp.mean(target > 0, axis=-1),
+        "position_information": shared / jnp.maximum(position, 1e-6),
+    }
 
 
 def norms(*, gradients: Any, params: Any, updates: Any) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """The mesh, and where every array lives on it. Nothing else knows of PartitionSpec."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,6 +60,49 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of every array of a batch."""
+    return NamedSharding(mesh, BATCH)
+
+
 def shard_batch(mesh: Mesh, waveforms: np.ndarray) -> Batch:
     """Puts waveforms [B, S] on the devices, cut along the batch."""
-    return Batch(jax.device_put(waveforms, NamedSharding(mesh, BATCH)))
+    return Batch(jax.device_put(waveforms, batch_sharding(mesh)))
+
+
+def make_state(mesh: Mesh, init: Callable[[], Any]) -> tuple[Any, Any]:
+    """Shapes, and then arrays, of a state that is born on the mesh.
+
+    Args:
+      mesh: The mesh.
+      init: Makes the state; traced.
+
+    Returns:
+      The abstract state with its shardings, and a function that makes the real one.
+    """
+    abstract = jax.eval_shape(init)
+    shardings = state_shardings(mesh, abstract)
+    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    return jax.tree.map(place, abstract, shardings), jax.jit(init, out_shardings=shardings)
+
+
+def make_local_state(init: Callable[[], Any]) -> Any:
+    """The abstract state on the first device alone, to read a checkpoint of any mesh into."""
+    return make_state(Mesh(np.asarray(jax.devices()[:1]), ("data",)), init)[0]
+
+
+def jit_train_step(mesh: Mesh, train_step: Callable, abstract_state: Any) -> Callable:
+    """Compiles an update: state by `RULES` and donated, batch cut, metrics replicated."""
+    shardings = state_shardings(mesh, abstract_state)
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def jit_eval_step(mesh: Mesh, eval_step: Callable, abstract_state: Any) -> Callable:
+    """Compiles an evaluation; the state is left alone."""
+    shardings = (state_shardings(mesh, abstract_state), batch_sharding(mesh), replicated(mesh))
+    return jax.jit(eval_step, in_shardings=shardings, out_shardings=replicated(mesh))

@@ -16,7 +16,13 @@ from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective import teacher as teachers
 from dinosr_jax.objective.loss import prediction_loss
 from dinosr_jax.objective.masking import span_mask
-from dinosr_jax.training.metrics import norms, prediction_metrics
+from dinosr_jax.training.metrics import (
+    Statistics,
+    norms,
+    position_bins,
+    prediction_metrics,
+    prediction_statistics,
+)
 from dinosr_jax.training.optimizer import make_optimizer, make_schedule
 from dinosr_jax.training.state import Batch, TrainState, make_model, stream_key
 
@@ -36,6 +42,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
       [N], one number a codebook.
     """
     model, optimizer, schedule = make_model(config), make_optimizer(config), make_schedule(config)
+    bins = position_bins(config.data.max_seconds)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         update = state.step + 1
@@ -54,11 +61,10 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             inputs = {"mask": mask, "padding_mask": padded, "key": key}
             hidden = apply(model, params, projected, **inputs, method="encode").output
             logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
-            losses = prediction_loss(logits, codes, mask)
-            return jnp.mean(losses), (losses, targets, codes, logits)
+            loss = jnp.mean(prediction_loss(logits, codes, mask))
+            return loss, (targets, codes, jax.lax.stop_gradient(logits))
 
-        gradient = jax.value_and_grad(student_loss, has_aux=True)
-        (_, (losses, targets, codes, logits)), gradients = gradient(state.params)
+        gradients, (targets, codes, logits) = jax.grad(student_loss, has_aux=True)(state.params)
         # 5 optimizer
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -71,9 +77,9 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             state.codebook, targets, codes, mask, decay=codebook_decay(config, update)
         )
         # 8 metrics
-        metrics = {"loss": losses, "learning_rate": schedule(state.step), "ema_decay": decay}
+        metrics = prediction_metrics(prediction_statistics(logits, codes, mask, bins=bins))
+        metrics |= {"learning_rate": schedule(state.step), "ema_decay": decay}
         metrics |= {"masked_share": jnp.sum(mask) / mask.size}
-        metrics |= prediction_metrics(logits, codes, mask)
         metrics |= norms(gradients=gradients, params=params, updates=updates)
         return TrainState(update, params, teacher, opt_state, codebook), metrics
 
@@ -84,12 +90,13 @@ def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask):
     """The same loss and metrics on held-out speech, without dropout and without any update.
 
     Returns:
-      Pure function (TrainState, Batch, number of the batch) -> metrics; its masks depend on the
-      seed and the number of the batch only.
+      Pure function (TrainState, Batch, number of the batch) -> Statistics; its masks depend on
+      the seed and the number of the batch only.
     """
     model = make_model(config)
+    bins = position_bins(config.data.max_seconds)
 
-    def eval_step(state: TrainState, batch: Batch, number: Array) -> dict[str, Array]:
+    def eval_step(state: TrainState, batch: Batch, number: Array) -> Statistics:
         mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
         projected = apply(model, state.params, batch.waveforms, method="project")
         targets = teacher_targets(config, model, state.teacher_params, projected, batch)
@@ -97,8 +104,7 @@ def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask):
         inputs = {"mask": mask, "padding_mask": frame_padding(config, batch)}
         hidden = apply(model, state.params, projected, **inputs, method="encode").output
         logits = apply(model, state.params, hidden, method="predict")
-        losses = {"loss": prediction_loss(logits, codes, mask)}
-        return losses | prediction_metrics(logits, codes, mask)
+        return prediction_statistics(logits, codes, mask, bins=bins)
 
     return eval_step
 

@@ -1,0 +1,172 @@
+"""Features of a trained network as NumPy arrays.
+
+Shapes: B batch, S samples, T frames, D model, L layers.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinosr_jax.config import parse
+from dinosr_jax.data import audio
+from dinosr_jax.data.sources import is_audio
+from dinosr_jax.model.dinosr import padding_mask
+from dinosr_jax.model.feature_encoder import num_frames, receptive_field
+from dinosr_jax.objective.codebook import Codebook
+from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.sharding import make_local_state
+from dinosr_jax.training.state import init_state, make_model
+from dinosr_jax.training.step import apply
+
+Array = jax.Array
+Tensor = Literal["ffn", "block"]
+Network = Literal["student", "teacher"]
+MAX_SECONDS = 120.0  # attention over all frames at once
+_PAD_SECONDS = 1.0  # lengths are padded to multiples of it, so that few shapes are compiled
+
+
+class Trained(NamedTuple):
+    """A trained network, read from a run."""
+
+    config: Any
+    params: Any
+    teacher_params: Any
+    codebook: Codebook
+    step: int
+
+    def full_params(self, network: Network) -> Any:
+        """Parameters of the student, or of the teacher with what it shares with the student."""
+        return self.params if network == "student" else {**self.params, **self.teacher_params}
+
+
+def load_run(path: str | Path) -> Trained:
+    """Reads the last checkpoint of a run.
+
+    Args:
+      path: The workdir of a run.
+
+    Returns:
+      The network, on the first device.
+
+    Raises:
+      CheckpointError: There is no run, or it has no checkpoint.
+    """
+    path = Path(path)
+    if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is not a run: expected a folder with config.json and checkpoints/, the "
+            "--workdir of main.py"
+        )
+    config = parse(json.loads((path / "config.json").read_text()))
+    optimizer = make_optimizer(config)
+    abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    try:
+        restored = checkpoints.restore_latest(abstract)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"{path} has no complete checkpoint yet; train it further first")
+    state = restored.state
+    return Trained(config, state.params, state.teacher_params, state.codebook, restored.step)
+
+
+def check_layer(trained: Trained, layer: int) -> None:
+    """Raises ValueError where `layer` is not 1 to L."""
+    if not 1 <= layer <= trained.config.model.num_layers:
+        raise ValueError(
+            f"layer {layer}: this network has layers 1 to {trained.config.model.num_layers}"
+        )
+
+
+def extract(
+    trained: Trained,
+    waveform: np.ndarray,
+    *,
+    layer: int,
+    tensor: Tensor = "block",
+    network: Network = "student",
+) -> np.ndarray:
+    """Features of one utterance.
+
+    Args:
+      trained: The network.
+      waveform: [S] at 16 kHz, of any level; normalised here.
+      layer: 1 to L.
+      tensor: 'block' is the layer's output (Hugging Face's hidden state), 'ffn' the output of its
+        feed-forward block before the residual (what codebooks cluster).
+      network: Student or teacher.
+
+    Returns:
+      [T, D] float32, one frame every 20 ms.
+
+    Raises:
+      ValueError: No such layer.
+      AudioError: The audio is shorter than the receptive field, or longer than 120 s.
+    """
+    check_layer(trained, layer)
+    layers = _all_layers(trained, waveform, network=network)
+    return np.asarray(getattr(layers, tensor)[layer - 1], np.float32)
+
+
+def _all_layers(trained: Trained, waveform: np.ndarray, *, network: Network) -> Any:
+    """`Layers` of one utterance without its padding, [L, T, D] each."""
+    layers = trained.config.model.conv_layers
+    shortest = receptive_field(layers)[0]
+    samples, longest = len(waveform), int(MAX_SECONDS * audio.SAMPLE_RATE)
+    if samples < shortest:
+        raise audio.AudioError(f"found {samples} samples, expected at least {shortest}")
+    if samples > longest:
+        seconds = samples / audio.SAMPLE_RATE
+        raise audio.AudioError(f"found {seconds:.0f} s, expected at most {MAX_SECONDS:.0f} s; cut it")
+    multiple = int(_PAD_SECONDS * audio.SAMPLE_RATE)
+    padded = np.zeros((1, -(-samples // multiple) * multiple), np.float32)
+    padded[0, :samples] = audio.normalise(waveform)
+    params = trained.full_params(network)
+    found = _forward(trained.config, params, padded, jnp.asarray([samples], jnp.int32))
+    frames = num_frames(samples, layers)
+    return jax.tree.map(lambda x: np.asarray(x)[..., 0, :frames, :], found)
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(config: Any, params: Any, waveforms: Array, num_samples: Array) -> Any:
+    model, layers = make_model(config), config.model.conv_layers
+    padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=layers)
+    projected = apply(model, params, waveforms, method="project")
+    return apply(
+        model, params, projected, padding_mask=padded, all_layers=True, method="encode"
+    )
+
+
+def audio_files(path: str | Path) -> Iterator[tuple[str, Path]]:
+    """The recordings at a path: (id, file), sorted by id.
+
+    Args:
+      path: An audio file, or a folder of them, nested or not.
+
+    Yields:
+      The path relative to the folder without its extension (for a file: its name), and the file.
+
+    Raises:
+      AudioError: There is no such path, or no audio in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        yield path.stem, path
+        return
+    if not path.is_dir():
+        raise audio.AudioError(f"{path}: no such file or folder")
+    files = sorted(file for file in path.rglob("*") if is_audio(file.name))
+    if not files:
+        raise audio.AudioError(f"{path}: no audio file in this folder")
+    names = [str(file.relative_to(path).with_suffix("")) for file in files]
+    for name, file in zip(names, files, strict=True):
+        unique = names.count(name) == 1
+        yield name if unique else str(file.relative_to(path)), file

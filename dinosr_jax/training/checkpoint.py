@@ -1,0 +1,217 @@
+"""Checkpoints of a run: state, configuration and data position, written by orbax.
+
+A step is written to a temporary folder and renamed when it is complete, so that a run killed at
+any moment finds its last complete checkpoint whole.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from dinosr_jax.config import differences
+
+_LOG = logging.getLogger(__name__)
+
+# Fields that may change when a run goes on; any other would make it another run.
+MAY_CHANGE = frozenset(
+    """workdir num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
+    keep_every_steps mesh.data data.data_dir data.eval_split data.num_workers
+    data.prefetch_batches model.scan_layers""".split()
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read or gone on from; the message says what to do."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint as it was read."""
+
+    step: int
+    state: Any
+    config: dict[str, Any]
+    data: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `directory`.
+
+    Saves asynchronously; keeps the last `keep` and every `keep_every`-th step (0: no other).
+    `read_only` leaves the folder alone, also where a training run writes into it meanwhile.
+    """
+
+    def __init__(
+        self, directory: Path, *, keep: int = 1, keep_every: int = 0, read_only: bool = False
+    ):
+        self.directory = Path(directory).absolute()
+        self._read_only = read_only
+        policies: list[Any] = [preservation_policy.LatestN(keep)]
+        if keep_every:
+            policies.append(preservation_policy.EveryNSteps(keep_every))
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+        if read_only:
+            self._options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        try:
+            return ocp.CheckpointManager(
+                self.directory, options=self._options, item_names=("state", "config", "data")
+            )
+        except OSError as error:
+            raise CheckpointError(f"cannot open {self.directory}: {error}") from error
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, *, config: dict[str, Any], data: dict[str, Any]) -> None:
+        """Starts to save; returns once the state is copied from the devices.
+
+        Raises:
+          CheckpointError: This save, or the one before it, could not be written.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            config=ocp.args.JsonSave(config),
+            data=ocp.args.JsonSave(data),
+        )
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # whatever the file system or tensorstore raise
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          CheckpointError: It could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(None, error) from error
+
+    def close(self) -> None:
+        """Gives the threads of the manager back."""
+        self._manager.close()
+
+    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
+        complete = [s for s in self.steps_on_disk() if s != step]
+        kept = f"step {complete[-1]} is complete" if complete else "no checkpoint is complete"
+        free = shutil.disk_usage(self.directory).free / 2**20
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return CheckpointError(
+            f"saving a checkpoint into {self.directory} failed ({free:,.0f} MB free there): "
+            f"{first}\nNothing older was touched: {kept}. Free or repair the disk and run the same "
+            "command again to go on from there."
+        )
+
+    def steps_on_disk(self) -> list[int]:
+        """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+    def restore_latest(self, abstract_state: Any, *, check: Any = None) -> Restored | None:
+        """Reads the newest checkpoint that is whole.
+
+        One that is damaged is moved aside, to `damaged-STEP` (unless read_only), with a warning
+        that says so, and the one before it is read.
+
+        Args:
+          abstract_state: Shapes, types and shardings of the state.
+          check: Called with the checkpoint's config and data before its state is read; raises if
+            they do not fit.
+
+        Returns:
+          The checkpoint, or None where the run has none at all.
+
+        Raises:
+          CheckpointError: There are checkpoints, and all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                names = {"config": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}
+                read = self._manager.restore(step, args=ocp.args.Composite(**names))
+            except Exception as error:  # damaged files raise many kinds of errors
+                self._move_aside(step, error)
+                continue
+            if check is not None:
+                check(read.config, read.data)
+            try:
+                restore = ocp.args.StandardRestore(abstract_state)
+                state = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
+                state = jax.tree.map(lambda x: x.copy(), state)  # own the buffers: it is donated
+            except Exception as error:
+                self._move_aside(step, error)
+                continue
+            return Restored(step, state, read.config, read.data)
+        if steps:
+            raise CheckpointError(
+                f"all {len(steps)} checkpoints in {self.directory} are damaged (see above). Put a "
+                "whole one back, or start anew with another --workdir."
+            )
+        return None
+
+    def _move_aside(self, step: int, error: Exception) -> None:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        _LOG.warning("DAMAGED checkpoint %d in %s: %s", step, self.directory, first[:300])
+        if self._read_only:
+            return
+        target = self.directory / f"damaged-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        (self.directory / str(step)).rename(target)
+        _LOG.warning("it was moved to %s; the one before it is used", target.name)
+        self._manager.close()
+        self._manager = self._open()
+
+
+def check_same_run(
+    old: dict[str, Any], new: dict[str, Any], *, old_data: dict, new_data: dict, where: Path
+) -> dict[str, tuple[Any, Any]]:
+    """Refuses to go on from a checkpoint with a configuration that makes it another run.
+
+    Args:
+      old: Configuration of the checkpoint.
+      new: Configuration asked for.
+      old_data: Data identity of the checkpoint: its `fingerprint`.
+      new_data: The same of the data that is there now.
+      where: Folder of the checkpoints, for the message.
+
+    Returns:
+      The fields that may change and did: name -> (old, new).
+
+    Raises:
+      CheckpointError: Other fields differ, or the data does; all are named.
+    """
+    changed = differences(old, new)
+    lines = [
+        f"  config.{name}: the checkpoint has {before!r}, asked for is {after!r}"
+        for name, (before, after) in changed.items()
+        if name not in MAY_CHANGE
+    ]
+    if old_data["fingerprint"] != new_data["fingerprint"]:
+        lines.append(
+            f"  the training data: the checkpoint saw {old_data['fingerprint']}, "
+            f"config.data.data_dir now holds {new_data['fingerprint']}"
+        )
+    if lines:
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"the run in {where} cannot go on with this configuration:",
+                    *lines,
+                    "Give it the old values, or choose another --workdir to start a new run.",
+                ]
+            )
+        )
+    return {name: values for name, values in changed.items() if name != "workdir"}

@@ -1,0 +1,63 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, curves as PNG."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from dinosr_jax.training.curves import draw_curves
+
+
+class RunLog:
+    """The records of a run in its workdir.
+
+    A run that goes on from step k drops what was recorded after k, so that metrics.jsonl holds
+    every step once.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.figure = Path(workdir) / "curves.png"
+        _keep_until(self.path, start_step)
+        self._file = self.path.open("a")
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=start_step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds a record; it has a `step` and a `loss`."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self._events.add_scalar(name, value, record["step"])
+
+    def draw(self) -> None:
+        """Draws the curves of all records so far."""
+        draw_curves(self.path, self.figure)
+
+    def close(self) -> None:
+        """Ends the files."""
+        self._file.close()
+        self._events.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Rewrites a metrics.jsonl without the records after a step, atomically."""
+    if not path.exists():
+        return
+    kept = [record for record in read_records(path) if record["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, path)

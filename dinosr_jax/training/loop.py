@@ -1,0 +1,288 @@
+"""The training run: batches in, updates, records, evaluations and checkpoints out."""
+
+import collections
+import fcntl
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from tqdm.auto import tqdm
+
+from dinosr_jax.config import to_text
+from dinosr_jax.training import sharding
+from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
+from dinosr_jax.training.logs import RunLog
+from dinosr_jax.training.metrics import prediction_metrics, to_record
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import TrainState, init_state
+from dinosr_jax.training.step import make_eval_step, make_train_step
+
+DEVICE_PREFETCH = 2
+_LOG = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says what was seen and what to do."""
+
+
+class Data(Protocol):
+    """Batches as a pure function of the step (`data.pipeline.SpeechData`)."""
+
+    fingerprint: str
+    batches_per_epoch: int
+
+    def batches(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Any]:
+        """Batches from a step on, each with `waveforms`, `ids`, `seconds` and `num_bad`."""
+
+
+class Pending(NamedTuple):
+    """An update whose metrics are still on the device."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    ids: list[str]
+    seconds: float
+    num_bad: int
+
+
+def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | None) -> int:
+    """Trains to `config.num_steps`, going on from the last checkpoint in `workdir`.
+
+    SIGTERM and SIGINT save a checkpoint after the update in progress and end the run.
+
+    Args:
+      config: Parsed configuration.
+      workdir: Folder of the run; made if missing.
+      train_data: Batches to learn from.
+      eval_data: Held-out batches, or None.
+
+    Returns:
+      The number of finished updates.
+
+    Raises:
+      CheckpointError: The checkpoints belong to another run, or cannot be written.
+      TrainingError: The workdir cannot be used, or the loss is not finite.
+    """
+    lock = _claim(workdir)
+    mesh = sharding.make_mesh(config)
+    optimizer = make_optimizer(config)
+    init = lambda: init_state(config, optimizer=optimizer)
+    abstract, make = sharding.make_state(mesh, init)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config.keep_checkpoints, keep_every=config.keep_every_steps
+    )
+    try:
+        state = _restore(checkpoints, abstract, config, train_data.fingerprint)
+        state = make() if state is None else state
+        (workdir / "config.json").write_text(to_text(config) + "\n")
+        with _stop_signals() as stop:
+            run = _Run(config, workdir, mesh, abstract, checkpoints, train_data, eval_data)
+            return run.run(state, stop)
+    finally:
+        checkpoints.close()
+        lock.close()
+
+
+class _Run:
+    """What the loop holds on to between updates."""
+
+    def __init__(
+        self,
+        config: Any,
+        workdir: Path,
+        mesh: Mesh,
+        abstract_state: Any,
+        checkpoints: Checkpoints,
+        train_data: Data,
+        eval_data: Data | None,
+    ):
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.checkpoints, self.train_data, self.eval_data = checkpoints, train_data, eval_data
+        self.train_step = sharding.jit_train_step(mesh, make_train_step(config), abstract_state)
+        self.eval_step = sharding.jit_eval_step(mesh, make_eval_step(config), abstract_state)
+        self.seen_shapes: set[tuple[int, ...]] = set()
+        self.pending: Pending | None = None
+
+    def run(self, state: TrainState, stop: threading.Event) -> int:
+        """Runs the updates that are left; returns the number of finished ones."""
+        c = self.config
+        step = start = int(state.step)
+        if step >= c.num_steps:
+            _LOG.info("nothing to do: %d of %d updates are done", step, c.num_steps)
+            return step
+        self.log = RunLog(self.workdir, start_step=step)
+        self.bar = tqdm(total=c.num_steps, initial=step, unit="update", dynamic_ncols=True)
+        self.seconds, self.since = 0.0, time.monotonic()
+        batches = self.train_data.batches(step, c.num_steps - step)
+        try:
+            for speech, batch in _to_devices(self.mesh, batches):
+                self._announce_shape(speech.waveforms.shape)
+                state, metrics = self.train_step(state, batch)
+                self._settle()  # the step before, while this one runs
+                step += 1
+                details = (speech.ids, speech.seconds, speech.num_bad)
+                self.pending = Pending(step, metrics, *details)
+                last = step == c.num_steps or stop.is_set()
+                evaluate = step % c.eval_steps == 0 or step == c.num_steps
+                if evaluate or last or step % c.checkpoint_steps == 0:
+                    self._settle(self._evaluate(state) if evaluate else {}, always=evaluate)
+                if last or step % c.checkpoint_steps == 0:
+                    self._save(step, state)
+                if last:
+                    break
+            self.checkpoints.wait()
+        finally:
+            getattr(batches, "close", lambda: None)()
+            self.bar.close()
+            self.log.draw()
+            self.log.close()
+        done = "finished" if step == c.num_steps else "stopped by a signal"
+        _LOG.info("%s at update %d (from %d); checkpoint saved", done, step, start)
+        return step
+
+    def _announce_shape(self, shape: tuple[int, ...]) -> None:
+        if shape not in self.seen_shapes:
+            self.seen_shapes.add(shape)
+            seconds = shape[1] / 16_000
+            self.bar.write(f"compiling for batches of {shape[0]} x {seconds:.2f} s ...")
+
+    def _settle(self, extra: dict[str, float] | None = None, *, always: bool = False) -> None:
+        """Fetches the metrics of the pending update, checks and records them."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        record = {"step": pending.step} | to_record(pending.metrics)
+        self._check_finite(record, pending)
+        self.seconds += pending.seconds
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+        if not always and pending.step % self.config.log_steps:
+            return
+        now = time.monotonic()
+        record["audio_seconds_per_second"] = self.seconds / max(now - self.since, 1e-9)
+        record["audio_seconds"] = pending.seconds
+        record["epoch"] = pending.step / self.train_data.batches_per_epoch
+        record["num_bad_utterances"] = pending.num_bad
+        self.bar.set_postfix(
+            loss=f"{record['loss']:.3f}", audio=f"{record['audio_seconds_per_second']:.1f} s/s"
+        )
+        self.seconds, self.since = 0.0, now
+        self.log.write(record | (extra or {}))
+
+    def _check_finite(self, record: dict[str, float], pending: Pending) -> None:
+        names = ("loss", "gradient_norm", "update_norm", "parameter_norm")
+        if all(math.isfinite(record[name]) for name in names):
+            return
+        self.checkpoints.wait()
+        complete = self.checkpoints.steps()
+        kept = f"the checkpoint of update {complete[-1]} is safe" if complete else "none was saved"
+        values = ", ".join(f"{name} {record[name]:g}" for name in names)
+        raise TrainingError(
+            f"update {pending.step} is not finite: {values}; {kept}.\nIts batch: "
+            f"{', '.join(pending.ids)}\nUsual causes: a learning rate that is too high for this "
+            "batch size (config.optimizer.learning_rate, warmup_steps), or no gradient clipping "
+            "(config.optimizer.clip_norm). Running the same command repeats it exactly."
+        )
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        """Metrics on held-out speech, over all its batches together; names start with eval_."""
+        if self.eval_data is None:
+            return {}
+        number = min(self.config.eval_batches, self.eval_data.batches_per_epoch)
+        statistics = None
+        batches = _to_devices(self.mesh, self.eval_data.batches(0, number))
+        for k, (_, batch) in enumerate(batches):
+            found = self.eval_step(state, batch, jnp.asarray(k))
+            statistics = found if statistics is None else jax.tree.map(jnp.add, statistics, found)
+        metrics = to_record(prediction_metrics(statistics))
+        self.bar.write(
+            f"update {int(state.step)}: held-out loss {metrics['loss']:.3f}, accuracy "
+            f"{metrics['accuracy']:.1%} (most frequent code {metrics['top_code_share']:.1%}), "
+            f"target perplexity {metrics['target_perplexity']:.1f}"
+        )
+        self.log.draw()
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    def _save(self, step: int, state: TrainState) -> None:
+        data = {"fingerprint": self.train_data.fingerprint, "next_step": step}
+        self.checkpoints.save(step, state, config=self.config.to_dict(), data=data)
+
+
+def _to_devices(mesh: Mesh, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Starts the transfer of the next batches while one is computed on."""
+    queue: collections.deque = collections.deque()
+    for speech in batches:
+        queue.append((speech, sharding.shard_batch(mesh, speech.waveforms)))
+        if len(queue) >= DEVICE_PREFETCH:
+            yield queue.popleft()
+    yield from queue
+
+
+def _claim(workdir: Path) -> Any:
+    """Makes the workdir and locks it, so that two runs never write into one."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise TrainingError(
+            f"--workdir {workdir} cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise TrainingError(
+            f"--workdir {workdir} is in use by another run; wait for it, or choose another folder"
+        ) from error
+    return lock
+
+
+def _restore(checkpoints: Checkpoints, abstract: Any, config: Any, fingerprint: str) -> Any:
+    """The state of the last whole checkpoint, or None where the run is new."""
+
+    def check(old: dict[str, Any], old_data: dict[str, Any]) -> None:
+        new_data = {"fingerprint": fingerprint}
+        changed = check_same_run(
+            old,
+            config.to_dict(),
+            old_data=old_data,
+            new_data=new_data,
+            where=checkpoints.directory,
+        )
+        for name, (before, after) in changed.items():
+            _LOG.warning("config.%s changes from %r to %r", name, before, after)
+
+    restored = checkpoints.restore_latest(abstract, check=check)
+    if restored is None:
+        return None
+    _LOG.info("going on from update %d in %s", restored.step, checkpoints.directory)
+    return restored.state
+
+
+class _stop_signals:
+    """While entered, SIGTERM and SIGINT set an event instead of ending the process."""
+
+    def __enter__(self) -> threading.Event:
+        stop = threading.Event()
+
+        def handle(number, _):
+            _LOG.warning("%s: saving after this update", signal.Signals(number).name)
+            stop.set()
+
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, handle)
+        return stop
+
+    def __exit__(self, *_):
+        for number, previous in self.previous.items():
+            signal.signal(number, previous)

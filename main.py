@@ -1,0 +1,48 @@
+"""Pre-trains DinoSR: python main.py --config=configs/base.py [--workdir=DIR] [--config.field=value].
+
+Run it again with the same workdir and it goes on from its last checkpoint.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Training configuration (a .py file).")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: config.workdir.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    """Checks the configuration, opens the data and trains."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}; see python main.py --help")
+    from dinosr_jax.config import parse
+    from dinosr_jax.data.manifest import ManifestError
+    from dinosr_jax.data.pipeline import PipelineError, open_split
+    from dinosr_jax.training.checkpoint import CheckpointError
+    from dinosr_jax.training.loop import TrainingError, train
+
+    try:
+        config = parse(_CONFIG.value)
+        workdir = Path(_WORKDIR.value or config.workdir)
+        data = config.data
+        train_data = open_split(data, split=data.train_split, seed=config.seed)
+        print(f"training data: {train_data.plan.summary()}", flush=True)
+        eval_data = open_split(data, split=data.eval_split, seed=0) if data.eval_split else None
+        train(config, workdir=workdir, train_data=train_data, eval_data=eval_data)
+    except (ManifestError, PipelineError, CheckpointError, TrainingError) as error:
+        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("dinosr_jax").setLevel(logging.INFO)
+    app.run(main)
