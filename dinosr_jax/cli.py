@@ -1,5 +1,9 @@
 """The tools, as commands: `python -m dinosr_jax COMMAND --help`. Training is `main.py`."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import click
 
 
@@ -28,3 +32,103 @@ def prepare(source: str, data_dir: str, num_workers: int | None) -> None:
         corpora.prepare(source, data_dir=data_dir, num_workers=num_workers)
     except (sources.SourceError, manifest.ManifestError) as error:
         raise click.ClickException(str(error)) from None
+
+
+_run = click.argument("run", type=click.Path(path_type=Path))
+_inputs = click.argument("inputs", metavar="FILE_OR_FOLDER", type=click.Path(path_type=Path))
+_split = click.option(
+    "--split", default="", help="FILE_OR_FOLDER is a prepared dataset; read this."
+)
+
+
+@cli.command()
+@_run
+@_inputs
+@_split
+@click.option("--layer", required=True, type=int, help="Layer, from 1.")
+@click.option("--tensor", type=click.Choice(["block", "ffn"]), default="block", show_default=True)
+@click.option(
+    "--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+def extract(
+    run: Path, inputs: Path, split: str, layer: int, tensor: Any, model: Any, output: Path
+) -> None:
+    """Write features of recordings: one [T, D] float32 .npy an utterance, 50 frames a second.
+
+    RUN is the workdir of a training run. `block` is the layer's output (Hugging Face's hidden
+    state), `ffn` the output of its feed-forward block before the residual.
+    """
+    import numpy as np
+
+    from dinosr_jax.inference import extract as features
+
+    def compute(trained: features.Trained, waveform: np.ndarray) -> np.ndarray:
+        return features.extract(trained, waveform, layer=layer, tensor=tensor, network=model)
+
+    check = lambda trained: features.check_layer(trained, layer)
+    for name, array in _each_recording(run, inputs, split, check=check, compute=compute):
+        path = output / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, array)
+
+
+@cli.command()
+@_run
+@_inputs
+@_split
+@click.option("--layer", required=True, type=int, help="Layer, from 1; the top ones have units.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="JSONL to write.")
+def units(run: Path, inputs: Path, split: str, layer: int, output: Path) -> None:
+    """Write discrete units of recordings: one JSON object a line with `file` and `units`.
+
+    RUN is the workdir of a training run. Units are the codes of the teacher's codebook, one every
+    20 ms.
+    """
+    import json
+
+    from dinosr_jax.inference import units as discrete
+
+    compute = lambda trained, waveform: discrete.extract_units(trained, waveform, layer=layer)
+    check = lambda trained: discrete.codebook_of_layer(trained, layer)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(output.name + ".tmp")
+    with temporary.open("w") as file:
+        for name, codes in _each_recording(run, inputs, split, check=check, compute=compute):
+            file.write(json.dumps({"file": name, "units": codes.tolist()}) + "\n")
+    temporary.replace(output)
+
+
+def _each_recording(
+    run: Path, inputs: Path, split: str, *, check: Callable, compute: Callable
+) -> Iterator[tuple[str, Any]]:
+    """Computes something of every recording; lists those that cannot be used, with the reason."""
+    import logging
+
+    from tqdm.auto import tqdm
+
+    from dinosr_jax.data.audio import AudioError
+    from dinosr_jax.inference.extract import load_run
+    from dinosr_jax.inference.inputs import open_inputs
+    from dinosr_jax.training.checkpoint import CheckpointError
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    left_out = []
+    try:
+        trained = load_run(run)
+        check(trained)
+        recordings = open_inputs(inputs, split=split)
+        click.echo(f"{run}: the network after {trained.step} updates")
+        for recording in tqdm(recordings, unit="utterance", dynamic_ncols=True):
+            try:
+                result = compute(trained, recording.load())
+            except AudioError as error:
+                left_out.append(f"  {recording.id}: {error}")
+                continue
+            yield recording.id, result
+    except (CheckpointError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if left_out:
+        click.echo("\n".join([f"{len(left_out)} of {len(recordings)} left out:", *left_out]))
+    if len(left_out) == len(recordings):
+        raise click.ClickException(f"nothing in {inputs} could be used")

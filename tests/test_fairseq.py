@@ -116,7 +116,9 @@ def test_three_updates(golden, state, scan_layers):
     fields = golden_config().to_dict()
     fields["model"]["scan_layers"] = scan_layers
     config = parse(fields)
-    step = jax.jit(make_train_step(config, sample_mask=lambda *_, **__: jnp.asarray(golden["mask"])))
+    step = jax.jit(
+        make_train_step(config, sample_mask=lambda *_, **__: jnp.asarray(golden["mask"]))
+    )
     batch = Batch(jnp.asarray(golden["waveforms"]))
     now = state
     for k in range(3):

@@ -4,7 +4,6 @@ Shapes: B batch, S samples, T frames, D model, L layers.
 """
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +14,6 @@ import numpy as np
 
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
-from dinosr_jax.data.sources import is_audio
 from dinosr_jax.model.dinosr import padding_mask
 from dinosr_jax.model.feature_encoder import num_frames, receptive_field
 from dinosr_jax.objective.codebook import Codebook
@@ -125,7 +123,9 @@ def _all_layers(trained: Trained, waveform: np.ndarray, *, network: Network) -> 
         raise audio.AudioError(f"found {samples} samples, expected at least {shortest}")
     if samples > longest:
         seconds = samples / audio.SAMPLE_RATE
-        raise audio.AudioError(f"found {seconds:.0f} s, expected at most {MAX_SECONDS:.0f} s; cut it")
+        raise audio.AudioError(
+            f"found {seconds:.0f} s, expected at most {MAX_SECONDS:.0f} s; cut it"
+        )
     multiple = int(_PAD_SECONDS * audio.SAMPLE_RATE)
     padded = np.zeros((1, -(-samples // multiple) * multiple), np.float32)
     padded[0, :samples] = audio.normalise(waveform)
@@ -140,33 +140,4 @@ def _forward(config: Any, params: Any, waveforms: Array, num_samples: Array) -> 
     model, layers = make_model(config), config.model.conv_layers
     padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=layers)
     projected = apply(model, params, waveforms, method="project")
-    return apply(
-        model, params, projected, padding_mask=padded, all_layers=True, method="encode"
-    )
-
-
-def audio_files(path: str | Path) -> Iterator[tuple[str, Path]]:
-    """The recordings at a path: (id, file), sorted by id.
-
-    Args:
-      path: An audio file, or a folder of them, nested or not.
-
-    Yields:
-      The path relative to the folder without its extension (for a file: its name), and the file.
-
-    Raises:
-      AudioError: There is no such path, or no audio in it.
-    """
-    path = Path(path)
-    if path.is_file():
-        yield path.stem, path
-        return
-    if not path.is_dir():
-        raise audio.AudioError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if is_audio(file.name))
-    if not files:
-        raise audio.AudioError(f"{path}: no audio file in this folder")
-    names = [str(file.relative_to(path).with_suffix("")) for file in files]
-    for name, file in zip(names, files, strict=True):
-        unique = names.count(name) == 1
-        yield name if unique else str(file.relative_to(path)), file
+    return apply(model, params, projected, padding_mask=padded, all_layers=True, method="encode")

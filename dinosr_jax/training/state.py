@@ -40,7 +40,9 @@ class TrainState:
 
 def stream_key(seed: int, stream: str, step: Array | int = 0) -> Array:
     """Random key of one named stream at one step of a run."""
-    number = {"init": 0, "codebook": 1, "teacher": 2, "mask": 3, "dropout": 4, "eval_mask": 5}[stream]
+    number = {"init": 0, "codebook": 1, "teacher": 2, "mask": 3, "dropout": 4, "eval_mask": 5}[
+        stream
+    ]
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
 
 

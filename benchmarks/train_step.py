@@ -1,0 +1,145 @@
+"""Time of one update: python benchmarks/train_step.py [--shape=base] [--steps=5] [--torch].
+
+With --torch the same update in eager PyTorch, on the encoder of `transformers`, is timed in the
+same process and in turn (JAX, PyTorch, JAX, ...), so that both see the same machine; the ratio is
+that of the medians. It needs `pip install torch transformers`. Both sides compute in float32.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# PyTorch's threads otherwise spin while they wait for each other: 10 s instead of 4 where other
+# jobs run on the same cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import ml_collections
+import numpy as np
+
+from configs import quickstart
+from dinosr_jax.config import parse, published_recipe
+from dinosr_jax.training import sharding
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import init_state, stream_key
+from dinosr_jax.training.step import draw_mask, make_train_step
+from dinosr_jax.objective.masking import span_mask
+
+SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0)}  # utterances, seconds
+
+
+def make_config(shape: str) -> ml_collections.ConfigDict:
+    """Configuration of a shape: the paper's network, a small one, or that of the quick start."""
+    config = quickstart.get_config() if shape == "quickstart" else published_recipe()
+    config.compute_dtype = "float32"
+    config.mesh.data = 1
+    if shape == "small":
+        model = config.model
+        model.conv_layers = tuple((128, kernel, stride) for _, kernel, stride in model.conv_layers)
+        model.num_layers, model.num_heads = 6, 6
+        model.width, model.ffn_dim = 192, 768
+        model.num_codebooks, model.codebook_size = 4, 64
+    return parse(config)
+
+
+def make_waveforms(config: Any, shape: str) -> np.ndarray:
+    """Noise of variance 1, [B, S] float32."""
+    size, seconds = SHAPES[shape]
+    rng = np.random.default_rng(config.seed)
+    return rng.standard_normal((size, int(seconds * 16_000)), np.float32)
+
+
+def make_jax_step(config: Any, waveforms: np.ndarray) -> tuple[Callable[[], float], dict]:
+    """The compiled update on one batch, as a function that returns the loss, and what it cost.
+
+    Returns:
+      The function, and compile time in seconds and temporary memory in GiB.
+    """
+    mesh, optimizer = sharding.make_mesh(config), make_optimizer(config)
+    abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
+    batch = sharding.shard_batch(mesh, waveforms)
+    lowered = sharding.jit_train_step(mesh, make_train_step(config), abstract).lower(abstract, batch)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    cost = {"compile_seconds": round(time.perf_counter() - start, 1)}
+    cost["temporary_gib"] = round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2)
+    state = make()
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return float(metrics["loss"].mean())
+
+    return step, cost
+
+
+def make_peer(config: Any, waveforms: np.ndarray) -> Callable[[], float]:
+    """The update in PyTorch, with the masks that JAX draws first."""
+    try:
+        from benchmarks.torch_peer import make_torch_step
+    except ImportError as error:
+        sys.exit(f"error: --torch needs {error.name}; pip install torch transformers")
+    batch = sharding.shard_batch(sharding.make_mesh(config), waveforms)
+    mask = draw_mask(config, batch, stream_key(config.seed, "mask"), span_mask)
+    return make_torch_step(config, waveforms, np.asarray(mask))
+
+
+def time_in_turn(sides: dict[str, Callable[[], float]], steps: int) -> dict[str, list[tuple]]:
+    """Wall-clock and CPU seconds of `steps` updates of every side, after two that do not count.
+
+    CPU time is that of all threads: the steadier measure where other jobs run.
+    """
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for number in range(-2, steps):
+        for name, step in sides.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            loss = step()
+            elapsed = time.perf_counter() - start, time.process_time() - start_cpu
+            if not np.isfinite(loss):
+                sys.exit(f"error: the loss of {name} is {loss}")
+            if number >= 0:
+                measured[name].append(elapsed)
+    return measured
+
+
+def main() -> None:
+    """Prints a table, and the same as one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--steps", type=int, default=7, help="timed updates (default 7)")
+    parser.add_argument("--torch", action="store_true", help="time PyTorch too, in turn")
+    arguments = parser.parse_args()
+    config = make_config(arguments.shape)
+    waveforms = make_waveforms(config, arguments.shape)
+    step, cost = make_jax_step(config, waveforms)
+    sides = {"jax": step}
+    if arguments.torch:
+        sides["torch"] = make_peer(config, waveforms)
+    measured = time_in_turn(sides, arguments.steps)
+    audio = waveforms.size / 16_000
+    result = {"shape": arguments.shape, "audio_seconds": audio, **cost}
+    print(f"{'side':8}{'median s':>10}{'least s':>10}{'CPU s':>10}{'audio s/s':>11}")
+    for name, times in measured.items():
+        (median, cpu), (least, _) = np.median(times, axis=0), np.min(times, axis=0)
+        print(f"{name:8}{median:10.3f}{least:10.3f}{cpu:10.3f}{audio / median:11.1f}")
+        numbers = {"median": median, "least": least, "cpu": cpu, "audio_per_s": audio / median}
+        result |= {f"{name}_{key}": round(float(value), 4) for key, value in numbers.items()}
+    print(f"compiled in {cost['compile_seconds']} s; {cost['temporary_gib']} GiB of temporaries")
+    if arguments.torch:
+        for key in ("median", "least", "cpu"):
+            result[f"ratio_{key}"] = round(result[f"torch_{key}"] / result[f"jax_{key}"], 2)
+        others = f"{result['ratio_least']} by least times, {result['ratio_cpu']} by CPU time"
+        print(f"JAX is {result['ratio_median']} times as fast as PyTorch ({others})")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

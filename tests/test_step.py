@@ -1,0 +1,312 @@
+"""The update as a whole: meshes, freezing, padding, donation and evaluation."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from dinosr_jax.config import parse
+from dinosr_jax.objective.masking import span_mask
+from dinosr_jax.objective.teacher import teacher_parts
+from dinosr_jax.training import sharding
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import Batch, init_state, make_model, stream_key
+from dinosr_jax.training.step import (
+    apply,
+    draw_mask,
+    frame_padding,
+    make_eval_step,
+    make_train_step,
+    teacher_targets,
+)
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
+FREEZE = 4  # the update from which on teacher and feature encoder stay as they are
+UPDATES = 5
+FROZEN = ("feature_encoder", "feature_projection")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def tiny_config(**changes):
+    config = runpy.run_path(str(TINY))["get_config"]()
+    config.optimizer.warmup_steps = 0
+    config.mask.require_same_masks = False  # so that devices have unequal numbers of masked frames
+    for field, value in changes.items():
+        room, name = field.split("__")
+        config[room][name] = value
+    return parse(config)
+
+
+def noise(*, size=16, samples=8000, seed=0):
+    return np.random.default_rng(seed).normal(size=(size, samples)).astype(np.float32)
+
+
+def train(*, devices, start=None):
+    """Five updates on a mesh of some devices; `states` and `metrics` are on the host."""
+    changes = {"teacher__freeze_step": FREEZE, "teacher__freeze_feature_encoder_step": FREEZE}
+    config = tiny_config(mesh__data=devices, model__layerdrop=0.3, **changes)
+    assert config.model.dropout == config.model.attention_dropout == 0.1
+    mesh = sharding.make_mesh(config)
+    init = lambda: init_state(config, optimizer=make_optimizer(config))
+    abstract, make = sharding.make_state(mesh, init)
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = make() if start is None else jax.device_put(start, where)
+    step = sharding.jit_train_step(mesh, make_train_step(config), abstract)
+    states, metrics = [jax.device_get(state)], []
+    for k in range(UPDATES):
+        batch = sharding.shard_batch(mesh, noise(seed=k))
+        state, on_device = step(state, batch)
+        states.append(jax.device_get(state))
+        metrics.append(jax.device_get(on_device))
+    return SimpleNamespace(**locals())
+
+
+@pytest.fixture(scope="module")
+def eight():
+    return train(devices=8)
+
+
+@pytest.fixture(scope="module")
+def one(eight):
+    return train(devices=1, start=eight.states[0])
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+def moved(a, b):
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, a, b))
+    return [jax.tree_util.keystr(path) for path, equal in leaves if not equal]
+
+
+def paths(tree):
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def close(found, expected, atol=1e-5):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_state_is_replicated_and_the_batch_cut(eight):
+    devices = set(jax.devices())
+    assert len(devices) == 8
+    leaves = jax.tree.leaves((eight.state, eight.on_device))
+    assert len(leaves) > 100
+    for leaf in leaves:
+        assert leaf.sharding.device_set == devices and leaf.sharding.is_fully_replicated
+    for planned, leaf in zip(
+        jax.tree.leaves(eight.abstract), jax.tree.leaves(eight.state), strict=True
+    ):
+        assert planned.shape == leaf.shape and planned.dtype == leaf.dtype
+        assert planned.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+    waveforms = eight.batch.waveforms
+    assert waveforms.sharding.spec == PartitionSpec("data")
+    assert {shard.device for shard in waveforms.addressable_shards} == devices
+    assert {shard.data.shape for shard in waveforms.addressable_shards} == {(2, 8000)}
+
+
+def test_one_device_is_eight_devices(one, eight):
+    assert {d for leaf in jax.tree.leaves(one.state) for d in leaf.devices()} == {jax.devices()[0]}
+    for k in range(3):
+        close(one.metrics[k], eight.metrics[k])
+        close(one.states[k + 1].params, eight.states[k + 1].params)
+        close(one.states[k + 1].teacher_params, eight.states[k + 1].teacher_params)
+        close(one.states[k + 1].codebook, eight.states[k + 1].codebook)
+        assert one.states[k + 1].step == eight.states[k + 1].step == k + 1
+
+
+def test_no_recompilation(eight):
+    assert eight.step._cache_size() == 1
+
+
+def test_everything_moves_before_the_freeze(eight):
+    for k in range(FREEZE - 1):
+        old, new = eight.states[k], eight.states[k + 1]
+        for part in ("params", "teacher_params", "codebook", "opt_state"):
+            before, after = getattr(old, part), getattr(new, part)
+            assert set(moved(before, after)) >= set(paths(before)), (k, part)
+
+
+def test_teacher_is_the_running_average(eight):
+    for k in range(FREEZE - 1):
+        decay = 0.999 + (0.9999 - 0.999) * (k + 1) / 100
+        np.testing.assert_allclose(eight.metrics[k]["ema_decay"], decay, rtol=1e-6)
+        old = eight.states[k].teacher_params["encoder"]
+        new = eight.states[k + 1].teacher_params["encoder"]
+        student = eight.states[k + 1].params["encoder"]
+        assert same(new["pos_conv"], student["pos_conv"])
+        average = lambda t, s, d=decay: np.float64(t) * d + np.float64(s) * (1 - d)
+        for name in ("layers", "layer_norm"):
+            close(new[name], jax.tree.map(average, old[name], student[name]), atol=1e-7)
+
+
+def test_freeze_holds_bit_for_bit_while_the_rest_moves(eight):
+    for k in range(FREEZE - 1, UPDATES):
+        old, new = eight.states[k], eight.states[k + 1]
+        assert eight.metrics[k]["ema_decay"] == 1.0
+        assert same(old.teacher_params, new.teacher_params)
+        for part in old.params:
+            if part in FROZEN:
+                assert same(old.params[part], new.params[part]), part
+            else:
+                assert moved(old.params[part], new.params[part]) == paths(old.params[part]), part
+        assert moved(old.codebook, new.codebook) == paths(old.codebook)
+
+
+def test_the_state_is_donated_and_updates_are_deterministic(eight):
+    given = eight.make()
+    again, _ = eight.step(given, sharding.shard_batch(eight.mesh, noise(seed=0)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.params, given.teacher_params)))
+    assert same(jax.device_get(again), eight.states[1])
+
+
+def test_the_first_teacher_is_the_student(eight):
+    first = eight.states[0]
+    assert tuple(first.teacher_params) == ("encoder",)
+    assert same(first.teacher_params["encoder"], first.params["encoder"])
+    assert first.step == 0
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    def init(key, samples):
+        names = (*FROZEN, "encoder", "heads")
+        return {"params": {name: {"kernel": jax.random.normal(key, (3, 2))} for name in names}}
+
+    network = SimpleNamespace(init=init)
+    monkeypatch.setattr("dinosr_jax.training.state.make_model", lambda _: network)
+
+
+def test_teacher_does_not_share_memory_with_the_student(small_network):
+    config = tiny_config(teacher__scope="full")
+    state = init_state(config, optimizer=make_optimizer(config))
+    assert same(state.teacher_params, {part: state.params[part] for part in state.teacher_params})
+    leaves = jax.tree.leaves((state.params, state.teacher_params))
+    assert len(leaves) == 7
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == 7
+
+
+def test_reinit_makes_another_teacher(small_network):
+    config = tiny_config(teacher__init="reinit")
+    state = init_state(config, optimizer=make_optimizer(config))
+    kernels = [params["encoder"]["kernel"] for params in (state.params, state.teacher_params)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1
+
+
+def test_evaluation_leaves_the_state_alone(eight):
+    evaluate = sharding.jit_eval_step(eight.mesh, make_eval_step(eight.config), eight.abstract)
+    before = jax.device_get(eight.state)
+    first = jax.device_get(evaluate(eight.state, eight.batch, 0))
+    again = jax.device_get(evaluate(eight.state, eight.batch, 0))
+    other = jax.device_get(evaluate(eight.state, eight.batch, 1))
+    assert same(before, jax.device_get(eight.state))
+    assert same(first, again)
+    assert not np.array_equal(first.loss, other.loss)
+    # the masks of an evaluation do not depend on how far the run is
+    later = eight.state.replace(step=eight.state.step + 1)
+    assert same(first, jax.device_get(evaluate(later, eight.batch, 0)))
+    assert evaluate._cache_size() == 1
+    assert np.isfinite(first.loss).all() and first.frames > 0
+
+
+@pytest.fixture(scope="module")
+def padded(eight):
+    """One update with a teacher of scope 'full'; two batches that differ in their padding only."""
+    config = tiny_config(teacher__scope="full")
+    state = jax.device_put(eight.states[0], jax.devices()[0])
+    teacher = jax.tree.map(jnp.copy, teacher_parts(state.params, scope="full"))
+    state = state.replace(teacher_params=teacher)
+    num_samples = np.array([8000, 5000, 6500, 4321], np.int32)
+    waveforms = noise(size=4)
+    silent = np.where(np.arange(8000) < num_samples[:, None], waveforms, 0).astype(np.float32)
+    step = jax.jit(make_train_step(config))
+    results = [step(state, Batch(w, jnp.asarray(num_samples))) for w in (waveforms, silent)]
+    return config, state, Batch(jnp.asarray(waveforms), jnp.asarray(num_samples)), results
+
+
+def test_full_scope_averages_the_feature_encoder(padded):
+    _, state, _, ((new, metrics), _) = padded
+    assert set(new.teacher_params) == {*FROZEN, "encoder"}
+    decay = float(metrics["ema_decay"])
+    for part in FROZEN:
+        average = lambda t, s: np.float64(t) * decay + np.float64(s) * (1 - decay)
+        old, student = state.teacher_params[part], new.params[part]
+        close(new.teacher_params[part], jax.tree.map(average, old, student), atol=1e-7)
+        assert moved(old, new.teacher_params[part]) == paths(old)
+
+
+def test_padded_batch_gives_a_finite_loss(padded):
+    config, _, batch, ((_, metrics), _) = padded
+    frames = np.asarray(~frame_padding(config, batch)).sum()
+    assert frames == 24 + 15 + 20 + 13
+    assert all(np.isfinite(value).all() for value in jax.tree.leaves(metrics))
+    assert 0 < metrics["masked_share"] <= frames / (4 * 24)
+    np.testing.assert_allclose(metrics["loss"].mean(), np.log(16), atol=1.0)
+
+
+def test_what_is_in_the_padding_does_not_matter(padded):
+    *_, ((new, metrics), (other, other_metrics)) = padded
+    close(metrics, other_metrics)
+    close(new.params, other.params)
+    close(new.codebook, other.codebook)
+
+
+def test_padding_is_never_masked(padded):
+    config, _, batch, _ = padded
+    padding = np.asarray(frame_padding(config, batch))
+    draw = jax.jit(lambda key: draw_mask(config, batch, key, span_mask))
+    masks = np.stack([draw(stream_key(0, "mask", step)) for step in range(50)])
+    assert not (masks & padding).any()
+    assert (masks.sum(axis=2) > 0).all()
+    reached = masks.any(axis=0)
+    for utterance, real in enumerate((~padding).sum(axis=1)):
+        # starts are drawn from [0, real - length), as in fairseq: the last frame is never masked
+        assert reached[utterance, : real - 1].all() and not reached[utterance, real - 1]
+    assert not np.array_equal(masks[0], masks[1])
+
+
+def test_unpadded_batch_has_no_padding(padded):
+    config, *_ = padded
+    assert frame_padding(config, Batch(jnp.zeros((2, 8000)))) is None
+
+
+def test_no_gradient_reaches_the_targets(padded):
+    _, state, batch, _ = padded
+    config = tiny_config()
+    model = make_model(config)
+    weights = jnp.asarray(noise(size=2 * 4 * 24, samples=32).reshape(2, 4, 24, 32))
+
+    def weighed(params, teacher_params, waveforms):
+        projected = apply(model, params, waveforms, method="project")
+        inputs = Batch(waveforms, batch.num_samples)
+        targets = teacher_targets(config, model, teacher_params, projected, inputs)
+        return jnp.sum(targets * weights)
+
+    arguments = (state.params, state.teacher_params, batch.waveforms)
+    value, gradients = jax.jit(jax.value_and_grad(weighed, argnums=(0, 1)))(*arguments)
+    assert abs(value) > 1
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+def test_mesh_that_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match=r"config\.mesh\.data: found 9, expected 1 to 8"):
+        sharding.make_mesh(tiny_config(mesh__data=9))
+    with pytest.raises(ValueError, match=r"config\.data\.batch_multiple: 12 utterances"):
+        sharding.make_mesh(tiny_config(mesh__data=8, data__batch_multiple=12))
+    assert sharding.make_mesh(tiny_config()).size == 8
