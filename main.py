@@ -1,4 +1,4 @@
-"""Pre-trains DinoSR: python main.py --config=configs/base.py [--workdir=DIR] [--config.field=value].
+"""Pre-train DinoSR: python main.py --config=configs/base.py [--workdir=DIR] [--config.FIELD=VALUE].
 
 Run it again with the same workdir and it goes on from its last checkpoint.
 """

@@ -1,7 +1,7 @@
 """The published recipe: DinoSR base on LibriSpeech 960 h (NeurIPS 2023, table 1 and appendix A).
 
 Hardware: 16 V100 took the authors about 180 hours; a batch is 63 minutes of audio.
-Expected loss (mean over the 8 codebooks, dev-clean, published log of the PyTorch re-implementation):
+Expected loss (mean over the 8 codebooks, dev-clean; published log of a PyTorch re-implementation):
 5.73 at the start, 3.12 after 2,500 updates, 2.09 after 10,000, 1.32 after 50,000, 1.03 at 400,000.
 Command: python main.py --config=configs/base.py --workdir=runs/base
 """

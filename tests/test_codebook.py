@@ -1,5 +1,7 @@
 """Codebooks against float64 distances and a slow loop over frames."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from dinosr_jax.objective.loss import prediction_loss
 from dinosr_jax.training import sharding
 
 N, B, T, D, V = 2, 8, 15, 6, 12
+assign, update = jax.jit(codebooks.assign), jax.jit(codebooks.update)
 
 
 def example(seed=0):
@@ -24,7 +27,9 @@ def example(seed=0):
 
 
 def test_init_is_standardised_noise():
-    codebook = codebooks.init(jax.random.key(0), num_codebooks=3, codebook_size=64, width=5)
+    settings = {"num_codebooks": 3, "codebook_size": 64, "width": 5}
+    init = jax.jit(functools.partial(codebooks.init, **settings))
+    codebook = init(jax.random.key(0))
     sums = np.asarray(codebook.sums, np.float64)
     assert codebook.sums.shape == (3, 64, 5) and codebook.counts.shape == (3, 64)
     assert codebook.sums.dtype == codebook.counts.dtype == jnp.float32
@@ -32,8 +37,7 @@ def test_init_is_standardised_noise():
     np.testing.assert_allclose(sums.std(axis=1, ddof=1), 1, atol=1e-6)
     np.testing.assert_array_equal(codebook.counts, 1)
     assert np.abs(sums[0] - sums[1]).max() > 1
-    again = codebooks.init(jax.random.key(0), num_codebooks=3, codebook_size=64, width=5)
-    other = codebooks.init(jax.random.key(1), num_codebooks=3, codebook_size=64, width=5)
+    again, other = init(jax.random.key(0)), init(jax.random.key(1))
     np.testing.assert_array_equal(codebook.sums, again.sums)
     assert np.abs(codebook.sums - other.sums).max() > 1
 
@@ -49,7 +53,7 @@ def test_assign_finds_the_nearest_codeword():
     words = np.float64(codebook.sums) / np.float64(codebook.counts)[..., None]
     difference = np.float64(targets)[:, :, :, None, :] - words[:, None, None, :, :]
     distances = (difference**2).sum(axis=-1)  # [N, B, T, V]
-    codes = codebooks.assign(codebook, targets)
+    codes = assign(codebook, targets)
     assert codes.shape == (N, B, T) and codes.dtype == jnp.int32
     np.testing.assert_array_equal(codes, distances.argmin(axis=-1))
     assert len(np.unique(codes)) > V // 2
@@ -60,12 +64,14 @@ def test_assign_finds_the_nearest_codeword():
 
 def test_update_is_the_loop_over_masked_frames():
     codebook, targets, mask = example()
-    codes = codebooks.assign(codebook, targets)
+    codes = assign(codebook, targets)
     codes = jnp.where(codes == 3, 4, codes)  # codeword 3 gets no frame at all
     only_unmasked = np.zeros((N, B, T), bool)
     only_unmasked[0] = ~np.asarray(mask)
     codes = jnp.where(only_unmasked & (codes == 4), 5, codes)
-    new = codebooks.update(codebook, targets, codes, mask, decay=0.9)
+    new = update(codebook, targets, codes, mask, decay=0.9)
+    mask, codes, targets = np.asarray(mask), np.asarray(codes), np.float64(targets)
+    codebook, new = jax.device_get((codebook, new))
     for n in range(N):
         for v in range(V):
             count, total = 0, np.zeros(D)
@@ -73,7 +79,7 @@ def test_update_is_the_loop_over_masked_frames():
                 for t in range(T):
                     if mask[b, t] and codes[n, b, t] == v:
                         count += 1
-                        total += np.float64(targets[n, b, t])
+                        total += targets[n, b, t]
             if count == 0:
                 np.testing.assert_array_equal(new.sums[n, v], codebook.sums[n, v])
                 np.testing.assert_array_equal(new.counts[n, v], codebook.counts[n, v])
@@ -88,12 +94,12 @@ def test_update_is_the_loop_over_masked_frames():
 
 def test_unmasked_frames_do_not_count():
     codebook, targets, mask = example()
-    codes = codebooks.assign(codebook, targets)
+    codes = assign(codebook, targets)
     noisy = jnp.where(mask[None, :, :, None], targets, 100.0 + targets)
-    found = codebooks.update(codebook, targets, codes, mask, decay=0.9)
-    other = codebooks.update(codebook, noisy, codes, mask, decay=0.9)
+    found = update(codebook, targets, codes, mask, decay=0.9)
+    other = update(codebook, noisy, codes, mask, decay=0.9)
     np.testing.assert_array_equal(found.sums, other.sums)
-    nothing = codebooks.update(codebook, targets, codes, jnp.zeros_like(mask), decay=0.9)
+    nothing = update(codebook, targets, codes, jnp.zeros_like(mask), decay=0.9)
     np.testing.assert_array_equal(nothing.sums, codebook.sums)
     np.testing.assert_array_equal(nothing.counts, codebook.counts)
 
@@ -102,7 +108,7 @@ def test_repeated_updates_reach_the_mean():
     codebook, targets, _ = example()
     codes, mask = jnp.zeros((N, B, T), jnp.int32), jnp.ones((B, T), bool)
     for _ in range(200):
-        codebook = codebooks.update(codebook, targets, codes, mask, decay=0.9)
+        codebook = update(codebook, targets, codes, mask, decay=0.9)
     np.testing.assert_allclose(codebook.counts[:, 0], B * T, rtol=1e-5)
     mean = np.float64(targets).mean(axis=(1, 2))
     np.testing.assert_allclose(codebooks.codewords(codebook)[:, 0], mean, atol=1e-5)
@@ -124,7 +130,7 @@ def test_eight_devices_are_one():
     assert {shard.data.shape for shard in codes.addressable_shards} == {(N, 1, T)}
     for leaf in new:
         assert len(leaf.sharding.device_set) == 8 and leaf.sharding.is_fully_replicated
-    expected_codes, expected = step(codebook, targets, mask)
+    expected_codes, expected = jax.jit(step)(codebook, targets, mask)
     np.testing.assert_array_equal(codes, expected_codes)
     np.testing.assert_allclose(new.sums, expected.sums, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(new.counts, expected.counts, rtol=1e-6)
@@ -132,26 +138,26 @@ def test_eight_devices_are_one():
 
 def test_no_gradient_reaches_the_codebook():
     codebook, targets, mask = example()
-    logits = jax.random.normal(jax.random.key(0), (N, B, T, V))
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(N, B, T, V)), jnp.float32)
 
     def loss(codebook, targets, logits):
         codes = codebooks.assign(codebook, targets)
         return jnp.mean(prediction_loss(logits, codes, mask))
 
-    gradients = jax.grad(loss, argnums=(0, 1, 2))(codebook, targets, logits)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(codebook, targets, logits)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients[:2]))
     assert np.any(gradients[2])
 
 
 @pytest.mark.parametrize(
-    ("update", "expected"), [(0, 0.9), (1, 0.9009), (50, 0.945), (100, 0.99), (101, 0.99)]
+    ("number", "expected"), [(0, 0.9), (1, 0.9009), (50, 0.945), (100, 0.99), (101, 0.99)]
 )
-def test_decay_rises_linearly(update, expected):
-    decay = codebooks.decay_at(jnp.asarray(update), start=0.9, end=0.99, steps=100)
+def test_decay_rises_linearly(number, expected):
+    decay = codebooks.decay_at(jnp.asarray(number), start=0.9, end=0.99, steps=100)
     np.testing.assert_allclose(decay, expected, rtol=1e-6)
 
 
 def test_decay_without_a_schedule_is_constant():
-    for update in (1, 100_000):
-        decay = codebooks.decay_at(jnp.asarray(update), start=0.9, end=0.5, steps=0)
+    for number in (1, 100_000):
+        decay = codebooks.decay_at(jnp.asarray(number), start=0.9, end=0.5, steps=0)
         np.testing.assert_allclose(decay, 0.9, rtol=1e-6)

@@ -33,7 +33,7 @@ def num_frames(num_samples, conv_layers: ConvLayers):
 
 
 def receptive_field(conv_layers: ConvLayers) -> tuple[int, int]:
-    """Receptive field and hop of one frame, both in samples: (400, 320) for the published network."""
+    """Receptive field and hop of a frame, in samples: (400, 320) for the published network."""
     field, hop = 1, 1
     for _, kernel, stride in conv_layers:
         field += (kernel - 1) * hop

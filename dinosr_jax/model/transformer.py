@@ -100,7 +100,7 @@ class TransformerLayer(nn.Module):
     def __call__(
         self, x: Array, padding_mask: Array | None, *, key: Array | None
     ) -> tuple[Array, Array]:
-        """Maps x [B, T, D] to its `ffn` and `block` tensors, both [B, T, D]; key None: no dropout."""
+        """Maps x [B, T, D] to its `ffn` and `block` tensors, [B, T, D]; key None: no dropout."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         attention = SelfAttention(self.num_heads, self.attention_dropout, name="attention")
         y = attention(x, padding_mask, key=keys[0])

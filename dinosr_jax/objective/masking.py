@@ -55,7 +55,7 @@ def span_mask(
 
 
 def _choose(key: Array, candidates: Array, *, count: Array) -> Array:
-    """Chooses `count` ([B, 1] or scalar) of the True entries of each row [B, T], without replacement."""
+    """Chooses `count` ([B, 1] or scalar) of the True entries of each row [B, T]."""
     score = jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0)
     rank = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
     return candidates & (rank < count)

@@ -1,0 +1,211 @@
+"""The layout of the package: one direction of imports, one place for every concern, small files."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "dinosr_jax"
+# room -> the rooms it may import besides itself; `cli` and `__main__` may import everything
+MAY_IMPORT = {
+    "config": set(),
+    "data": {"config"},
+    "model": set(),
+    "objective": set(),
+    "training": {"config", "data", "model", "objective"},
+    "inference": {"config", "data", "model", "objective", "training"},
+    "evaluation": {"config", "data", "model", "objective", "training", "inference"},
+    "interop": {"config", "model", "objective", "training"},
+}
+FREE = {"cli", "__main__", "__init__"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+def sources():
+    """Dotted name -> text of every module of the package."""
+    found = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts)] = path.read_text()
+    assert len(found) > 25
+    return found
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(module, text):
+    """Dotted names of everything that a module imports, at the top or inside a function."""
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            names += [f"{base}.{alias.name}" for alias in node.names]
+    return names
+
+
+def own_imports(module, modules):
+    """Modules of the package that a module imports."""
+    for name in imports(module, modules[module]):
+        if name.split(".")[0] == PACKAGE:
+            while name not in modules and f"{name}.__init__" not in modules:
+                name = name.rpartition(".")[0]
+            yield name if name in modules else f"{name}.__init__"
+
+
+def upward_imports(modules):
+    found = []
+    for module in modules:
+        for other in own_imports(module, modules):
+            here, there = room(module), room(other)
+            if here in FREE or there in (here, "__init__"):
+                continue
+            if there not in MAY_IMPORT.get(here, set()):
+                found.append(f"{module} imports {other}")
+    return found
+
+
+def cycle(modules):
+    graph = {module: set(own_imports(module, modules)) - {module} for module in modules}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def users(modules, *, of):
+    """Modules that import a library, or something of it."""
+    named = lambda name: name == of or name.startswith(of + ".")
+    return {module for module, text in modules.items() if any(map(named, imports(module, text)))}
+
+
+def mentions(modules, *, names):
+    """Modules in whose code (not in comments or texts) a name occurs."""
+    found = set()
+    for module, text in modules.items():
+        for node in ast.walk(ast.parse(text)):
+            fields = (getattr(node, field, None) for field in ("id", "attr", "name"))
+            if names & {field for field in fields if isinstance(field, str)}:
+                found.add(module)
+    return found
+
+
+def long_functions(modules):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for module, text in modules.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, kinds) and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES:
+                yield f"{module}.{node.name}: {node.end_lineno - node.lineno + 1} lines"
+
+
+def test_every_room_is_known():
+    assert {room(module) for module in sources()} <= MAY_IMPORT.keys() | FREE
+
+
+def test_imports_go_one_way():
+    assert upward_imports(sources()) == []
+
+
+def test_there_is_no_cycle():
+    assert cycle(sources()) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("model.dinosr", "from dinosr_jax.training.step import apply"),
+        ("objective.loss", "from dinosr_jax.config import parse"),
+        ("objective.loss", "import dinosr_jax.model.layers"),
+        ("training.loop", "def f():\n    from dinosr_jax.inference import extract"),
+        ("training.loop", "from ..interop import fairseq"),
+        ("interop.fairseq", "from dinosr_jax.data import audio"),
+        ("data.audio", "from ..training import step"),
+    ],
+)
+def test_an_upward_import_is_found(module, text):
+    modules = sources() | {f"dinosr_jax.{module}": text}
+    (found,) = upward_imports(modules)
+    assert found.startswith(f"dinosr_jax.{module} imports dinosr_jax.")
+
+
+def test_a_cycle_is_found():
+    text = "def f():\n    from dinosr_jax.training import loop"
+    modules = sources() | {"dinosr_jax.training.metrics": text}
+    assert upward_imports(modules) == []
+    assert {"dinosr_jax.training.loop", "dinosr_jax.training.metrics"} <= set(cycle(modules))
+
+
+def test_only_data_imports_tensorflow():
+    for library in ("tensorflow", "tensorflow_datasets"):
+        found = users(sources(), of=library)
+        assert found and {room(module) for module in found} == {"data"}
+
+
+def test_only_sharding_knows_partition_specs():
+    names = {"PartitionSpec", "NamedSharding"}
+    assert mentions(sources(), names=names) == {"dinosr_jax.training.sharding"}
+    modules = {
+        "a": "from jax.sharding import PartitionSpec as P",
+        "b": "jax.sharding.NamedSharding(m)",
+    }
+    assert mentions(modules | {"c": "# PartitionSpec"}, names=names) == {"a", "b"}
+
+
+def test_objective_is_free_of_networks_files_and_meshes():
+    allowed = {"jax", "optax", "numpy", "typing", "collections", "functools", "math", PACKAGE}
+    for module, text in sources().items():
+        if room(module) == "objective":
+            assert {name.split(".")[0] for name in imports(module, text)} <= allowed, module
+            assert "jax.sharding" not in text
+
+
+def test_only_cli_knows_command_lines():
+    modules = sources()
+    assert users(modules, of="click") == {"dinosr_jax.cli"}
+    for library in ("argparse", "absl.flags", "absl.app", "sys.argv"):
+        assert users(modules, of=library) == set()
+
+
+def test_training_and_inference_run_without_tensorflow_and_soundfile():
+    script = "\n".join(
+        [
+            "import sys",
+            "blocked = ('tensorflow', 'tensorflow_datasets', 'soundfile')",
+            "sys.modules.update(dict.fromkeys(blocked))",
+            "import dinosr_jax.training.loop",
+            "import dinosr_jax.inference.extract",
+            "import dinosr_jax.interop.fairseq",
+            "try:",
+            "    import tensorflow",
+            "except ImportError:",
+            "    print('blocked')",
+        ]
+    )
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and run.stdout.strip() == "blocked", run.stderr
+
+
+def test_files_are_named_after_what_they_hold():
+    names = {path.name for path in (ROOT / PACKAGE).rglob("*.py")}
+    assert not names & {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
+
+
+def test_files_and_functions_are_short():
+    modules = sources() | {"main": (ROOT / "main.py").read_text()}
+    lines = {module: len(text.splitlines()) for module, text in modules.items()}
+    assert {m: n for m, n in lines.items() if n > MAX_FILE_LINES} == {}
+    assert list(long_functions(modules)) == []
+    assert lines["main"] < 70
+    body = lambda n: {"m": "def f():\n" + "    x = 1\n" * n}
+    assert list(long_functions(body(60))) == ["m.f: 61 lines"]
+    assert list(long_functions(body(59))) == []

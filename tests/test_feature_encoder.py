@@ -1,0 +1,119 @@
+"""Frames of a waveform: their number, what each of them sees, and their values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from dinosr_jax.config import published_recipe
+from dinosr_jax.model.feature_encoder import FeatureEncoder, num_frames, receptive_field
+
+PUBLISHED = tuple(published_recipe().model.conv_layers)
+SMALL = ((4, 10, 5), (4, 3, 2), (6, 2, 2))
+
+
+def numpy_frames(samples, conv_layers):
+    """How often the receptive field fits, counted."""
+    field, hop = receptive_field(conv_layers)
+    return len(range(0, samples - field + 1, hop))
+
+
+@pytest.mark.parametrize(
+    ("samples", "frames"),
+    [(0, 0), (1, 0), (399, 0), (400, 1), (719, 1), (720, 2), (16_000, 49), (320_000, 999)],
+)
+def test_num_frames(samples, frames):
+    found = num_frames(samples, PUBLISHED)
+    assert found == frames and type(found) is int
+
+
+def test_num_frames_of_every_length():
+    lengths = np.arange(3000)
+    expected = [numpy_frames(int(n), PUBLISHED) for n in lengths]
+    assert [num_frames(int(n), PUBLISHED) for n in lengths] == expected
+    found = num_frames(lengths.reshape(30, 100), PUBLISHED)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, np.reshape(expected, (30, 100)))
+    found = jax.jit(lambda n: num_frames(n, PUBLISHED))(jnp.asarray(lengths))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_receptive_field():
+    assert receptive_field(PUBLISHED) == (400, 320)
+    assert receptive_field(SMALL) == (10 + 2 * 5 + 1 * 10, 20)
+    assert receptive_field(()) == (1, 1)
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 3217])
+def test_the_network_makes_as_many_frames(samples):
+    network = FeatureEncoder(PUBLISHED)
+    waveforms = jax.ShapeDtypeStruct((2, samples), jnp.float32)
+    output, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), waveforms)
+    assert output.shape == (2, num_frames(samples, PUBLISHED), 512)
+    assert output.dtype == jnp.float32
+    kernels = [variables["params"][f"conv_{i}"]["kernel"].shape for i in range(7)]
+    assert kernels == [(k, c, 512) for (_, k, _), c in zip(PUBLISHED, (1, *[512] * 6), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def small():
+    network = FeatureEncoder(SMALL)
+    rng = np.random.default_rng(0)
+    waveforms = jnp.asarray(rng.normal(size=(2, 117)), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), waveforms)["params"]
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+    return network, jax.tree.map(draw, shapes), waveforms
+
+
+def numpy_encoder(x, params):
+    """Plain loops in float64; x [S]."""
+    x = np.float64(x)[:, None]
+    for i, (channels, width, stride) in enumerate(SMALL):
+        p = jax.tree.map(np.float64, params[f"conv_{i}"])
+        y = np.zeros(((len(x) - width) // stride + 1, channels))
+        for t in range(len(y)):
+            for k in range(width):
+                y[t] += x[t * stride + k] @ p["kernel"][k]
+        y = y - y.mean(axis=-1, keepdims=True)
+        y = y / np.sqrt((y**2).mean(axis=-1, keepdims=True) + 1e-5)
+        y = y * p["layer_norm"]["scale"] + p["layer_norm"]["bias"]
+        x = 0.5 * y * (1 + erf(y / np.sqrt(2)))
+    return x
+
+
+def test_values_are_those_of_plain_loops(small):
+    network, params, waveforms = small
+    found = jax.jit(network.apply)({"params": params}, waveforms)
+    for b in range(2):
+        expected = numpy_encoder(waveforms[b], params)
+        np.testing.assert_allclose(found[b], expected, atol=1e-5)
+
+
+def test_a_frame_sees_its_receptive_field_and_nothing_else(small):
+    network, params, waveforms = small
+    field, hop = receptive_field(SMALL)
+    encode = lambda x: network.apply({"params": params}, x[None])[0, 2]
+    reach = np.abs(jax.jit(jax.jacrev(encode))(waveforms[0])).max(axis=0) > 0
+    expected = np.arange(117)
+    np.testing.assert_array_equal(reach, (expected >= 2 * hop) & (expected < 2 * hop + field))
+
+
+def test_init_is_kaiming_normal():
+    network = FeatureEncoder(((512, 10, 5), (64, 3, 2)))
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 40)))["params"]
+    for i, fan_in in enumerate((10, 3 * 512)):
+        kernel = np.asarray(params[f"conv_{i}"]["kernel"])
+        np.testing.assert_allclose(kernel.std(), np.sqrt(2 / fan_in), rtol=0.05)
+        np.testing.assert_array_equal(params[f"conv_{i}"]["layer_norm"]["scale"], 1)
+        assert set(params[f"conv_{i}"]) == {"kernel", "layer_norm"}  # no bias
+
+
+def test_bfloat16(small):
+    network, params, waveforms = small
+    half = FeatureEncoder(SMALL, jnp.bfloat16)
+    found = jax.jit(half.apply)({"params": params}, waveforms)
+    assert found.dtype == jnp.bfloat16
+    exact = jax.jit(network.apply)({"params": params}, waveforms)
+    np.testing.assert_allclose(np.float32(found), exact, atol=0.15)
+    assert np.abs(np.float32(found) - exact).mean() > 1e-4
