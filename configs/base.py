@@ -10,5 +10,7 @@ from dinosr_jax.config import published_recipe
 
 
 def get_config():
-    """The recipe as it is."""
-    return published_recipe()
+    """The recipe as it is, computing in bfloat16 (the authors: float16 with loss scaling)."""
+    config = published_recipe()
+    config.compute_dtype = "bfloat16"
+    return config

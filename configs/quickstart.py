@@ -1,6 +1,23 @@
-"""A small network on two hours of speech, for a laptop.
+"""A small network on two hours of speech, for a laptop: about 10 minutes on 2 CPU cores.
 
 Command: bash launch/quickstart.sh
+
+The network and the schedule were found by experiment on the embedded corpus (300 to 500 updates each;
+held-out figures; PNMI of the teacher's codes on English validation and test utterances, one of
+whose speakers is in the training part too):
+
+- Published schedule, slow teacher (EMA 0.999, learning rate 5e-4): nothing but the frequency of the
+  codes is learnt in 300 updates: accuracy 6 %, perplexity 28 of 64, PNMI 0.03.
+- Faster teacher (EMA 0.99 to 0.999) and learning rate 1e-3: accuracy 14 % (most frequent code 7 %) at
+  update 300, PNMI 0.06 to 0.08; with spans of 5 frames in place of 10: 16 %.
+- Learning rate 2e-3: the post-LN transformer stops learning, and the codes follow the position in the
+  crop (position information 0.23 against 0.02 to 0.08 elsewhere).
+- Codebook decay 0.9 from the start: half of the codewords die within ten updates (perplexity 21 to 35 of
+  64), because a codeword that has caught few frames stays far outside the data. Decay 0.5, rising to 0.9
+  over 100 updates, lets each jump to its frames at once: perplexity 42 to 49 in every codebook.
+- Positional convolutions of 2 x 5 frames in place of 5 x 19: the zero padding at the ends of a crop does
+  not reach most frames, and the codes follow the position less.
+- No dropout: as good in so short a run, and a third faster (random numbers are slow on a CPU).
 """
 
 from dinosr_jax.config import published_recipe
@@ -10,34 +27,43 @@ def get_config():
     """The published recipe with a small network and a schedule for some hundreds of updates."""
     config = published_recipe()
     config.workdir = "runs/quickstart"
-    config.num_steps = 600
+    config.num_steps = 800
     config.log_steps = 10
     config.eval_steps = 100
     config.eval_batches = 10
     config.checkpoint_steps = 100
     config.keep_every_steps = 0
-    config.compute_dtype = "float32"
     model = config.model
     model.conv_layers = ((64, 10, 5),) + ((64, 3, 2),) * 4 + ((64, 2, 2),) * 2
     model.num_layers = 4
     model.width = 128
     model.ffn_dim = 512
     model.num_heads = 4
+    model.pos_conv_width = 10
+    model.pos_conv_depth = 2
+    model.dropout = 0.0
+    model.attention_dropout = 0.0
+    model.layerdrop = 0.0
     model.num_codebooks = 3
     model.codebook_size = 64
-    model.layerdrop = 0.0
     config.teacher.scope = "full"
-    config.teacher.decay_steps = 1000
+    config.teacher.decay = 0.99
+    config.teacher.end_decay = 0.999
+    config.teacher.decay_steps = 500
+    config.codebook.decay = 0.5
+    config.codebook.decay_steps = 100
+    config.mask.length = 5
     optimizer = config.optimizer
-    optimizer.learning_rate = 5e-4
-    optimizer.warmup_steps = 300
-    optimizer.hold_steps = 10_000
-    optimizer.decay_steps = 0
+    optimizer.learning_rate = 1e-3
+    optimizer.warmup_steps = 100
+    optimizer.hold_steps = 500
+    optimizer.decay_steps = 400
+    optimizer.final_scale = 0.1
     data = config.data
     data.data_dir = "data/prepared/embedded"
     data.min_seconds = 1.0
     data.max_seconds = 6.0
-    data.max_batch_seconds = 48.0
+    data.max_batch_seconds = 32.0
     data.max_rungs = 3
     data.batch_multiple = 8
     data.num_workers = 2

@@ -16,7 +16,6 @@ def get_config():
     config.eval_batches = 2
     config.checkpoint_steps = 5
     config.keep_every_steps = 0
-    config.compute_dtype = "float32"
     model = config.model
     model.conv_layers = ((16, 10, 5),) + ((16, 3, 2),) * 4 + ((16, 2, 2),) * 2
     model.num_layers = 3

@@ -23,7 +23,7 @@ def published_recipe() -> ml_collections.ConfigDict:
     config.checkpoint_steps = 5_000  # save_interval_updates
     config.keep_checkpoints = 3  # keep_interval_updates
     config.keep_every_steps = 50_000  # keep_interval_updates_pattern; 0 keeps the last only
-    config.compute_dtype = "bfloat16"  # bf16; parameters, targets, codebooks, loss stay float32
+    config.compute_dtype = "float32"  # bf16: "bfloat16"; all but the computation stays float32
     config.model = _model()
     config.teacher = _teacher()
     config.codebook = ml_collections.ConfigDict()
