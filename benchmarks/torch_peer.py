@@ -1,4 +1,4 @@
-"""The same DinoSR update in eager PyTorch, on the encoder of `transformers`: what JAX is timed against.
+"""The same DinoSR update in eager PyTorch, on the encoder of `transformers`, to time JAX against.
 
 Shapes: B batch, S samples, T frames, D model, N codebooks, V codewords.
 """
@@ -45,7 +45,9 @@ def make_torch_step(config: Any, waveforms: np.ndarray, mask: np.ndarray) -> Cal
     averaged = _averaged_parameters(student, teacher, config.teacher.scope)
     ffn: list[torch.Tensor] = []  # [B, T, D] of each layer of the teacher
     for layer in teacher.encoder.layers:
-        layer.feed_forward.register_forward_hook(lambda _module, _inputs, output: ffn.append(output))
+        layer.feed_forward.register_forward_hook(
+            lambda _module, _inputs, output: ffn.append(output)
+        )
     audio, masked = torch.tensor(waveforms), torch.tensor(mask)
 
     def step() -> float:

@@ -21,17 +21,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
 import ml_collections
 import numpy as np
 
 from configs import quickstart
 from dinosr_jax.config import parse, published_recipe
+from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.training import sharding
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, stream_key
 from dinosr_jax.training.step import draw_mask, make_train_step
-from dinosr_jax.objective.masking import span_mask
 
 SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0)}  # utterances, seconds
 
@@ -66,7 +65,9 @@ def make_jax_step(config: Any, waveforms: np.ndarray) -> tuple[Callable[[], floa
     mesh, optimizer = sharding.make_mesh(config), make_optimizer(config)
     abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
     batch = sharding.shard_batch(mesh, waveforms)
-    lowered = sharding.jit_train_step(mesh, make_train_step(config), abstract).lower(abstract, batch)
+    lowered = sharding.jit_train_step(mesh, make_train_step(config), abstract).lower(
+        abstract, batch
+    )
     start = time.perf_counter()
     compiled = lowered.compile()
     cost = {"compile_seconds": round(time.perf_counter() - start, 1)}

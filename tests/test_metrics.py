@@ -102,6 +102,14 @@ def test_one_code():
     np.testing.assert_allclose(found["loss"], np.log(V), rtol=1e-6)
 
 
+def test_a_single_frame_makes_a_codeword_used():
+    codes = np.zeros((B, 40), int)
+    codes[2, 17] = 5
+    found = with_codes(codes)
+    assert found["codeword_use"] == 2 / V
+    np.testing.assert_allclose(found["top_code_share"], 1 - 1 / codes.size, rtol=1e-6)
+
+
 def test_codes_without_position():
     # in every bin of ten frames every code is equally frequent
     codes = np.arange(B * 40).reshape(40, B).T % V

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -228,20 +229,24 @@ def test_evaluation_leaves_the_state_alone(eight):
 @pytest.fixture(scope="module")
 def padded(eight):
     """One update with a teacher of scope 'full'; two batches that differ in their padding only."""
-    config = tiny_config(teacher__scope="full")
+    rates = {"model__dropout": 0.0, "model__attention_dropout": 0.0, "model__layerdrop": 0.0}
+    config = tiny_config(teacher__scope="full", **rates)
     state = jax.device_put(eight.states[0], jax.devices()[0])
     teacher = jax.tree.map(jnp.copy, teacher_parts(state.params, scope="full"))
     state = state.replace(teacher_params=teacher)
     num_samples = np.array([8000, 5000, 6500, 4321], np.int32)
     waveforms = noise(size=4)
     silent = np.where(np.arange(8000) < num_samples[:, None], waveforms, 0).astype(np.float32)
-    step = jax.jit(make_train_step(config))
+    # the same masks in training and evaluation
+    sample_mask = lambda key, *args, **kwargs: span_mask(jax.random.key(7), *args, **kwargs)
+    step = jax.jit(make_train_step(config, sample_mask=sample_mask))
     results = [step(state, Batch(w, jnp.asarray(num_samples))) for w in (waveforms, silent)]
-    return config, state, Batch(jnp.asarray(waveforms), jnp.asarray(num_samples)), results
+    batch = Batch(jnp.asarray(waveforms), jnp.asarray(num_samples))
+    return SimpleNamespace(**locals())
 
 
 def test_full_scope_averages_the_feature_encoder(padded):
-    _, state, _, ((new, metrics), _) = padded
+    state, (new, metrics) = padded.state, padded.results[0]
     assert set(new.teacher_params) == {*FROZEN, "encoder"}
     decay = float(metrics["ema_decay"])
     for part in FROZEN:
@@ -252,7 +257,7 @@ def test_full_scope_averages_the_feature_encoder(padded):
 
 
 def test_padded_batch_gives_a_finite_loss(padded):
-    config, _, batch, ((_, metrics), _) = padded
+    config, batch, (_, metrics) = padded.config, padded.batch, padded.results[0]
     frames = np.asarray(~frame_padding(config, batch)).sum()
     assert frames == 24 + 15 + 20 + 13
     assert all(np.isfinite(value).all() for value in jax.tree.leaves(metrics))
@@ -261,14 +266,14 @@ def test_padded_batch_gives_a_finite_loss(padded):
 
 
 def test_what_is_in_the_padding_does_not_matter(padded):
-    *_, ((new, metrics), (other, other_metrics)) = padded
+    (new, metrics), (other, other_metrics) = padded.results
     close(metrics, other_metrics)
     close(new.params, other.params)
     close(new.codebook, other.codebook)
 
 
 def test_padding_is_never_masked(padded):
-    config, _, batch, _ = padded
+    config, batch = padded.config, padded.batch
     padding = np.asarray(frame_padding(config, batch))
     draw = jax.jit(lambda key: draw_mask(config, batch, key, span_mask))
     masks = np.stack([draw(stream_key(0, "mask", step)) for step in range(50)])
@@ -282,26 +287,74 @@ def test_padding_is_never_masked(padded):
 
 
 def test_unpadded_batch_has_no_padding(padded):
-    config, *_ = padded
-    assert frame_padding(config, Batch(jnp.zeros((2, 8000)))) is None
+    assert frame_padding(padded.config, Batch(jnp.zeros((2, 8000)))) is None
 
 
-def test_no_gradient_reaches_the_targets(padded):
-    _, state, batch, _ = padded
+def test_full_scope_reads_its_own_feature_encoder(padded):
+    state = padded.state
+    teacher = dict(state.teacher_params)
+    for part in FROZEN:
+        shuffled = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=-1), teacher[part])
+        other, _ = padded.step(
+            state.replace(teacher_params=teacher | {part: shuffled}), padded.batch
+        )
+        difference = np.abs(other.codebook.sums - padded.results[0][0].codebook.sums).max()
+        assert difference > 0.1, part
+
+
+def test_gradient_is_that_of_the_mean_over_all_masked_frames(padded):
+    config = padded.config
+    evaluate = jax.jit(make_eval_step(config, sample_mask=padded.sample_mask))
+    statistics = jax.device_get(evaluate(padded.state, padded.batch, 0))
+    new, metrics = padded.results[0]
+    np.testing.assert_allclose(metrics["loss"], statistics.loss / statistics.frames, rtol=1e-5)
+    # of the loss with respect to the biases of the heads
+    n = config.model.num_codebooks
+    expected = (statistics.probabilities - statistics.codes.sum(axis=1)) / statistics.frames / n
+    found = optax.tree.get(new.opt_state, "mu")["heads"]["bias"] / (1 - config.optimizer.b1)
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_targets_get_no_gradient_and_do_not_see_padding(padded):
+    state, batch = padded.state, padded.batch
     config = tiny_config()
     model = make_model(config)
     weights = jnp.asarray(noise(size=2 * 4 * 24, samples=32).reshape(2, 4, 24, 32))
 
-    def weighed(params, teacher_params, waveforms):
-        projected = apply(model, params, waveforms, method="project")
-        inputs = Batch(waveforms, batch.num_samples)
-        targets = teacher_targets(config, model, teacher_params, projected, inputs)
-        return jnp.sum(targets * weights)
+    def weighed(params, teacher_params, batch, weights):
+        projected = apply(model, params, batch.waveforms, method="project")
+        targets = teacher_targets(config, model, teacher_params, projected, batch)
+        return jnp.sum(targets * weights), targets
 
-    arguments = (state.params, state.teacher_params, batch.waveforms)
-    value, gradients = jax.jit(jax.value_and_grad(weighed, argnums=(0, 1)))(*arguments)
+    run = jax.jit(jax.value_and_grad(weighed, argnums=(0, 1), has_aux=True))
+    (value, targets), gradients = run(state.params, state.teacher_params, batch, weights)
     assert abs(value) > 1
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+    # the second utterance, of 5,000 samples and 15 frames, without the others
+    alone = Batch(batch.waveforms[1:2, :5000])
+    arguments = (state.params, state.teacher_params, alone, weights[:, 1:2, :15])
+    (_, expected), _ = run(*arguments)
+    np.testing.assert_allclose(targets[:, 1, :15], expected[:, 0], atol=2e-5)
+    np.testing.assert_array_equal(targets[:, 1, 15:], 0)
+
+
+def test_random_keys_change_with_the_step(padded, monkeypatch):
+    drawn = {}
+
+    def record(seed, stream, step=0):
+        drawn[stream] = (seed, step)
+        return stream_key(seed, stream, step)
+
+    monkeypatch.setattr("dinosr_jax.training.step.stream_key", record)
+    config = tiny_config()
+    state = padded.state.replace(teacher_params={"encoder": padded.state.params["encoder"]})
+    jax.eval_shape(make_train_step(config), state, Batch(jnp.zeros((2, 8000))))
+    assert drawn.keys() == {"mask", "dropout"}
+    for seed, step in drawn.values():
+        assert seed == config.seed and isinstance(step, jax.core.Tracer)
+    keys = [stream_key(seed, s, k) for seed in (0, 1) for s in ("mask", "dropout") for k in (0, 1)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 8
 
 
 def test_mesh_that_does_not_fit_is_an_error():

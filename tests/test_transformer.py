@@ -208,6 +208,17 @@ def test_padding_modes_agree_without_padding(params):
         np.testing.assert_array_equal(a, b)
 
 
+def test_softmax_and_layer_norm_are_computed_in_float32(params):
+    x = jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16)
+    apply = lambda x: encoder().apply({"params": params}, x, None, all_layers=True)
+    operations = str(jax.make_jaxpr(apply)(x)).splitlines()
+    for name in ("exp", "rsqrt"):
+        found = [line.strip() for line in operations if f" = {name}" in line]
+        assert found and all(":f32[" in line.split(" = ")[0] for line in found), found
+    found = run(encoder(), params, inputs().astype(jnp.bfloat16))
+    assert all(leaf.dtype == jnp.bfloat16 and np.isfinite(leaf).all() for leaf in found)
+
+
 @pytest.mark.parametrize("kernel", [3, 4])
 def test_positional_convolution_keeps_the_number_of_frames(kernel):
     network = PositionalConvolution(depth=2, kernel=kernel, groups=2)

@@ -54,7 +54,7 @@ class ConvBlock(nn.Module):
         shape = (self.kernel, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         x = layers.strided_conv(x, kernel.astype(x.dtype), stride=self.stride)
-        return layers.gelu(layers.LayerNorm(name="layer_norm")(x))
+        return layers.LayerNorm(activate=True, name="layer_norm")(x)
 
 
 class FeatureEncoder(nn.Module):

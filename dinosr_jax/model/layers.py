@@ -1,8 +1,14 @@
 """The arithmetic that every part of the network shares.
 
-Shapes: B batch, T frames in, U frames out, C channels in, D channels out, K kernel.
+On CPU, XLA neither fuses nor vectorises the textbook forms of some of these well; they are written
+out there, with their gradients, so that each array passes through memory as rarely as possible.
+Times are of one core of an AMD EPYC (2 shared), float32. On GPU and TPU XLA's own forms are used.
+
+Shapes: B batch, T frames in, U frames out, C channels in, D channels out, K kernel, G groups.
 """
 
+import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,37 +18,128 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+# Gaussian tail: Phi(-a) = exp(-a^2 / 2) * N(a) / M(a) to 5e-10 for a >= 0, a minimax fit
+# (iteratively reweighted least squares on [0, 14], weight max(1, a) exp(-a^2 / 2)).
+_TAIL_N = (0.49999999956800295, 0.30091351104540387, 0.08788439685565652, 0.010211565570936077)
+_TAIL_M = (1.0, 1.3997114942753726, 0.7925784181507329, 0.21890619190218616, 0.025669649514233003)
+
+
+@jax.custom_vjp
 def gelu(x: Array) -> Array:
-    """Exact (erf) GELU; the tanh form of `jax.nn.gelu` moves the features by 1.4e-3."""
-    return jax.nn.gelu(x, approximate=False)
+    """Exact (erf) GELU; the tanh form of `jax.nn.gelu` moves the features by 1.4e-3.
+
+    x Phi(x) = max(x, 0) - |x| Phi(-|x|). Within 2.4e-7 of float64, `jax.nn.gelu` within 3.8e-7; one
+    pass over memory forward and one backward, where that takes two and four (7 ms and 10 ms
+    instead of 14 and 20 for [8, 12800, 128] on one core). Only x is kept for the backward pass.
+    """
+    y = x.astype(jnp.float32)
+    a, exponential, ratio = _tail(y)
+    return (jnp.maximum(y, 0.0) - a * exponential * ratio).astype(x.dtype)
+
+
+def _gelu_slope(x: Array) -> Array:
+    """Derivative of `gelu` at x, any shape, float32: Phi(x) + x phi(x)."""
+    a, exponential, ratio = _tail(x)
+    left = exponential * (ratio - a * (2.0 * math.pi) ** -0.5)  # at -|x|
+    return jnp.where(x > 0, 1.0 - left, left)
+
+
+def _tail(x: Array) -> tuple[Array, Array, Array]:
+    """Magnitude a = |x|, exp(-a^2 / 2) and Phi(-a) / exp(-a^2 / 2); beyond 40 all is 0 or 1 anyway."""
+    a = jnp.minimum(jnp.abs(x), 40.0)
+    horner = lambda c: functools.reduce(lambda sum, k: sum * a + k, c[-2::-1], c[-1])
+    return a, jnp.exp(-0.5 * a * a), horner(_TAIL_N) / horner(_TAIL_M)
+
+
+def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
+    return ((g.astype(jnp.float32) * _gelu_slope(x.astype(jnp.float32))).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def layer_norm(
-    x: Array, *, scale: Array | None = None, bias: Array | None = None, eps: float = 1e-5
+    x: Array,
+    *,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    activate: bool = False,
 ) -> Array:
-    """Layer normalisation over the last axis, in float32.
+    """Layer normalisation over the last axis, in float32, with a GELU after it on demand.
 
     Args:
       x: [..., D], any float type.
       scale: [D] float32, or None for none.
       bias: [D] float32, or None for none.
       eps: Added to the variance; 1e-5 is PyTorch's (Flax's 1e-6 moves the features by 1.7e-5).
+      activate: Apply `gelu` to the result (in float32); one pass over memory less than by itself.
 
     Returns:
       [..., D] in the type of `x`.
     """
     y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    if scale is not None:
-        y = y * jnp.broadcast_to(scale, y.shape)
-    if bias is not None:
-        y = y + jnp.broadcast_to(bias, y.shape)
-    return y.astype(x.dtype)
+    scale = jnp.ones(x.shape[-1:]) if scale is None else scale
+    bias = jnp.zeros(x.shape[-1:]) if bias is None else bias
+    normalise = _normalise if jax.default_backend() == "cpu" else _normalise_plain
+    return normalise(y, scale, bias, eps, activate).astype(x.dtype)
+
+
+def _normalise_plain(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
+    """Maps x [..., D] float32 to `layer_norm` of it, for XLA to differentiate and fuse."""
+    mean, inverse = _statistics(x, eps)
+    y = (x - mean) * inverse * _row(scale, x) + _row(bias, x)
+    return gelu(y) if activate else y
+
+
+# The gradient that XLA derives takes 85 ms for [8, 12800, 128] with a GELU, this one 37 ms. The
+# barriers keep XLA from computing a fused operand once for each of the sums over it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
+    return _normalise_forward(x, scale, bias, eps, activate)[0]
+
+
+def _normalise_forward(x, scale, bias, eps, activate):
+    mean, inverse = jax.lax.optimization_barrier(_statistics(x, eps))
+    y = (x - mean) * inverse * _row(scale, x) + _row(bias, x)
+    return gelu(y) if activate else y, (x, mean, inverse, scale, bias)
+
+
+def _normalise_backward(eps, activate, saved, g):
+    x, mean, inverse, scale, bias = saved
+    if activate:
+        slope = _gelu_slope((x - mean) * inverse * _row(scale, x) + _row(bias, x))
+        g = jax.lax.optimization_barrier(g * slope)
+    product = jax.lax.optimization_barrier(g * ((x - mean) * inverse))
+    frames = tuple(range(x.ndim - 1))
+    # sums over channels are products with a vector: XLA does not vectorise sums of a product
+    mean_g, mean_product = jax.lax.optimization_barrier(
+        [(y @ scale)[..., None] / x.shape[-1] for y in (g, product)]
+    )
+    dx = (g * _row(scale, x) - mean_g - (x - mean) * inverse * mean_product) * inverse
+    return dx, jnp.sum(product, frames), jnp.sum(g, frames)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _statistics(x: Array, eps: float) -> tuple[Array, Array]:
+    """Mean and inverse standard deviation [..., 1] of x [..., D] over its last axis."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(variance + eps)
+
+
+def _row(vector: Array, x: Array) -> Array:
+    """[D] as the last axis of x [..., D]."""
+    return jnp.broadcast_to(vector, x.shape)
 
 
 def strided_conv(x: Array, kernel: Array, *, stride: int) -> Array:
     """One-dimensional convolution without padding.
+
+    XLA's, also on CPU: as fast as PyTorch's, and 1.6 times as fast as a product with stacked
+    taps for the first layer.
 
     Args:
       x: [B, T, C].
@@ -52,12 +149,12 @@ def strided_conv(x: Array, kernel: Array, *, stride: int) -> Array:
     Returns:
       [B, U, D] with U = floor((T - K) / stride) + 1.
     """
-    length = (x.shape[1] - kernel.shape[0]) // stride + 1
-    taps = [
-        jax.lax.slice_in_dim(x, k, k + stride * (length - 1) + 1, stride, axis=1)
-        for k in range(kernel.shape[0])
-    ]
-    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return jax.lax.conv_general_dilated(
+        x, kernel, window_strides=(stride,), padding="VALID", dimension_numbers=_LAYOUT
+    )
+
+
+_LAYOUT = ("NWC", "WIO", "NWC")
 
 
 def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:
@@ -75,20 +172,54 @@ def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:
     Returns:
       [B, T, D].
     """
-    pad = kernel.shape[0] // 2
-    y = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1,),
-        padding=[(pad, pad - (kernel.shape[0] % 2 == 0))],
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=groups,
-    )
+    convolve = _grouped if jax.default_backend() == "cpu" else _grouped_plain
+    y = convolve(x, kernel, groups)
     return y + jnp.broadcast_to(bias, y.shape)
 
 
+def _grouped_plain(x: Array, kernel: Array, groups: int, *, before: int | None = None) -> Array:
+    """Maps x [B, T, C] to [B, T, D]; kernel [K, C / G, D]; `before`: frames padded at the start."""
+    before = kernel.shape[0] // 2 if before is None else before
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1,),
+        padding=[(before, kernel.shape[0] - 1 - before)],
+        dimension_numbers=_LAYOUT,
+        feature_group_count=groups,
+    )
+
+
+# On CPU XLA takes 20 times as long for the gradient of a grouped kernel as for the convolution
+# (530 ms for [4, 199, 768] with K 19, G 16); a product of frames and gradients a tap takes 30 ms.
+_grouped = jax.custom_vjp(_grouped_plain, nondiff_argnums=(2,))
+
+
+def _grouped_backward(groups, saved, g):
+    x, kernel = saved
+    taps, width, channels = kernel.shape  # K, C / G, D
+    (batch, frames, _), before = x.shape, kernel.shape[0] // 2
+    flipped = kernel[::-1].reshape(taps, width, groups, -1).transpose(0, 3, 2, 1)
+    flipped = flipped.reshape(taps, channels // groups, x.shape[2])
+    dx = _grouped_plain(g, flipped, groups, before=taps - 1 - before)
+    padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
+    padded = padded.reshape(batch, -1, groups, width).transpose(
+        2, 0, 1, 3
+    )  # [G, B, T + K - 1, C/G]
+    g = g.reshape(batch, frames, groups, -1).transpose(2, 0, 1, 3)  # [G, B, T, D/G]
+    product = lambda k: jnp.einsum("gbtc,gbtd->cgd", padded[:, :, k : k + frames], g)
+    return dx, jnp.stack([product(k) for k in range(taps)]).reshape(kernel.shape)
+
+
+_grouped.defvjp(
+    lambda x, kernel, groups: (_grouped_plain(x, kernel, groups), (x, kernel)), _grouped_backward
+)
+
+
 class LayerNorm(nn.Module):
-    """`layer_norm` with learned scale and bias."""
+    """`layer_norm` with learned scale and bias, and a GELU after it on demand."""
+
+    activate: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -96,7 +227,7 @@ class LayerNorm(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        return layer_norm(x, scale=scale, bias=bias)
+        return layer_norm(x, scale=scale, bias=bias, activate=self.activate)
 
 
 class Linear(nn.Module):

@@ -60,7 +60,7 @@ class PositionalConvolution(nn.Module):
                 x = zero_padding(x, padding_mask)
             kernel, bias = kernels[i].astype(x.dtype), biases[i].astype(x.dtype)
             x = layers.grouped_conv(x, kernel, bias, groups=self.groups)
-            x = layers.gelu(layers.layer_norm(x))
+            x = layers.layer_norm(x, activate=True)
         return x
 
 
