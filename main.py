@@ -33,7 +33,8 @@ def main(argv: list[str]) -> None:
         workdir = Path(_WORKDIR.value or config.workdir)
         data = config.data
         train_data = open_split(data, split=data.train_split, seed=config.seed)
-        print(f"training data: {train_data.plan.summary()}", flush=True)
+        print(f"training data: {train_data.plan.summary()}")
+        print(f"  {train_data.left_out} left out: under {data.min_seconds:g} s", flush=True)
         eval_data = open_split(data, split=data.eval_split, seed=0) if data.eval_split else None
         train(config, workdir=workdir, train_data=train_data, eval_data=eval_data)
     except (ManifestError, PipelineError, CheckpointError, TrainingError) as error:

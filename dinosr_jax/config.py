@@ -6,6 +6,7 @@ unit; all `*_steps` count optimizer updates.
 
 import difflib
 import json
+import math
 from typing import Any
 
 import ml_collections
@@ -198,10 +199,11 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     fractions = """teacher.decay teacher.end_decay codebook.decay codebook.end_decay mask.prob
         optimizer.init_scale optimizer.final_scale"""
     value = lambda field: _nested(c, field)
+    need(c.mesh.data == -1 or c.mesh.data > 0, "mesh.data", c.mesh.data, "-1, or more than 0")
     for field in positive.split():
-        need(value(field) > 0, field, value(field), "more than 0")
+        need(0 < value(field) < math.inf, field, value(field), "more than 0")
     for field in not_negative.split():
-        need(value(field) >= 0, field, value(field), "0 or more")
+        need(0 <= value(field) < math.inf, field, value(field), "0 or more")
     for field in shares.split():
         need(0 <= value(field) < 1, field, value(field), "at least 0 and less than 1")
     for field in fractions.split():

@@ -93,6 +93,7 @@ def records(workdir: Path) -> list[dict]:
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         record.pop("audio_seconds_per_second")
+        record.pop("num_bad_utterances")  # since the last record of the same process
         kept.append(record)
     return kept
 

@@ -45,8 +45,8 @@ def _gelu_slope(x: Array) -> Array:
 
 
 def _tail(x: Array) -> tuple[Array, Array, Array]:
-    """Magnitude a = |x|, exp(-a^2 / 2) and Phi(-a) / exp(-a^2 / 2); beyond 40 all is 0 or 1 anyway."""
-    a = jnp.minimum(jnp.abs(x), 40.0)
+    """Magnitude a = |x|, exp(-a^2 / 2) and Phi(-a) / exp(-a^2 / 2)."""
+    a = jnp.minimum(jnp.abs(x), 40.0)  # where the tail is 0 already, and no power of a overflows
     horner = lambda c: functools.reduce(lambda sum, k: sum * a + k, c[-2::-1], c[-1])
     return a, jnp.exp(-0.5 * a * a), horner(_TAIL_N) / horner(_TAIL_M)
 
@@ -255,15 +255,22 @@ def uniform_init(*, fan_in: int):
 def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
     """Inverted dropout.
 
+    One random word decides on two entries, one in each half of the last axis: threefry is most of
+    what dropout costs on CPU (8 of 38 ms for attention on [8, 199, 192], forward and backward).
+
     Args:
-      x: Any shape.
-      rate: Probability of a zero.
+      x: Any shape but a scalar.
+      rate: Probability of a zero, rounded to a multiple of 1 / 65,536.
       key: PRNG key, or None for the identity (evaluation).
 
     Returns:
       `x` with a share `rate` of its entries zeroed and the others divided by 1 - rate.
     """
-    if key is None or rate == 0.0:
+    threshold = min(round(rate * 2**16), 2**16 - 1)
+    if key is None or threshold == 0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    *outer, width = x.shape
+    bits = jax.random.bits(key, (*outer, (width + 1) // 2), jnp.uint32)
+    halves = [bits >> 16 >= threshold, bits & 0xFFFF >= threshold]
+    keep = jnp.concatenate(halves, axis=-1)[..., :width]
+    return jnp.where(keep, x / (1.0 - threshold / 2**16), jnp.zeros_like(x))

@@ -73,18 +73,21 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, padding_mask: Array | None, *, key: Array | None) -> Array:
         """Maps x [B, T, D] to [B, T, D]; `key` switches dropout of the probabilities on."""
-        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
-        q = layers.Linear(x.shape[-1], name="query")(x).reshape(heads)  # [B, T, H, D/H]
-        k = layers.Linear(x.shape[-1], name="key")(x).reshape(heads)
-        v = layers.Linear(x.shape[-1], name="value")(x).reshape(heads)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q * heads[-1] ** -0.5, k).astype(jnp.float32)
+        width = x.shape[-1] // self.num_heads
+
+        def heads(name: str) -> Array:
+            y = layers.Linear(x.shape[-1], name=name)(x)
+            return y.reshape(*x.shape[:-1], self.num_heads, width).swapaxes(1, 2)  # [B, H, T, D/H]
+
+        q, k, v = heads("query"), heads("key"), heads("value")
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q * width**-0.5, k).astype(jnp.float32)
         if padding_mask is not None:
             lowest = jnp.finfo(jnp.float32).min
             logits = jnp.where(padding_mask[:, None, None, :], lowest, logits)
         probabilities = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         probabilities = layers.dropout(probabilities, rate=self.dropout, key=key)
-        y = jnp.einsum("bhqk,bkhd->bqhd", probabilities, v).reshape(x.shape)
-        return layers.Linear(x.shape[-1], name="output")(y)
+        y = jnp.einsum("bhqk,bhkd->bhqd", probabilities, v).swapaxes(1, 2)
+        return layers.Linear(x.shape[-1], name="output")(y.reshape(x.shape))
 
 
 class TransformerLayer(nn.Module):
@@ -152,14 +155,8 @@ class TransformerEncoder(nn.Module):
         Returns:
           `Layers`.
         """
-        width = x.shape[-1]
-        pos_conv = PositionalConvolution(
-            self.pos_conv_depth,
-            self.pos_conv_kernel,
-            self.pos_conv_groups,
-            self.padding_mode,
-            name="pos_conv",
-        )
+        shape = (self.pos_conv_depth, self.pos_conv_kernel, self.pos_conv_groups)
+        pos_conv = PositionalConvolution(*shape, self.padding_mode, name="pos_conv")
         x = zero_padding(x, padding_mask)
         x = layers.LayerNorm(name="layer_norm")(x + pos_conv(x, padding_mask))
         keys = None
@@ -177,9 +174,8 @@ class TransformerEncoder(nn.Module):
             parent=None,
         )
 
-        def init_layers(init_key):
-            init = lambda k: layer.init(k, jnp.zeros((1, 1, width)), None, key=None)["params"]
-            return jax.vmap(init)(jax.random.split(init_key, self.num_layers))
+        def init_layer(init_key):
+            return layer.init(init_key, jnp.zeros((1, 1, x.shape[-1])), None, key=None)["params"]
 
         def step(x, scanned):
             params, layer_keys = scanned
@@ -192,7 +188,8 @@ class TransformerEncoder(nn.Module):
                 ffn, block = jax.lax.cond(drop, lambda x: (jnp.zeros_like(x), x), run, x)
             return block, (ffn, block) if all_layers else (None, None)
 
-        stacked = self.param("layers", init_layers)
+        stack = lambda key: jax.vmap(init_layer)(jax.random.split(key, self.num_layers))
+        stacked = self.param("layers", stack)
         unroll = 1 if self.scan_layers else self.num_layers
         output, (ffn, block) = jax.lax.scan(step, x, (stacked, keys), unroll=unroll)
         return Layers(x, ffn, block, output)

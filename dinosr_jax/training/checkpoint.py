@@ -102,8 +102,15 @@ class Checkpoints:
             raise self._failed(None, error) from error
 
     def close(self) -> None:
-        """Gives the threads of the manager back."""
-        self._manager.close()
+        """Ends the saves in progress and gives the threads of the manager back.
+
+        Raises:
+          CheckpointError: One of the saves could not be written.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._failed(None, error) from error
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
         complete = [s for s in self.steps_on_disk() if s != step]

@@ -1,6 +1,7 @@
 """What a run writes down: metrics.jsonl, TensorBoard events, curves as PNG."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from dinosr_jax.training.curves import draw_curves
+
+_LOG = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -25,21 +28,34 @@ class RunLog:
         self._events = SummaryWriter(str(workdir / "events"), purge_step=start_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a record; it has a `step` and a `loss`."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Adds a record; it has a `step` and a `loss`.
+
+        Raises:
+          OSError: The disk is full or gone; names the file.
+        """
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         for name, value in record.items():
             if name != "step":
                 self._events.add_scalar(name, value, record["step"])
 
     def draw(self) -> None:
-        """Draws the curves of all records so far."""
-        draw_curves(self.path, self.figure)
+        """Draws the curves of all records so far; where that fails, says so and goes on."""
+        try:
+            draw_curves(self.path, self.figure)
+        except OSError as error:
+            _LOG.warning("%s could not be drawn: %s", self.figure, error)
 
     def close(self) -> None:
-        """Ends the files."""
-        self._file.close()
-        self._events.close()
+        """Ends the files; what a full disk does not take is lost, and said."""
+        for file in (self._file, self._events):
+            try:
+                file.close()
+            except OSError as error:
+                _LOG.warning("%s could not be ended: %s", self.path, error)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -120,7 +121,7 @@ class _Run:
             return step
         self.log = RunLog(self.workdir, start_step=step)
         self.bar = tqdm(total=c.num_steps, initial=step, unit="update", dynamic_ncols=True)
-        self.seconds, self.since = 0.0, time.monotonic()
+        self.seconds, self.num_bad, self.since = 0.0, 0, time.monotonic()
         batches = self.train_data.batches(step, c.num_steps - step)
         try:
             for speech, batch in _to_devices(self.mesh, batches):
@@ -148,11 +149,14 @@ class _Run:
         _LOG.info("%s at update %d (from %d); checkpoint saved", done, step, start)
         return step
 
+    def _say(self, text: str) -> None:
+        self.bar.write(text, file=sys.stderr)  # where the bar is
+
     def _announce_shape(self, shape: tuple[int, ...]) -> None:
         if shape not in self.seen_shapes:
             self.seen_shapes.add(shape)
             seconds = shape[1] / 16_000
-            self.bar.write(f"compiling for batches of {shape[0]} x {seconds:.2f} s ...")
+            self._say(f"compiling for batches of {shape[0]} x {seconds:.2f} s ...")
 
     def _settle(self, extra: dict[str, float] | None = None, *, always: bool = False) -> None:
         """Fetches the metrics of the pending update, checks and records them."""
@@ -162,6 +166,7 @@ class _Run:
         record = {"step": pending.step} | to_record(pending.metrics)
         self._check_finite(record, pending)
         self.seconds += pending.seconds
+        self.num_bad += pending.num_bad
         self.bar.update()
         self.bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         if not always and pending.step % self.config.log_steps:
@@ -170,11 +175,11 @@ class _Run:
         record["audio_seconds_per_second"] = self.seconds / max(now - self.since, 1e-9)
         record["audio_seconds"] = pending.seconds
         record["epoch"] = pending.step / self.train_data.batches_per_epoch
-        record["num_bad_utterances"] = pending.num_bad
+        record["num_bad_utterances"] = self.num_bad  # since the last record
         self.bar.set_postfix(
             loss=f"{record['loss']:.3f}", audio=f"{record['audio_seconds_per_second']:.1f} s/s"
         )
-        self.seconds, self.since = 0.0, now
+        self.seconds, self.num_bad, self.since = 0.0, 0, now
         self.log.write(record | (extra or {}))
 
     def _check_finite(self, record: dict[str, float], pending: Pending) -> None:
@@ -196,6 +201,7 @@ class _Run:
         """Metrics on held-out speech, over all its batches together; names start with eval_."""
         if self.eval_data is None:
             return {}
+        start = time.monotonic()
         number = min(self.config.eval_batches, self.eval_data.batches_per_epoch)
         statistics = None
         batches = _to_devices(self.mesh, self.eval_data.batches(0, number))
@@ -203,12 +209,13 @@ class _Run:
             found = self.eval_step(state, batch, jnp.asarray(k))
             statistics = found if statistics is None else jax.tree.map(jnp.add, statistics, found)
         metrics = to_record(prediction_metrics(statistics))
-        self.bar.write(
+        self._say(
             f"update {int(state.step)}: held-out loss {metrics['loss']:.3f}, accuracy "
             f"{metrics['accuracy']:.1%} (most frequent code {metrics['top_code_share']:.1%}), "
             f"target perplexity {metrics['target_perplexity']:.1f}"
         )
         self.log.draw()
+        self.since += time.monotonic() - start  # not counted in the speed of training
         return {f"eval_{name}": value for name, value in metrics.items()}
 
     def _save(self, step: int, state: TrainState) -> None:
