@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Training configuration (a .py file).")
@@ -22,6 +23,11 @@ def main(argv: list[str]) -> None:
     """Checks the configuration, opens the data and trains."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; see python main.py --help")
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a page a checkpoint
+    logger = logging.getLogger("dinosr_jax")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     from dinosr_jax.config import parse
     from dinosr_jax.data.manifest import ManifestError
     from dinosr_jax.data.pipeline import PipelineError, open_split
@@ -44,6 +50,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("dinosr_jax").setLevel(logging.INFO)
     app.run(main)

@@ -1,8 +1,9 @@
-"""Time of one update: python benchmarks/train_step.py [--shape=base] [--steps=5] [--torch].
+"""Time of one update: python benchmarks/train_step.py [--shape=S] [--steps=N] [--torch] [--both].
 
 With --torch the same update in eager PyTorch, on the encoder of `transformers`, is timed in the
 same process and in turn (JAX, PyTorch, JAX, ...), so that both see the same machine; the ratio is
 that of the medians. It needs `pip install torch transformers`. Both sides compute in float32.
+With --both the update is timed with the layers scanned and unrolled (config.model.scan_layers).
 """
 
 import argparse
@@ -35,8 +36,16 @@ from dinosr_jax.training.step import draw_mask, make_train_step
 SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0)}  # utterances, seconds
 
 
-def make_config(shape: str) -> ml_collections.ConfigDict:
-    """Configuration of a shape: the paper's network, a small one, or that of the quick start."""
+def make_config(shape: str, *, scan_layers: bool | None = None) -> ml_collections.ConfigDict:
+    """Configuration of a shape: the paper's network, a small one, or that of the quick start.
+
+    Args:
+      shape: Key of `SHAPES`.
+      scan_layers: In place of that of the configuration.
+
+    Returns:
+      Parsed configuration, in float32 on one device.
+    """
     config = quickstart.get_config() if shape == "quickstart" else published_recipe()
     config.compute_dtype = "float32"
     config.mesh.data = 1
@@ -46,6 +55,8 @@ def make_config(shape: str) -> ml_collections.ConfigDict:
         model.num_layers, model.num_heads = 6, 6
         model.width, model.ffn_dim = 192, 768
         model.num_codebooks, model.codebook_size = 4, 64
+    if scan_layers is not None:
+        config.model.scan_layers = scan_layers
     return parse(config)
 
 
@@ -112,33 +123,49 @@ def time_in_turn(sides: dict[str, Callable[[], float]], steps: int) -> dict[str,
 
 
 def main() -> None:
-    """Prints a table, and the same as one line of JSON."""
+    """Compiles, times and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--steps", type=int, default=7, help="timed updates (default 7)")
     parser.add_argument("--torch", action="store_true", help="time PyTorch too, in turn")
+    parser.add_argument("--both", action="store_true", help="time scanned and unrolled layers")
     arguments = parser.parse_args()
     config = make_config(arguments.shape)
     waveforms = make_waveforms(config, arguments.shape)
-    step, cost = make_jax_step(config, waveforms)
-    sides = {"jax": step}
+    sides, costs = {}, {}
+    sides["jax"], costs["jax"] = make_jax_step(config, waveforms)
+    if arguments.both:
+        scan = not config.model.scan_layers
+        name = "jax_scanned" if scan else "jax_unrolled"
+        other = make_config(arguments.shape, scan_layers=scan)
+        sides[name], costs[name] = make_jax_step(other, waveforms)
     if arguments.torch:
         sides["torch"] = make_peer(config, waveforms)
     measured = time_in_turn(sides, arguments.steps)
-    audio = waveforms.size / 16_000
-    result = {"shape": arguments.shape, "audio_seconds": audio, **cost}
-    print(f"{'side':8}{'median s':>10}{'least s':>10}{'CPU s':>10}{'audio s/s':>11}")
+    report(arguments.shape, waveforms.size / 16_000, measured, costs)
+
+
+def report(shape: str, audio_seconds: float, measured: dict[str, list], costs: dict) -> None:
+    """Prints a table, and the same as one line of JSON."""
+    result: dict[str, Any] = {"shape": shape, "audio_seconds": audio_seconds}
+    print(
+        f"{'side':14}{'median s':>10}{'least s':>10}{'CPU s':>10}{'audio s/s':>11}{'compile s':>11}"
+    )
     for name, times in measured.items():
         (median, cpu), (least, _) = np.median(times, axis=0), np.min(times, axis=0)
-        print(f"{name:8}{median:10.3f}{least:10.3f}{cpu:10.3f}{audio / median:11.1f}")
-        numbers = {"median": median, "least": least, "cpu": cpu, "audio_per_s": audio / median}
-        result |= {f"{name}_{key}": round(float(value), 4) for key, value in numbers.items()}
-    print(f"compiled in {cost['compile_seconds']} s; {cost['temporary_gib']} GiB of temporaries")
-    if arguments.torch:
-        for key in ("median", "least", "cpu"):
-            result[f"ratio_{key}"] = round(result[f"torch_{key}"] / result[f"jax_{key}"], 2)
-        others = f"{result['ratio_least']} by least times, {result['ratio_cpu']} by CPU time"
-        print(f"JAX is {result['ratio_median']} times as fast as PyTorch ({others})")
+        compiled = costs.get(name, {}).get("compile_seconds", "")
+        speed = audio_seconds / median
+        print(f"{name:14}{median:10.3f}{least:10.3f}{cpu:10.3f}{speed:11.1f}{compiled:>11}")
+        numbers = {"median": median, "least": least, "cpu": cpu, "audio_per_s": speed}
+        result[name] = {key: round(float(value), 3) for key, value in numbers.items()}
+        result[name] |= costs.get(name, {})
+    for name in costs if "torch" in result else ():
+        median, least, cpu = (
+            round(result["torch"][key] / result[name][key], 2) for key in ("median", "least", "cpu")
+        )
+        result[name] |= {"ratio": median, "ratio_least": least, "ratio_cpu": cpu}
+        others = f"{least} by least times, {cpu} by CPU time"
+        print(f"{name} is {median} times as fast as PyTorch ({others})")
     print(json.dumps(result))
 
 

@@ -63,7 +63,7 @@ def get_config():
     data = config.data
     data.data_dir = "data/prepared/embedded"
     data.min_seconds = 1.0
-    data.max_seconds = 6.0
+    data.max_seconds = 4.0
     data.max_batch_seconds = 32.0
     data.max_rungs = 3
     data.batch_multiple = 8

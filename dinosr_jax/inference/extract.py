@@ -16,6 +16,7 @@ from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.model.dinosr import padding_mask
 from dinosr_jax.model.feature_encoder import num_frames, receptive_field
+from dinosr_jax.model.transformer import Layers
 from dinosr_jax.objective.codebook import Codebook
 from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
 from dinosr_jax.training.optimizer import make_optimizer
@@ -110,12 +111,26 @@ def extract(
       AudioError: The audio is shorter than the receptive field, or longer than 120 s.
     """
     check_layer(trained, layer)
-    layers = _all_layers(trained, waveform, network=network)
-    return np.asarray(getattr(layers, tensor)[layer - 1], np.float32)
+    layers, frames = padded_layers(trained, waveform, network=network)
+    return np.asarray(getattr(layers, tensor)[layer - 1, 0], np.float32)[:frames]
 
 
-def _all_layers(trained: Trained, waveform: np.ndarray, *, network: Network) -> Any:
-    """`Layers` of one utterance without its padding, [L, T, D] each."""
+def padded_layers(
+    trained: Trained, waveform: np.ndarray, *, network: Network
+) -> tuple[Layers, int]:
+    """All layers of one utterance, padded to a whole number of seconds.
+
+    Args:
+      trained: The network.
+      waveform: [S] at 16 kHz.
+      network: Student or teacher.
+
+    Returns:
+      `Layers` with a batch of one, on the device, and the number of real frames.
+
+    Raises:
+      AudioError: The audio is too short or too long.
+    """
     layers = trained.config.model.conv_layers
     shortest = receptive_field(layers)[0]
     samples, longest = len(waveform), int(MAX_SECONDS * audio.SAMPLE_RATE)
@@ -131,8 +146,7 @@ def _all_layers(trained: Trained, waveform: np.ndarray, *, network: Network) -> 
     padded[0, :samples] = audio.normalise(waveform)
     params = trained.full_params(network)
     found = _forward(trained.config, params, padded, jnp.asarray([samples], jnp.int32))
-    frames = num_frames(samples, layers)
-    return jax.tree.map(lambda x: np.asarray(x)[..., 0, :frames, :], found)
+    return found, num_frames(samples, layers)
 
 
 @partial(jax.jit, static_argnums=0)

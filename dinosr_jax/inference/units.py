@@ -3,12 +3,15 @@
 Shapes: S samples, T frames, D model, L layers, N codebooks.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinosr_jax.inference.extract import Trained, extract
+from dinosr_jax.inference.extract import Trained, padded_layers
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective.teacher import instance_normalise
+
+Array = jax.Array
 
 
 def codebook_of_layer(trained: Trained, layer: int) -> int:
@@ -42,7 +45,14 @@ def extract_units(trained: Trained, waveform: np.ndarray, *, layer: int) -> np.n
       AudioError: The audio is too short or too long.
     """
     k = codebook_of_layer(trained, layer)
-    ffn = extract(trained, waveform, layer=layer, tensor="ffn", network="teacher")
-    targets = instance_normalise(jnp.asarray(ffn)[None, None])  # [1, 1, T, D]
-    one = codebooks.Codebook(trained.codebook.sums[k : k + 1], trained.codebook.counts[k : k + 1])
-    return np.asarray(codebooks.assign(one, targets))[0, 0]
+    layers, frames = padded_layers(trained, waveform, network="teacher")
+    return np.asarray(_codes(trained.codebook, layers.ffn, frames, k, layer - 1))[:frames]
+
+
+@jax.jit
+def _codes(codebook: codebooks.Codebook, ffn: Array, frames: int, k: int, layer: int) -> Array:
+    """Codes [T] of ffn [L, 1, T, D] of one utterance, of which `frames` are real."""
+    one = jax.tree.map(lambda x: x[k][None], codebook)
+    z = ffn[layer][None]  # [1, 1, T, D]
+    targets = instance_normalise(z, jnp.arange(z.shape[2])[None] >= frames)
+    return codebooks.assign(one, targets)[0, 0]
