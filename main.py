@@ -49,5 +49,13 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the flags; an unknown config field ends the program with one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        sys.exit("error: unknown field in a --config.FIELD flag: " + " ".join(str(error).split()))
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

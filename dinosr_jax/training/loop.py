@@ -201,6 +201,7 @@ class _Run:
         """Metrics on held-out speech, over all its batches together; names start with eval_."""
         if self.eval_data is None:
             return {}
+        jax.block_until_ready(state)
         start = time.monotonic()
         number = min(self.config.eval_batches, self.eval_data.batches_per_epoch)
         statistics = None
