@@ -52,10 +52,19 @@ def _tail(x: Array) -> tuple[Array, Array, Array]:
 
 
 def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
+    x, g = _anew((x, g))
     return ((g.astype(jnp.float32) * _gelu_slope(x.astype(jnp.float32))).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _anew(arrays: Any) -> Any:
+    """The same arrays, from which XLA on CPU computes anew what the forward pass computed too.
+
+    Otherwise it keeps exp(-x^2 / 2) and the like from there: more memory, and two passes more.
+    """
+    return jax.lax.optimization_barrier(arrays) if jax.default_backend() == "cpu" else arrays
 
 
 def layer_norm(
@@ -106,7 +115,7 @@ def _normalise_forward(x, scale, bias, eps, activate):
 
 
 def _normalise_backward(eps, activate, saved, g):
-    x, mean, inverse, scale, bias = saved
+    (x, mean, inverse, scale, bias), g = _anew((saved, g))
     if activate:
         slope = _gelu_slope((x - mean) * inverse * _row(scale, x) + _row(bias, x))
         g = jax.lax.optimization_barrier(g * slope)
