@@ -139,3 +139,21 @@ def test_three_updates(golden, state, scan_layers):
     for name in expected:
         close(found[name], expected[name], 1e-5)
     print("worst", worst)
+
+
+def test_gradients_of_the_first_update(golden, state):
+    config = golden_config()
+    model = make_model(config)
+    mask, codes = jnp.asarray(golden["mask"]), jnp.asarray(golden["codeword_ids"])
+
+    def loss(params):
+        projected = apply(model, params, jnp.asarray(golden["waveforms"]), method="project")
+        hidden = apply(model, params, projected, mask=mask, method="encode").output
+        logits = apply(model, params, hidden, method="predict")
+        return jnp.mean(prediction_loss(logits, codes, mask))
+
+    gradients = jax.grad(loss)(state.params)
+    close(gradients["mask_embedding"]["embedding"], golden["grad_mask_embedding"], 1e-5)
+    conv = gradients["feature_encoder"]["conv_0"]["kernel"].transpose(2, 1, 0)
+    close(conv, golden["grad_conv0"], 1e-5)
+    close(gradients["heads"]["kernel"][0].T, golden["grad_head0"], 1e-5)
