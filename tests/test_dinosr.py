@@ -18,12 +18,7 @@ from dinosr_jax.training.step import apply, teacher_targets
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def tiny_config(**fields):

@@ -16,12 +16,7 @@ FRAMES_20_SECONDS = 999
 SIZE, FRAMES = 400, 120  # one shape for most tests: each is compiled once
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @functools.cache

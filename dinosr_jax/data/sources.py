@@ -93,7 +93,7 @@ def read_source(folder: str | os.PathLike) -> Source:
         raise SourceError(
             f"--source={folder}: expected a folder of audio, found {found}. Check the path."
         )
-    found = _find_files(folder)
+    found = find_files(folder)
     audio = {path: stat for path, stat in found.items() if is_audio(path)}
     if not audio:
         raise SourceError(_no_audio_message(folder, found))
@@ -110,7 +110,7 @@ def read_source(folder: str | os.PathLike) -> Source:
     return Source(folder, files, tuple(left_out), tuple(notes), digest.hexdigest())
 
 
-def _find_files(folder: Path) -> dict[str, os.stat_result]:
+def find_files(folder: Path) -> dict[str, os.stat_result]:
     """All files under a folder by relative posix path; links are followed, once each."""
 
     def refuse(error: OSError) -> None:
@@ -160,7 +160,7 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
         except UnicodeEncodeError:
             left_out.append((ascii(path), "its name is not valid UTF-8; rename it"))
             del audio[path]
-    ids = _unique_ids(audio)
+    ids = unique_ids(audio)
     texts = _read_trans_texts(folder, found)
     table: dict[str, dict[str, str]] = {}
     has_splits = False
@@ -221,7 +221,7 @@ def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
     """Reads index.tsv: many utterances a file."""
     del found
     per_file, lines = collections.defaultdict(list), {}
-    shard_ids = _unique_ids(audio)
+    shard_ids = unique_ids(audio)
     for where, row in _tsv_rows(folder / INDEX_NAME, required=INDEX_COLUMNS):
         shard = Path(row["shard"]).as_posix()
         if shard not in audio:
@@ -297,7 +297,7 @@ def _without_extension(path: str) -> str:
     return os.path.splitext(path)[0]
 
 
-def _unique_ids(paths: Iterable[str]) -> dict[str, str]:
+def unique_ids(paths: Iterable[str]) -> dict[str, str]:
     """Ids: the path without its extension, with it where two files would share an id."""
     ids = {path: _without_extension(path) for path in paths}
     while True:

@@ -1,6 +1,5 @@
 """The recordings that a command is given: a file, a folder, or a split of a prepared dataset."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.sources import is_audio
+from dinosr_jax.data.sources import find_files, is_audio, unique_ids
 
 
 class Recording(NamedTuple):
@@ -33,6 +32,7 @@ def open_inputs(path: str | Path, *, split: str = "") -> list[Recording]:
 
     Raises:
       AudioError: There is nothing at the path, or no audio in it.
+      SourceError: A folder cannot be listed.
       ManifestError: No such dataset or split.
     """
     path = Path(path)
@@ -42,20 +42,14 @@ def open_inputs(path: str | Path, *, split: str = "") -> list[Recording]:
         return [Recording(path.stem, partial(audio.load, path, name=str(path)))]
     if not path.is_dir():
         raise audio.AudioError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file() and is_audio(file.name))
+    files = sorted(name for name in find_files(path) if is_audio(name))
     if not files:
         raise audio.AudioError(
             f"{path}: no audio file in this folder; for a prepared dataset, name its --split"
         )
-    stems = [str(file.relative_to(path).with_suffix("")) for file in files]
-    count = Counter(stems)
-    ids = [
-        stem if count[stem] == 1 else str(file.relative_to(path))
-        for stem, file in zip(stems, files, strict=True)
-    ]
     return [
-        Recording(name, partial(audio.load, file, name=str(file)))
-        for name, file in zip(ids, files, strict=True)
+        Recording(id_, partial(audio.load, path / name, name=str(path / name)))
+        for name, id_ in unique_ids(files).items()
     ]
 
 

@@ -113,25 +113,25 @@ class Checkpoints:
             raise self._failed(None, error) from error
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        complete = [s for s in self.steps_on_disk() if s != step]
+        complete = [s for s in self._steps_on_disk() if s != step]
         kept = f"step {complete[-1]} is complete" if complete else "no checkpoint is complete"
         free = shutil.disk_usage(self.directory).free / 2**20
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         return CheckpointError(
             f"saving a checkpoint into {self.directory} failed ({free:,.0f} MB free there): "
-            f"{first}\nNothing older was touched: {kept}. Free or repair the disk and run the same "
-            "command again to go on from there."
+            f"{_first_line(error)}\nNothing older was touched: {kept}. Free or repair the disk and "
+            "run the same command again to go on from there."
         )
 
-    def steps_on_disk(self) -> list[int]:
+    def _steps_on_disk(self) -> list[int]:
         """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
     def restore_latest(self, abstract_state: Any, *, check: Any = None) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
-        One that is damaged is moved aside, to `damaged-STEP` (unless read_only), with a warning
-        that says so, and the one before it is read.
+        One that cannot be read is named in a warning and the one before it is read. Only when that
+        succeeds is it moved aside, to `damaged-STEP` (unless read_only): where none can be read,
+        the cause may be another, and all stay where they are.
 
         Args:
           abstract_state: Shapes, types and shardings of the state.
@@ -142,15 +142,15 @@ class Checkpoints:
           The checkpoint, or None where the run has none at all.
 
         Raises:
-          CheckpointError: There are checkpoints, and all are damaged.
+          CheckpointError: There are checkpoints, and none can be read.
         """
-        steps = self.steps()
+        steps, damaged = self.steps(), []
         for step in reversed(steps):
             try:
                 names = {"config": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}
                 read = self._manager.restore(step, args=ocp.args.Composite(**names))
             except Exception as error:  # damaged files raise many kinds of errors
-                self._move_aside(step, error)
+                damaged.append(self._damaged(step, error))
                 continue
             if check is not None:
                 check(read.config, read.data)
@@ -159,27 +159,38 @@ class Checkpoints:
                 state = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
                 state = jax.tree.map(lambda x: x.copy(), state)  # own the buffers: it is donated
             except Exception as error:
-                self._move_aside(step, error)
+                damaged.append(self._damaged(step, error))
                 continue
+            self._move_aside(damaged)
             return Restored(step, state, read.config, read.data)
         if steps:
             raise CheckpointError(
-                f"all {len(steps)} checkpoints in {self.directory} are damaged (see above). Put a "
-                "whole one back, or start anew with another --workdir."
+                f"none of the {len(steps)} checkpoints in {self.directory} can be read; see above. "
+                "All were left as they are. If memory or disk were short, try again; if they are "
+                "damaged, put a whole one back, or start anew with another --workdir."
             )
         return None
 
-    def _move_aside(self, step: int, error: Exception) -> None:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        _LOG.warning("DAMAGED checkpoint %d in %s: %s", step, self.directory, first[:300])
-        if self._read_only:
+    def _damaged(self, step: int, error: Exception) -> int:
+        first = _first_line(error)[:300]
+        _LOG.warning("DAMAGED checkpoint %d in %s: %s", step, self.directory, first)
+        return step
+
+    def _move_aside(self, steps: list[int]) -> None:
+        if self._read_only or not steps:
             return
-        target = self.directory / f"damaged-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        (self.directory / str(step)).rename(target)
-        _LOG.warning("it was moved to %s; the one before it is used", target.name)
+        for step in steps:
+            target = self.directory / f"damaged-{step}"
+            while target.exists():  # of an earlier time: nothing is overwritten
+                target = target.with_name(f"{target.name}-again")
+            (self.directory / str(step)).rename(target)
+            _LOG.warning("it was moved to %s; the one before it is used", target.name)
         self._manager.close()
         self._manager = self._open()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def check_same_run(

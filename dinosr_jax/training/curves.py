@@ -1,6 +1,5 @@
 """The curves of a run as one picture."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +22,17 @@ _PANELS: Sequence[tuple[str, tuple[str, ...], bool, bool]] = (
 )
 
 
-def draw_curves(records_path: Path, figure_path: Path) -> None:
-    """Draws metrics.jsonl into a PNG, replaced atomically.
+def draw_curves(records: Sequence[dict[str, Any]], figure_path: Path) -> None:
+    """Draws the records of a run into a PNG, replaced atomically.
 
     Args:
-      records_path: A metrics.jsonl.
+      records: Of metrics.jsonl, in the order of the steps.
       figure_path: PNG to write.
     """
     # The object interface: no global state, no display, safe beside a user's own figures.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in records_path.read_text().splitlines()]
     if not records:
         return
     figure = Figure(figsize=(16, 10), layout="constrained")

@@ -45,7 +45,7 @@ class RunLog:
     def draw(self) -> None:
         """Draws the curves of all records so far; where that fails, says so and goes on."""
         try:
-            draw_curves(self.path, self.figure)
+            draw_curves(read_records(self.path), self.figure)
         except OSError as error:
             _LOG.warning("%s could not be drawn: %s", self.figure, error)
 
@@ -74,6 +74,11 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_records(path) if record["step"] <= step]
+    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, also where the process is killed or the disk full."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary.write_text(text)
     os.replace(temporary, path)

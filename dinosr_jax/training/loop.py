@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from dinosr_jax.config import to_text
 from dinosr_jax.training import sharding
 from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
-from dinosr_jax.training.logs import RunLog
+from dinosr_jax.training.logs import RunLog, replace_text
 from dinosr_jax.training.metrics import prediction_metrics, to_record
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
@@ -72,24 +72,20 @@ def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | Non
       CheckpointError: The checkpoints belong to another run, or cannot be written.
       TrainingError: The workdir cannot be used, or the loss is not finite.
     """
-    lock = _claim(workdir)
-    mesh = sharding.make_mesh(config)
-    optimizer = make_optimizer(config)
-    init = lambda: init_state(config, optimizer=optimizer)
-    abstract, make = sharding.make_state(mesh, init)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep=config.keep_checkpoints, keep_every=config.keep_every_steps
-    )
-    try:
-        state = _restore(checkpoints, abstract, config, train_data.fingerprint)
-        state = make() if state is None else state
-        (workdir / "config.json").write_text(to_text(config) + "\n")
-        with _stop_signals() as stop:
+    with _claim(workdir), _stop_signals() as stop:
+        mesh = sharding.make_mesh(config)
+        optimizer = make_optimizer(config)
+        abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
+        keep = {"keep": config.keep_checkpoints, "keep_every": config.keep_every_steps}
+        checkpoints = Checkpoints(workdir / "checkpoints", **keep)
+        try:
+            state = _restore(checkpoints, abstract, config, train_data.fingerprint)
+            state = make() if state is None else state
+            replace_text(workdir / "config.json", to_text(config) + "\n")
             run = _Run(config, workdir, mesh, abstract, checkpoints, train_data, eval_data)
             return run.run(state, stop)
-    finally:
-        checkpoints.close()
-        lock.close()
+        finally:
+            checkpoints.close()
 
 
 class _Run:
@@ -129,8 +125,7 @@ class _Run:
                 state, metrics = self.train_step(state, batch)
                 self._settle()  # the step before, while this one runs
                 step += 1
-                details = (speech.ids, speech.seconds, speech.num_bad)
-                self.pending = Pending(step, metrics, *details)
+                self.pending = Pending(step, metrics, speech.ids, speech.seconds, speech.num_bad)
                 last = step == c.num_steps or stop.is_set()
                 evaluate = step % c.eval_steps == 0 or step == c.num_steps
                 if evaluate or last or step % c.checkpoint_steps == 0:

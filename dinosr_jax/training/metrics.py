@@ -76,7 +76,8 @@ def prediction_metrics(statistics: Statistics) -> dict[str, Array]:
       always guessing the most frequent code would reach); target_perplexity and
       prediction_perplexity (2^H of the mean one-hot code, and of the mean softmax); codeword_use
       (share of the codewords that occur); position_information (I(code; position) / H(position),
-      position in bins of 10 frames: codes that follow the position in the crop are not phones).
+      position in bins of 10 frames: codes that follow the position in the crop are not phones;
+      an estimate of few frames is too high, so compare those of equally many).
     """
     frames = jnp.maximum(statistics.frames, 1)
     target = jnp.sum(statistics.codes, axis=1) / frames  # [N, V]
