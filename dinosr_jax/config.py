@@ -62,6 +62,8 @@ def _model() -> ml_collections.ConfigDict:
     model.num_codebooks = 8  # average_top_k_layers
     model.codebook_size = 256  # codebook_size
     model.scan_layers = True  # one layer compiled once; False unrolls (same parameters)
+    # what the backward pass computes anew: 'none', all but the products with weights ('dots'), 'full'
+    model.remat = "dots"
     return model
 
 
@@ -211,6 +213,7 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     choices = {
         "compute_dtype": ("float32", "bfloat16"),
         "model.padding_mode": ("zero", "fairseq"),
+        "model.remat": ("none", "dots", "full"),
         "teacher.scope": ("encoder", "full"),
         "teacher.init": ("copy", "reinit"),
     }

@@ -125,10 +125,11 @@ def check_conv(found, backward, reference, x, kernel):
         np.testing.assert_allclose(np.sum(gradient * direction), expected, atol=3e-6 * size)
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (3, 1), (4, 3)])
+@pytest.mark.parametrize(("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (3, 1), (4, 3), (2, 4)])
 @pytest.mark.parametrize("frames", [40, 41])
-def test_strided_conv(kernel, stride, frames):
-    x, w = normal(0, 2, frames, 6), normal(1, kernel, 6, 5)
+@pytest.mark.parametrize("channels", [1, 6])
+def test_strided_conv(kernel, stride, frames, channels):
+    x, w = normal(0, 2, frames, channels), normal(1, kernel, channels, 5)
     found, backward = jax.vjp(lambda x, w: layers.strided_conv(x, w, stride=stride), x, w)
     conv = {"stride": stride, "groups": 1, "before": 0, "after": 0}
     check_conv(found, backward, lambda x, w: reference_conv(x, w, **conv), x, w)

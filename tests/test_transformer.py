@@ -119,6 +119,20 @@ def test_scanned_and_unrolled_layers_agree(params):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_anew_is_the_same(params, remat):
+    key, rates = jax.random.key(3), {"dropout": 0.2, "attention_dropout": 0.2, "layerdrop": 0.4}
+
+    def gradients(kind):
+        loss = lambda p, x: jnp.sum(run(encoder(**rates, remat=kind), p, x, key=key).output[..., 0])
+        return jax.grad(loss, (0, 1))(params, inputs())
+
+    kept, anew = gradients("none"), gradients(remat)
+    assert any(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(kept))
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(anew), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_layers_are_left_out_unless_asked_for(params):
     found = runner(encoder(), all_layers=False)(params, inputs(), None, None)
     assert found.ffn is None and found.block is None

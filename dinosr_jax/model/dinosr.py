@@ -85,6 +85,7 @@ class DinoSR(nn.Module):
             activation_dropout=c.activation_dropout,
             layerdrop=c.layerdrop,
             scan_layers=c.scan_layers,
+            remat=c.remat,
         )
         self.heads = Heads(c.num_codebooks, c.codebook_size)
 

@@ -159,12 +159,48 @@ def strided_conv(x: Array, kernel: Array, *, stride: int) -> Array:
     Returns:
       [B, U, D] with U = floor((T - K) / stride) + 1.
     """
+    return (_strided if jax.default_backend() == "cpu" else _strided_plain)(x, kernel, stride)
+
+
+def _strided_plain(x: Array, kernel: Array, stride: int) -> Array:
     return jax.lax.conv_general_dilated(
         x, kernel, window_strides=(stride,), padding="VALID", dimension_numbers=_LAYOUT
     )
 
 
 _LAYOUT = ("NWC", "WIO", "NWC")
+
+# XLA's gradient of x convolves with zeros between the frames, on one core; a convolution for each
+# phase of the stride does not: 245 ms instead of 340 for [4, 12799, 512], K 3, stride 2, and 53
+# instead of 111 for [8, 12799, 128].
+_strided = jax.custom_vjp(_strided_plain, nondiff_argnums=(2,))
+
+
+def _strided_backward(stride, saved, g):
+    x, kernel = saved
+    rows = -(-kernel.shape[0] // stride)  # taps a phase, at most
+
+    def phase(first: int) -> Array:
+        """Gradient of every stride-th frame of x, from `first` on: [B, U + rows - 1, C]."""
+        taps = kernel[first::stride][::-1].swapaxes(1, 2)  # [k, D, C]
+        if not len(taps):
+            return jnp.zeros((g.shape[0], g.shape[1] + rows - 1, x.shape[2]), g.dtype)
+        padding = [(len(taps) - 1, rows - 1)]
+        return jax.lax.conv_general_dilated(g, taps, (1,), padding, dimension_numbers=_LAYOUT)
+
+    dx = jnp.stack([phase(first) for first in range(stride)], axis=2)
+    dx = dx.reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]
+    dx = jnp.pad(dx, ((0, 0), (0, x.shape[1] - dx.shape[1]), (0, 0)))  # frames that no window met
+    if x.shape[2] == 1:  # the waveform: 11 ms instead of 50
+        windows = [x[:, k::stride][:, : g.shape[1], 0] for k in range(kernel.shape[0])]
+        return dx, jnp.einsum("kbu,bud->kd", jnp.stack(windows), g)[:, None]
+    _, by_kernel = jax.vjp(lambda kernel: _strided_plain(x, kernel, stride), kernel)
+    return dx, *by_kernel(g)
+
+
+_strided.defvjp(
+    lambda x, kernel, stride: (_strided_plain(x, kernel, stride), (x, kernel)), _strided_backward
+)
 
 
 def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:

@@ -14,6 +14,16 @@ from dinosr_jax.model import layers
 
 Array = jax.Array
 PaddingMode = Literal["zero", "fairseq"]
+Remat = Literal["none", "dots", "full"]
+
+# What the backward pass finds in memory of each layer; it computes the rest anew. 'none' computes
+# nothing anew, yet names its residuals too: without a policy, the branches of LayerDrop would
+# store a copy of each layer's weights.
+_SAVED = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with the weights
+    "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input only
+}
 
 
 class Layers(NamedTuple):
@@ -134,6 +144,7 @@ class TransformerEncoder(nn.Module):
     activation_dropout: float
     layerdrop: float
     scan_layers: bool
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -190,6 +201,7 @@ class TransformerEncoder(nn.Module):
 
         stack = lambda key: jax.vmap(init_layer)(jax.random.split(key, self.num_layers))
         stacked = self.param("layers", stack)
+        step = jax.checkpoint(step, policy=_SAVED[self.remat], prevent_cse=False)
         unroll = 1 if self.scan_layers else self.num_layers
         output, (ffn, block) = jax.lax.scan(step, x, (stacked, keys), unroll=unroll)
         return Layers(x, ffn, block, output)

@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 MAY_CHANGE = frozenset(
     """workdir num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
     keep_every_steps mesh.data data.data_dir data.eval_split data.num_workers
-    data.prefetch_batches model.scan_layers""".split()
+    data.prefetch_batches model.scan_layers model.remat""".split()
 )
 
 
