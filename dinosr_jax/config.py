@@ -62,7 +62,7 @@ def _model() -> ml_collections.ConfigDict:
     model.num_codebooks = 8  # average_top_k_layers
     model.codebook_size = 256  # codebook_size
     model.scan_layers = True  # one layer compiled once; False unrolls (same parameters)
-    # what the backward pass computes anew: 'none', all but the products with weights ('dots'), 'full'
+    # the backward pass computes anew: 'none', 'dots' (all but products with weights) or 'full'
     model.remat = "dots"
     return model
 
