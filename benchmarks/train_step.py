@@ -1,13 +1,16 @@
 """Time of one update: python benchmarks/train_step.py [--shape=S] [--steps=N] [--torch] [--both].
 
-With --torch the same update in eager PyTorch, on the encoder of `transformers`, is timed in the
-same process and in turn (JAX, PyTorch, JAX, ...), so that both see the same machine; the ratio is
-that of the medians. It needs `pip install torch transformers`. Both sides compute in float32.
+With --torch the same update in eager PyTorch, on the encoder of `transformers`, is timed in turn
+(JAX, PyTorch, JAX, ...), so that both see the same machine; the ratio is that of the medians. Each
+side has a process of its own, with its own defaults, and sleeps in the other's turns: in one
+process each takes threads, allocator and caches from the other. It needs
+`pip install torch transformers`. Both sides compute in float32.
 With --both the update is timed with the layers scanned and unrolled (config.model.scan_layers).
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -16,10 +19,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# PyTorch's threads otherwise spin while they wait. On an idle machine that makes PyTorch 10% faster
-# and takes the cores from JAX in its turns; with other jobs, PyTorch takes 10 s instead of 4.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ml_collections
@@ -104,22 +103,60 @@ def make_peer(config: Any, waveforms: np.ndarray) -> Callable[[], float]:
     return make_torch_step(config, waveforms, np.asarray(mask))
 
 
-def time_in_turn(sides: dict[str, Callable[[], float]], steps: int) -> dict[str, list[tuple]]:
+def make_step(side: str, shape: str) -> tuple[Callable[[], float], dict]:
+    """The update of a side: 'jax', 'jax_scanned', 'jax_unrolled' or 'torch'.
+
+    Returns:
+      Function that returns the loss, and what was measured while it was made.
+    """
+    scan_layers = {"jax_scanned": True, "jax_unrolled": False}.get(side)
+    config = make_config(shape, scan_layers=scan_layers)
+    waveforms = make_waveforms(config, shape)
+    if side == "torch":
+        return make_peer(config, waveforms), {}
+    return make_jax_step(config, waveforms)
+
+
+def serve(side: str, shape: str, pipe: Any) -> None:
+    """Child process of a side: makes it, then does and times one update a message."""
+    step, cost = make_step(side, shape)
+    pipe.send(cost)
+    while pipe.recv():
+        start, start_cpu = time.perf_counter(), time.process_time()
+        loss = step()
+        pipe.send((time.perf_counter() - start, time.process_time() - start_cpu, loss))
+
+
+def time_in_turn(sides: list[str], shape: str, steps: int) -> tuple[dict, dict]:
     """Wall-clock and CPU seconds of `steps` updates of every side, after two that do not count.
 
     CPU time is that of all threads: the steadier measure where other jobs run.
+
+    Returns:
+      Measured times and what was measured while a side was made, both by side.
     """
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    context, pipes, costs = multiprocessing.get_context("spawn"), {}, {}
+    for name in sides:  # one after the other: compiling would disturb the next
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(target=serve, args=(name, shape, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            costs[name] = pipes[name].recv()
+        except EOFError:
+            sys.exit(f"error: {name} did not start; see above")
     for number in range(-2, steps):
-        for name, step in sides.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            loss = step()
-            elapsed = time.perf_counter() - start, time.process_time() - start_cpu
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            elapsed, cpu, loss = pipe.recv()
             if not np.isfinite(loss):
                 sys.exit(f"error: the loss of {name} is {loss}")
             if number >= 0:
-                measured[name].append(elapsed)
-    return measured
+                measured[name].append((elapsed, cpu))
+    for pipe in pipes.values():
+        pipe.send(False)
+    return measured, costs
 
 
 def main() -> None:
@@ -130,19 +167,11 @@ def main() -> None:
     parser.add_argument("--torch", action="store_true", help="time PyTorch too, in turn")
     parser.add_argument("--both", action="store_true", help="time scanned and unrolled layers")
     arguments = parser.parse_args()
-    config = make_config(arguments.shape)
-    waveforms = make_waveforms(config, arguments.shape)
-    sides, costs = {}, {}
-    sides["jax"], costs["jax"] = make_jax_step(config, waveforms)
-    if arguments.both:
-        scan = not config.model.scan_layers
-        name = "jax_scanned" if scan else "jax_unrolled"
-        other = make_config(arguments.shape, scan_layers=scan)
-        sides[name], costs[name] = make_jax_step(other, waveforms)
-    if arguments.torch:
-        sides["torch"] = make_peer(config, waveforms)
-    measured = time_in_turn(sides, arguments.steps)
-    report(arguments.shape, waveforms.size / 16_000, measured, costs)
+    sides = ["jax_scanned", "jax_unrolled"] if arguments.both else ["jax"]
+    sides += ["torch"] * arguments.torch
+    measured, costs = time_in_turn(sides, arguments.shape, arguments.steps)
+    utterances, seconds = SHAPES[arguments.shape]
+    report(arguments.shape, utterances * seconds, measured, costs)
 
 
 def report(shape: str, audio_seconds: float, measured: dict[str, list], costs: dict) -> None:
@@ -159,7 +188,7 @@ def report(shape: str, audio_seconds: float, measured: dict[str, list], costs: d
         numbers = {"median": median, "least": least, "cpu": cpu, "audio_per_s": speed}
         result[name] = {key: round(float(value), 3) for key, value in numbers.items()}
         result[name] |= costs.get(name, {})
-    for name in costs if "torch" in result else ():
+    for name in [side for side in costs if side != "torch" and "torch" in result]:
         median, least, cpu = (
             round(result["torch"][key] / result[name][key], 2) for key in ("median", "least", "cpu")
         )
