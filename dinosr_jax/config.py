@@ -39,7 +39,9 @@ def published_recipe() -> ml_collections.ConfigDict:
     config.optimizer = _optimizer()
     config.data = _data()
     config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1  # devices along the data axis; -1 takes all
+    config.mesh.data = -1  # devices along the axis; -1, for one of them, takes what is left
+    config.mesh.fsdp = 1  # cuts the batch too, and the state
+    config.mesh.tensor = 1  # cuts heads, feed-forward and codewords
     return config
 
 
@@ -64,6 +66,7 @@ def _model() -> ml_collections.ConfigDict:
     model.scan_layers = True  # one layer compiled once; False unrolls (same parameters)
     # the backward pass computes anew: 'none', 'dots' (all but products with weights) or 'full'
     model.remat = "dots"
+    model.attention = "xla"  # or 'cudnn': flash attention on GPU, where no probability is dropped
     return model
 
 
@@ -91,6 +94,7 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.b2 = 0.98  # adam_betas[1]
     optimizer.eps = 1e-6  # adam_eps
     optimizer.weight_decay = 0.01  # weight_decay
+    optimizer.accumulation_steps = 1  # update_freq; micro-batches that a batch is computed in
     optimizer.clip_norm = 0.0  # clip_norm; 0 does not clip
     return optimizer
 
@@ -190,8 +194,8 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     positive = """num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
         model.num_layers model.width model.ffn_dim model.num_heads model.pos_conv_width
         model.pos_conv_depth model.pos_conv_groups model.num_codebooks model.codebook_size
-        teacher.freeze_step teacher.freeze_feature_encoder_step mask.length data.min_seconds
-        data.max_batch_seconds data.max_rungs
+        optimizer.accumulation_steps teacher.freeze_step teacher.freeze_feature_encoder_step
+        mask.length data.min_seconds data.max_batch_seconds data.max_rungs
         data.batch_multiple data.num_workers data.prefetch_batches"""
     not_negative = """seed keep_every_steps codebook.decay_steps mask.min_spans
         optimizer.learning_rate optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps
@@ -201,7 +205,10 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     fractions = """teacher.decay teacher.end_decay codebook.decay codebook.end_decay mask.prob
         optimizer.init_scale optimizer.final_scale"""
     value = lambda field: _nested(c, field)
-    need(c.mesh.data == -1 or c.mesh.data > 0, "mesh.data", c.mesh.data, "-1, or more than 0")
+    for axis, size in c.mesh.items():
+        need(size == -1 or size > 0, f"mesh.{axis}", size, "-1, or more than 0")
+    fills = [axis for axis, size in c.mesh.items() if size == -1]
+    need(len(fills) < 2, "mesh", fills, "one axis of -1 at most")
     for field in positive.split():
         need(0 < value(field) < math.inf, field, value(field), "more than 0")
     for field in not_negative.split():
@@ -214,6 +221,7 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
         "compute_dtype": ("float32", "bfloat16"),
         "model.padding_mode": ("zero", "fairseq"),
         "model.remat": ("none", "dots", "full"),
+        "model.attention": ("xla", "cudnn"),
         "teacher.scope": ("encoder", "full"),
         "teacher.init": ("copy", "reinit"),
     }
@@ -226,6 +234,8 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     if errors:
         return
     need(m.width % m.num_heads == 0, "model.width", m.width, f"a multiple of {m.num_heads} heads")
+    half = c.compute_dtype == "bfloat16" or m.attention == "xla"
+    need(half, "model.attention", m.attention, "'xla', or compute_dtype 'bfloat16' for cuDNN")
     groups = f"a multiple of the {m.pos_conv_groups} groups of the positional convolution"
     need(m.width % m.pos_conv_groups == 0, "model.width", m.width, groups)
     layers = f"at most the {m.num_layers} layers"

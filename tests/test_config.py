@@ -99,7 +99,7 @@ def test_ints_are_accepted_as_floats_and_lists_as_tuples():
 @pytest.mark.parametrize(
     ("field", "hint"),
     [
-        ("config.model.zzz", "known: activation_dropout, attention_dropout"),
+        ("config.model.zzz", "known: activation_dropout, attention, "),
         ("config.teacher.freez_step", "did you mean 'freeze_step'?"),
         ("config.num_step", "did you mean 'num_steps'?"),
         ("config.optimiser", "did you mean 'optimizer'?"),

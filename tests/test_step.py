@@ -1,5 +1,6 @@
 """The update as a whole: meshes, freezing, padding, donation and evaluation."""
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,11 +50,11 @@ def noise(*, size=16, samples=8000, seed=0):
     return np.random.default_rng(seed).normal(size=(size, samples)).astype(np.float32)
 
 
-def train(*, devices, start=None):
-    """Five updates on a mesh of some devices; `states` and `metrics` are on the host."""
+def train(*, data=1, fsdp=1, tensor=1, start=None, updates=UPDATES, **more):
+    """Some updates on a mesh; `states` and `metrics` are on the host."""
     changes = {"teacher__freeze_step": FREEZE, "teacher__freeze_feature_encoder_step": FREEZE}
-    config = tiny_config(mesh__data=devices, model__layerdrop=0.3, **changes)
-    assert config.model.dropout == config.model.attention_dropout == 0.1
+    changes |= {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
+    config = tiny_config(**({"model__layerdrop": 0.3} | changes | more))
     mesh = sharding.make_mesh(config)
     init = lambda: init_state(config, optimizer=make_optimizer(config))
     abstract, make = sharding.make_state(mesh, init)
@@ -61,7 +62,7 @@ def train(*, devices, start=None):
     state = make() if start is None else jax.device_put(start, where)
     step = sharding.jit_train_step(mesh, make_train_step(config), abstract)
     states, metrics = [jax.device_get(state)], []
-    for k in range(UPDATES):
+    for k in range(updates):
         batch = sharding.shard_batch(mesh, noise(seed=k))
         state, on_device = step(state, batch)
         states.append(jax.device_get(state))
@@ -71,12 +72,21 @@ def train(*, devices, start=None):
 
 @pytest.fixture(scope="module")
 def eight():
-    return train(devices=8)
+    return train(data=8)
 
 
 @pytest.fixture(scope="module")
 def one(eight):
-    return train(devices=1, start=eight.states[0])
+    assert eight.config.model.dropout == eight.config.model.attention_dropout == 0.1
+    return train(start=eight.states[0], updates=3)
+
+
+MESHES = ({"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
+
+
+@pytest.fixture(scope="module", params=MESHES, ids=str)
+def cut(request, eight):
+    return train(start=eight.states[0], updates=3, **request.param)
 
 
 def same(a, b):
@@ -112,19 +122,90 @@ def test_state_is_replicated_and_the_batch_cut(eight):
         assert planned.shape == leaf.shape and planned.dtype == leaf.dtype
         assert planned.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
     waveforms = eight.batch.waveforms
-    assert waveforms.sharding.spec == PartitionSpec("data")
+    assert waveforms.sharding.spec == PartitionSpec(("data", "fsdp"))
     assert {shard.device for shard in waveforms.addressable_shards} == devices
     assert {shard.data.shape for shard in waveforms.addressable_shards} == {(2, 8000)}
 
 
+# end of a leaf's path -> which of its axes are cut by fsdp, and by tensor; all others are whole
+CUT = {
+    r"feature_encoder/conv_\d/kernel": (2, None),
+    r"feature_projection/linear/kernel": (0, None),
+    r"encoder/pos_conv/kernel": (3, None),
+    r"attention/(query|key|value)/kernel": (1, 2),
+    r"attention/(query|key|value)/bias": (None, 1),
+    r"attention/output/kernel": (2, 1),
+    r"ffn_in/kernel": (1, 2),
+    r"ffn_in/bias": (None, 1),
+    r"ffn_out/kernel": (2, 1),
+    r"heads/kernel": (1, 2),
+    r"heads/bias": (None, 1),
+    r"codebook/sums": (2, 1),
+    r"codebook/counts": (None, 1),
+}
+
+
+def test_every_leaf_of_the_state_is_cut_as_planned(cut):
+    seen = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cut.state):
+        name, size = jax.tree_util.keystr(path, simple=True, separator="/"), list(leaf.shape)
+        for pattern, axes in CUT.items():
+            if re.search(f"(^|/){pattern}$", name):
+                seen.add(pattern)
+                for axis, parts in zip(axes, (cut.fsdp, cut.tensor), strict=True):
+                    if axis is not None:
+                        size[axis] //= parts
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {tuple(size)}, name
+        assert leaf.sharding.device_set == set(jax.devices())
+    assert seen == set(CUT)
+    sizes = {shard.data.shape for shard in cut.batch.waveforms.addressable_shards}
+    assert sizes == {(16 // (cut.data * cut.fsdp), 8000)}
+
+
+def close_runs(found, expected):
+    for k in range(3):
+        close(found.metrics[k], expected.metrics[k])
+        close(found.states[k + 1].params, expected.states[k + 1].params)
+        close(found.states[k + 1].teacher_params, expected.states[k + 1].teacher_params)
+        close(found.states[k + 1].codebook, expected.states[k + 1].codebook)
+        assert found.states[k + 1].step == expected.states[k + 1].step == k + 1
+
+
 def test_one_device_is_eight_devices(one, eight):
     assert {d for leaf in jax.tree.leaves(one.state) for d in leaf.devices()} == {jax.devices()[0]}
-    for k in range(3):
-        close(one.metrics[k], eight.metrics[k])
-        close(one.states[k + 1].params, eight.states[k + 1].params)
-        close(one.states[k + 1].teacher_params, eight.states[k + 1].teacher_params)
-        close(one.states[k + 1].codebook, eight.states[k + 1].codebook)
-        assert one.states[k + 1].step == eight.states[k + 1].step == k + 1
+    close_runs(eight, one)
+
+
+def test_one_device_is_any_mesh(one, cut):
+    close_runs(cut, one)
+
+
+def test_sizes_that_a_mesh_does_not_divide_stay_whole():
+    config = tiny_config(mesh__data=1, mesh__fsdp=8, model__codebook_size=12, model__ffn_dim=63)
+    mesh = sharding.make_mesh(config)
+    init = lambda: init_state(config, optimizer=make_optimizer(config))
+    params = sharding.make_state(mesh, init)[0].params
+    layers = params["encoder"]["layers"]
+    assert layers["ffn_in"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    mesh = sharding.make_mesh(tiny_config(mesh__data=1, mesh__tensor=8))
+    layers = sharding.make_state(mesh, init)[0].params["encoder"]["layers"]
+    assert layers["ffn_in"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp", None)
+    assert layers["ffn_in"]["bias"].sharding.spec == PartitionSpec(None, None)
+
+
+NO_DROPOUT = {"model__dropout": 0.0, "model__attention_dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def whole(eight):
+    return train(start=eight.states[0], updates=3, **NO_DROPOUT)
+
+
+@pytest.mark.parametrize(("count", "data"), [(4, 1), (2, 8)])
+def test_micro_batches_give_the_update_of_the_whole_batch(whole, eight, count, data):
+    more = {"optimizer__accumulation_steps": count, "data__batch_multiple": 16}
+    found = train(data=data, start=eight.states[0], updates=3, **NO_DROPOUT, **more)
+    close_runs(found, whole)
 
 
 def test_no_recompilation(eight):
@@ -352,9 +433,28 @@ def test_random_keys_change_with_the_step(padded, monkeypatch):
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 8
 
 
-def test_mesh_that_does_not_fit_is_an_error():
-    with pytest.raises(ValueError, match=r"config\.mesh\.data: found 9, expected 1 to 8"):
-        sharding.make_mesh(tiny_config(mesh__data=9))
-    with pytest.raises(ValueError, match=r"config\.data\.batch_multiple: 12 utterances"):
-        sharding.make_mesh(tiny_config(mesh__data=8, data__batch_multiple=12))
-    assert sharding.make_mesh(tiny_config()).size == 8
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh__data": 9}, r"config\.mesh: found data 9, fsdp 1, tensor 1; .* is 1 to 8"),
+        ({"mesh__data": -1, "mesh__fsdp": 16}, r"config\.mesh: found data -1, fsdp 16"),
+        (
+            {"mesh__data": 2, "mesh__fsdp": 4, "data__batch_multiple": 12},
+            r"config\.data\.batch_multiple: 12 .* 8 devices .* multiple of 8",
+        ),
+        (
+            {"optimizer__accumulation_steps": 2},
+            r"config\.data\.batch_multiple: 8 .* in 2 micro-batches; .* multiple of 16",
+        ),
+    ],
+)
+def test_mesh_that_does_not_fit_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(tiny_config(**changes))
+
+
+def test_an_axis_of_minus_one_takes_what_is_left():
+    assert dict(sharding.make_mesh(tiny_config()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    config = tiny_config(mesh__data=2, mesh__fsdp=-1, mesh__tensor=2)
+    assert dict(sharding.make_mesh(config).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert sharding.make_mesh(tiny_config(mesh__data=1)).size == 1

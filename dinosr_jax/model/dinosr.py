@@ -53,6 +53,7 @@ class Heads(nn.Module):
         kernel = self.param("kernel", init, (n, width, v))
         bias = self.param("bias", init, (n, v))
         logits = jnp.einsum("btd,ndv->nbtv", x, kernel.astype(x.dtype)).astype(jnp.float32)
+        logits = layers.place(logits, None, "batch", None, "codewords")
         return logits + jnp.broadcast_to(bias[:, None, None, :], logits.shape)
 
 
@@ -86,6 +87,7 @@ class DinoSR(nn.Module):
             layerdrop=c.layerdrop,
             scan_layers=c.scan_layers,
             remat=c.remat,
+            attention=c.attention,
         )
         self.heads = Heads(c.num_codebooks, c.codebook_size)
 
@@ -101,7 +103,7 @@ class DinoSR(nn.Module):
 
     def project(self, waveforms: Array) -> Array:
         """Waveforms [B, S] to projected, unmasked features [B, T, D]."""
-        return self.feature_projection(self.convolve(waveforms))
+        return layers.place(self.feature_projection(self.convolve(waveforms)), "batch")
 
     def encode(
         self,
@@ -110,6 +112,7 @@ class DinoSR(nn.Module):
         mask: Array | None = None,
         padding_mask: Array | None = None,
         key: Array | None = None,
+        layerdrop_key: Array | None = None,
         all_layers: bool = False,
     ) -> Layers:
         """Runs the transformer on projected features.
@@ -119,13 +122,15 @@ class DinoSR(nn.Module):
           mask: [B, T] bool, True where the frame becomes the mask embedding; None masks nothing.
           padding_mask: [B, T] bool, True on padding; None where nothing is padded.
           key: PRNG key of dropout and LayerDrop; None evaluates.
+          layerdrop_key: That of LayerDrop, where it is another: micro-batches drop the same layers.
           all_layers: Keep `ffn` and `block` of every layer.
 
         Returns:
           `Layers`.
         """
         x = projected if mask is None else self.mask_embedding(projected, mask)
-        return self.encoder(x, padding_mask, key=key, all_layers=all_layers)
+        keys = {"key": key, "layerdrop_key": layerdrop_key}
+        return self.encoder(x, padding_mask, **keys, all_layers=all_layers)
 
     def predict(self, x: Array) -> Array:
         """Last layer's `block` [B, T, D] to the heads' logits [N, B, T, V], float32."""

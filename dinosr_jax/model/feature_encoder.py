@@ -53,7 +53,8 @@ class ConvBlock(nn.Module):
         """Maps x [B, T, C] to [B, (T - kernel) // stride + 1, channels]."""
         shape = (self.kernel, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x = layers.strided_conv(x, kernel.astype(x.dtype), stride=self.stride)
+        kernel = layers.place(kernel.astype(x.dtype))  # whole: x is cut by the batch alone
+        x = layers.place(layers.strided_conv(x, kernel, stride=self.stride), "batch")
         return layers.LayerNorm(activate=True, name="layer_norm")(x)
 
 

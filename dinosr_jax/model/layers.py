@@ -8,15 +8,56 @@ gradients are used.
 Shapes: B batch, T frames in, U frames out, C channels in, D channels out, K kernel, G groups.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+
+
+class Target(NamedTuple):
+    """What the network is traced for: a platform, and how a mesh cuts activations.
+
+    `place` takes an array and the names of its first axes ('batch', 'heads', 'ffn', 'codewords',
+    or None for one that is not cut). `split` takes a function (x [B, ...], parameters) -> [B, ...]
+    and gives the one that every device runs on its own part of the batch.
+    """
+
+    platform: str
+    place: Callable[[Array, tuple[str | None, ...]], Array]
+    split: Callable[[Callable], Callable]
+
+
+_TARGET: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def traced_for(target: Target) -> Iterator[None]:
+    """While entered, the network is traced for `target`, not for one device of jax's default."""
+    token = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def place(x: Array, *axes: str | None) -> Array:
+    """Tells the compiler how x is cut by the mesh; without one, x as it is."""
+    target = _TARGET.get()
+    return x if target is None else target.place(x, axes)
+
+
+def platform() -> str:
+    """The platform that the network is traced for: 'cpu', 'gpu' or 'tpu'."""
+    target = _TARGET.get()
+    return jax.default_backend() if target is None else target.platform
 
 
 # Gaussian tail: Phi(-a) = exp(-a^2 / 2) * N(a) / M(a) to 5e-10 for a >= 0, a minimax fit
@@ -65,7 +106,7 @@ def _anew(arrays: Any) -> Any:
 
     Otherwise it keeps exp(-x^2 / 2) and the like from there: more memory, and two passes more.
     """
-    return jax.lax.optimization_barrier(arrays) if jax.default_backend() == "cpu" else arrays
+    return jax.lax.optimization_barrier(arrays) if platform() == "cpu" else arrays
 
 
 def layer_norm(
@@ -91,7 +132,7 @@ def layer_norm(
     y = x.astype(jnp.float32)
     scale = jnp.ones(x.shape[-1:]) if scale is None else scale
     bias = jnp.zeros(x.shape[-1:]) if bias is None else bias
-    normalise = _normalise if jax.default_backend() == "cpu" else _normalise_plain
+    normalise = _normalise if platform() == "cpu" else _normalise_plain
     return normalise(y, scale, bias, eps, activate).astype(x.dtype)
 
 
@@ -159,7 +200,7 @@ def strided_conv(x: Array, kernel: Array, *, stride: int) -> Array:
     Returns:
       [B, U, D] with U = floor((T - K) / stride) + 1.
     """
-    return (_strided if jax.default_backend() == "cpu" else _strided_plain)(x, kernel, stride)
+    return (_strided if platform() == "cpu" else _strided_plain)(x, kernel, stride)
 
 
 def _strided_plain(x: Array, kernel: Array, stride: int) -> Array:
@@ -218,8 +259,11 @@ def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:
     Returns:
       [B, T, D].
     """
-    convolve = _grouped if jax.default_backend() == "cpu" else _grouped_plain
-    y = convolve(x, kernel, groups)
+    own = _grouped if platform() == "cpu" else _grouped_plain
+    convolve = lambda x, kernel: own(x, kernel, groups)
+    target = _TARGET.get()
+    # XLA would gather the batch for it: its partitioner cuts no grouped convolution
+    y = convolve(x, kernel) if target is None else target.split(convolve)(x, kernel)
     return y + jnp.broadcast_to(bias, y.shape)
 
 

@@ -15,6 +15,7 @@ from dinosr_jax.model import layers
 Array = jax.Array
 PaddingMode = Literal["zero", "fairseq"]
 Remat = Literal["none", "dots", "full"]
+Attention = Literal["xla", "cudnn"]
 
 # What the backward pass finds in memory of each layer; it computes the rest anew. 'none' computes
 # nothing anew, yet names its residuals too: without a policy, the branches of LayerDrop would
@@ -75,10 +76,15 @@ class PositionalConvolution(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases on q, k, v and output; softmax in float32."""
+    """Multi-head self-attention with biases on q, k, v and output; softmax in float32.
+
+    `attention='cudnn'` is flash attention, on GPU. It has no dropout of the probabilities: where
+    they are dropped (in the student, unless `dropout` is 0), and on CPU and TPU, XLA computes.
+    """
 
     num_heads: int
     dropout: float
+    attention: Attention = "xla"
 
     @nn.compact
     def __call__(self, x: Array, padding_mask: Array | None, *, key: Array | None) -> Array:
@@ -87,17 +93,42 @@ class SelfAttention(nn.Module):
 
         def heads(name: str) -> Array:
             y = layers.Linear(x.shape[-1], name=name)(x)
-            return y.reshape(*x.shape[:-1], self.num_heads, width).swapaxes(1, 2)  # [B, H, T, D/H]
+            y = y.reshape(*x.shape[:-1], self.num_heads, width)  # [B, T, H, D/H]
+            return layers.place(y, "batch", None, "heads")
 
         q, k, v = heads("query"), heads("key"), heads("value")
+        if self.uses_cudnn(key):
+            y = _flash_attention(q, k, v, padding_mask)
+        else:
+            y = self.attend(q, k, v, padding_mask, key)
+        return layers.place(layers.Linear(x.shape[-1], name="output")(y.reshape(x.shape)), "batch")
+
+    def uses_cudnn(self, key: Array | None) -> bool:
+        """Whether cuDNN computes."""
+        drops = key is not None and self.dropout > 0
+        return self.attention == "cudnn" and layers.platform() == "gpu" and not drops
+
+    def attend(self, q, k, v, padding_mask: Array | None, key: Array | None) -> Array:
+        """Attention of queries, keys and values [B, T, H, D/H]; the same shape."""
+        q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))  # [B, H, T, D/H]
+        width = q.shape[-1]
         logits = jnp.einsum("bhqd,bhkd->bhqk", q * width**-0.5, k).astype(jnp.float32)
         if padding_mask is not None:
             lowest = jnp.finfo(jnp.float32).min
             logits = jnp.where(padding_mask[:, None, None, :], lowest, logits)
-        probabilities = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        probabilities = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         probabilities = layers.dropout(probabilities, rate=self.dropout, key=key)
-        y = jnp.einsum("bhqk,bhkd->bhqd", probabilities, v).swapaxes(1, 2)
-        return layers.Linear(x.shape[-1], name="output")(y.reshape(x.shape))
+        return jnp.einsum("bhqk,bhkd->bhqd", probabilities, v).swapaxes(1, 2)
+
+
+def _flash_attention(q: Array, k: Array, v: Array, padding_mask: Array | None) -> Array:
+    """The same by cuDNN, which takes padding as the number of real frames of each utterance."""
+    lengths = None
+    if padding_mask is not None:
+        lengths = jnp.sum(~padding_mask, axis=1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
 
 
 class TransformerLayer(nn.Module):
@@ -108,6 +139,7 @@ class TransformerLayer(nn.Module):
     dropout: float
     attention_dropout: float
     activation_dropout: float
+    attention: Attention = "xla"
 
     @nn.compact
     def __call__(
@@ -115,13 +147,14 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Array, Array]:
         """Maps x [B, T, D] to its `ffn` and `block` tensors, [B, T, D]; key None: no dropout."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        attention = SelfAttention(self.num_heads, self.attention_dropout, name="attention")
-        y = attention(x, padding_mask, key=keys[0])
+        options = (self.num_heads, self.attention_dropout, self.attention)
+        y = SelfAttention(*options, name="attention")(x, padding_mask, key=keys[0])
         y = layers.dropout(y, rate=self.dropout, key=keys[1])
         x = layers.LayerNorm(name="attention_layer_norm")(x + y)
-        h = layers.gelu(layers.Linear(self.ffn_dim, name="ffn_in")(x))  # [B, T, F]
+        h = layers.place(layers.Linear(self.ffn_dim, name="ffn_in")(x), "batch", None, "ffn")
+        h = layers.gelu(h)  # [B, T, F]
         h = layers.dropout(h, rate=self.activation_dropout, key=keys[2])
-        ffn = layers.Linear(x.shape[-1], name="ffn_out")(h)
+        ffn = layers.place(layers.Linear(x.shape[-1], name="ffn_out")(h), "batch")
         y = layers.dropout(ffn, rate=self.dropout, key=keys[3])
         return ffn, layers.LayerNorm(name="ffn_layer_norm")(x + y)
 
@@ -145,6 +178,7 @@ class TransformerEncoder(nn.Module):
     layerdrop: float
     scan_layers: bool
     remat: Remat = "none"
+    attention: Attention = "xla"
 
     @nn.compact
     def __call__(
@@ -153,6 +187,7 @@ class TransformerEncoder(nn.Module):
         padding_mask: Array | None,
         *,
         key: Array | None = None,
+        layerdrop_key: Array | None = None,
         all_layers: bool = False,
     ) -> Layers:
         """Encodes projected (and, in the student, masked) features.
@@ -161,6 +196,7 @@ class TransformerEncoder(nn.Module):
           x: [B, T, D] projected features.
           padding_mask: [B, T] bool, True on padding, or None where nothing is padded.
           key: PRNG key of dropout and LayerDrop; None evaluates.
+          layerdrop_key: That of LayerDrop, if not `key`.
           all_layers: Keep the two tensors of every layer.
 
         Returns:
@@ -172,9 +208,11 @@ class TransformerEncoder(nn.Module):
         x = layers.LayerNorm(name="layer_norm")(x + pos_conv(x, padding_mask))
         keys = None
         if key is not None:
+            layerdrop_key, _ = jax.random.split(key if layerdrop_key is None else layerdrop_key)
             key, input_key = jax.random.split(key)
             x = layers.dropout(x, rate=self.dropout, key=input_key)
-            keys = jax.random.split(key, (self.num_layers, 2))  # dropout, LayerDrop
+            split = lambda key: jax.random.split(key, (self.num_layers, 2))
+            keys = split(key)[:, 0], split(layerdrop_key)[:, 1]
 
         layer = TransformerLayer(
             self.num_heads,
@@ -182,6 +220,7 @@ class TransformerEncoder(nn.Module):
             self.dropout,
             self.attention_dropout,
             self.activation_dropout,
+            self.attention,
             parent=None,
         )
 

@@ -50,31 +50,41 @@ def assign(codebook: Codebook, targets: Array) -> Array:
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
-def update(
-    codebook: Codebook, targets: Array, codes: Array, mask: Array, *, decay: Array | float
-) -> Codebook:
+def statistics(targets: Array, codes: Array, mask: Array, *, codebook_size: int) -> Codebook:
+    """Sums and counts of the masked frames of every codeword; those of several batches add up.
+
+    Args:
+      targets: [N, B, T, D] float32.
+      codes: [N, B, T] int32.
+      mask: [B, T] bool, the frames that count.
+      codebook_size: V.
+
+    Returns:
+      Sums and counts, to move codebooks towards.
+    """
+    chosen = jax.nn.one_hot(codes, codebook_size, dtype=jnp.float32)  # [N, B, T, V]
+    chosen = chosen * jnp.broadcast_to(mask[None, :, :, None], chosen.shape)
+    precision = jax.lax.Precision.HIGHEST
+    sums = jnp.einsum("nbtv,nbtd->nvd", chosen, targets, precision=precision)
+    return Codebook(sums, jnp.sum(chosen, axis=(1, 2)))
+
+
+def update(codebook: Codebook, found: Codebook, *, decay: Array | float) -> Codebook:
     """Moves the codebooks towards the masked frames of the global batch.
 
     Args:
       codebook: N codebooks.
-      targets: [N, B, T, D] float32.
-      codes: [N, B, T] int32, assigned before this update.
-      mask: [B, T] bool, the frames that count.
+      found: `statistics` of the whole batch, whose codes were assigned before this update.
       decay: Share that the old statistics keep, where a codeword got frames at all.
 
     Returns:
       The new codebooks; a codeword that got no frame stays as it is.
     """
-    size = codebook.counts.shape[-1]
-    chosen = jax.nn.one_hot(codes, size, dtype=jnp.float32)  # [N, B, T, V]
-    chosen = chosen * jnp.broadcast_to(mask[None, :, :, None], chosen.shape)
-    counts = jnp.sum(chosen, axis=(1, 2))  # [N, V]
-    precision = jax.lax.Precision.HIGHEST
-    sums = jnp.einsum("nbtv,nbtd->nvd", chosen, targets, precision=precision)
-    used = counts > 0
+    used = found.counts > 0
+    move = lambda old, new: decay * old + (1 - decay) * new
     return Codebook(
-        jnp.where(used[..., None], decay * codebook.sums + (1 - decay) * sums, codebook.sums),
-        jnp.where(used, decay * codebook.counts + (1 - decay) * counts, codebook.counts),
+        jnp.where(used[..., None], move(codebook.sums, found.sums), codebook.sums),
+        jnp.where(used, move(codebook.counts, found.counts), codebook.counts),
     )
 
 

@@ -10,23 +10,30 @@ import optax
 Array = jax.Array
 
 
-def masked_mean(values: Array, mask: Array) -> Array:
-    """Mean of values [..., B, T] over the masked frames (mask [B, T]) of the global batch."""
-    mask = jnp.broadcast_to(mask, values.shape)
-    kept = jnp.sum(jnp.where(mask, values, 0.0), axis=(-2, -1))
-    return kept / jnp.maximum(jnp.sum(mask, axis=(-2, -1)), 1)
+def masked_mean(values: Array, mask: Array, *, num_masked: Array | None = None) -> Array:
+    """Mean of values [..., B, T] over the masked frames (mask [B, T]) of the global batch.
+
+    With `num_masked`, the frames masked in all micro-batches together, this is the share of one of
+    them: those of all add up to the mean.
+    """
+    num_masked = jnp.sum(mask) if num_masked is None else num_masked
+    kept = jnp.sum(jnp.where(jnp.broadcast_to(mask, values.shape), values, 0.0), axis=(-2, -1))
+    return kept / jnp.maximum(num_masked, 1)
 
 
-def prediction_loss(logits: Array, codes: Array, mask: Array) -> Array:
+def prediction_loss(
+    logits: Array, codes: Array, mask: Array, *, num_masked: Array | None = None
+) -> Array:
     """Cross-entropy of each codebook, averaged over the masked frames of the global batch.
 
     Args:
       logits: [N, B, T, V] float32, of the heads on the student's last layer.
       codes: [N, B, T] int32.
       mask: [B, T] bool.
+      num_masked: As in `masked_mean`.
 
     Returns:
       [N] float32; the training loss is its mean (paper equation 4).
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-    return masked_mean(losses, mask)
+    return masked_mean(losses, mask, num_masked=num_masked)

@@ -20,8 +20,9 @@ _LOG = logging.getLogger(__name__)
 # Fields that may change when a run goes on; any other would make it another run.
 MAY_CHANGE = frozenset(
     """workdir num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
-    keep_every_steps mesh.data data.data_dir data.eval_split data.num_workers
-    data.prefetch_batches model.scan_layers model.remat""".split()
+    keep_every_steps mesh.data mesh.fsdp mesh.tensor data.data_dir data.eval_split data.num_workers
+    data.prefetch_batches model.scan_layers model.remat model.attention
+    optimizer.accumulation_steps""".split()
 )
 
 

@@ -1,7 +1,9 @@
 """The mesh, and where every array lives on it. Nothing else knows of PartitionSpec."""
 
+import functools
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,48 +11,86 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinosr_jax.model.layers import Target, traced_for
 from dinosr_jax.training.state import Batch
 
-# First match wins: path of the leaf in the TrainState -> its axes. Data parallelism replicates
-# the state; the batch is cut along its first axis.
-RULES: tuple[tuple[str, P], ...] = ((r".*", P()),)
-BATCH = P("data")
+# Axes of the mesh: 'data' cuts the batch; 'fsdp' cuts the batch and the state; 'tensor' cuts heads,
+# feed-forward and codewords. First match wins: end of a leaf's path in the TrainState -> its axes.
+# Parameters, teacher and the moments of Adam end in the same names. The leading axis of
+# `encoder/layers` is that of the layers, of `heads` and `codebook` that of the codebooks.
+AXES = ("data", "fsdp", "tensor")
+RULES: tuple[tuple[str, P], ...] = (
+    (r"layers/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/attention/(query|key|value)/bias", P(None, "tensor")),
+    (r"layers/attention/output/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/ffn_in/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/ffn_in/bias", P(None, "tensor")),
+    (r"layers/ffn_out/kernel", P(None, "tensor", "fsdp")),
+    (r"pos_conv/kernel", P(None, None, None, "fsdp")),
+    (r"feature_encoder/conv_\d+/kernel", P(None, None, "fsdp")),
+    (r"feature_projection/linear/kernel", P("fsdp", None)),
+    (r"heads/kernel", P(None, "fsdp", "tensor")),
+    (r"heads/bias", P(None, "tensor")),
+    (r"codebook/sums", P(None, "tensor", "fsdp")),
+    (r"codebook/counts", P(None, "tensor")),
+    (r".*", P()),  # norms, other biases, counters: small
+)
+BATCH = P(("data", "fsdp"))
+# Name of an activation's axis (`layers.place`) -> axes of the mesh.
+ACTIVATIONS = {"batch": BATCH[0], "heads": "tensor", "ffn": "tensor", "codewords": "tensor"}
 
 
-def make_mesh(config: Any) -> Mesh:
+def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh over the devices of a configuration.
 
     Args:
-      config: Parsed configuration; `mesh.data` devices, or all with -1.
+      config: Parsed configuration; `mesh` has the number of devices along each axis, where one may
+        be -1 and takes what is left.
+      devices: To make it of; None for all that jax has. The mesh takes the first ones.
 
     Returns:
-      Mesh with the axis 'data'.
+      Mesh with the axes 'data', 'fsdp' and 'tensor'.
 
     Raises:
       ValueError: There are not as many devices, or batches cannot be cut by them.
     """
-    devices = jax.devices()
-    count = len(devices) if config.mesh.data == -1 else config.mesh.data
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.mesh[axis] for axis in AXES]
+    given = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // given if size == -1 else size for size in sizes]
+    count = math.prod(sizes)
     if not 0 < count <= len(devices):
-        found = f"found {count}, expected 1 to {len(devices)}, the devices of this machine, or -1"
-        raise ValueError(f"config.mesh.data: {found}")
-    multiple = config.data.batch_multiple
-    if multiple % count:
-        hint = f"set it to a multiple of {count}, or config.mesh.data to a divisor of {multiple}"
+        found = ", ".join(f"{axis} {config.mesh[axis]}" for axis in AXES)
         raise ValueError(
-            f"config.data.batch_multiple: {multiple} utterances cannot be dealt to the {count} "
-            f"devices of the mesh; {hint}"
+            f"config.mesh: found {found}; expected sizes whose product is 1 to {len(devices)}, "
+            "the number of devices, or -1 for one of them"
         )
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
+    if jax.process_count() > 1 and count != len(devices):
+        raise ValueError(
+            f"config.mesh: {count} of {len(devices)} devices; expected all of them where several "
+            "processes train together"
+        )
+    parts, accumulation = sizes[0] * sizes[1], config.optimizer.accumulation_steps
+    if config.data.batch_multiple % (parts * accumulation):
+        micro = f" in {accumulation} micro-batches" if accumulation > 1 else ""
+        raise ValueError(
+            f"config.data.batch_multiple: {config.data.batch_multiple} utterances cannot be dealt "
+            f"to the {parts} devices of the mesh's data and fsdp axes{micro}; set it to a multiple "
+            f"of {parts * accumulation}"
+        )
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices[:count])
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """Sharding of every leaf of a state, by `RULES`."""
+    """Sharding of every leaf of a state, by `RULES`; an axis that does not divide is not cut."""
 
-    def match(path, _):
+    def match(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, name))
-        return NamedSharding(mesh, spec)
+        spec = next(spec for pattern, spec in RULES if re.fullmatch(f"(.*/)?{pattern}", name))
+        divides = lambda size, axis: axis is not None and size % mesh.shape[axis] == 0
+        axes = [axis if divides(leaf.shape[i], axis) else None for i, axis in enumerate(spec)]
+        return NamedSharding(mesh, P(*axes))
 
     return jax.tree_util.tree_map_with_path(match, abstract_state)
 
@@ -88,14 +128,15 @@ def make_state(mesh: Mesh, init: Callable[[], Any]) -> tuple[Any, Any]:
 
 def make_local_state(init: Callable[[], Any]) -> Any:
     """The abstract state on the first device alone, to read a checkpoint of any mesh into."""
-    return make_state(Mesh(np.asarray(jax.devices()[:1]), ("data",)), init)[0]
+    device = np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1)
+    return make_state(Mesh(device, AXES), init)[0]
 
 
 def jit_train_step(mesh: Mesh, train_step: Callable, abstract_state: Any) -> Callable:
     """Compiles an update: state by `RULES` and donated, batch cut, metrics replicated."""
     shardings = state_shardings(mesh, abstract_state)
     return jax.jit(
-        train_step,
+        _on(mesh, train_step),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -105,4 +146,32 @@ def jit_train_step(mesh: Mesh, train_step: Callable, abstract_state: Any) -> Cal
 def jit_eval_step(mesh: Mesh, eval_step: Callable, abstract_state: Any) -> Callable:
     """Compiles an evaluation; the state is left alone."""
     shardings = (state_shardings(mesh, abstract_state), batch_sharding(mesh), replicated(mesh))
-    return jax.jit(eval_step, in_shardings=shardings, out_shardings=replicated(mesh))
+    return jax.jit(_on(mesh, eval_step), in_shardings=shardings, out_shardings=replicated(mesh))
+
+
+def _on(mesh: Mesh, step: Callable) -> Callable:
+    """The same function, traced for the devices of the mesh, with its activations cut by them.
+
+    Without a word on the activations, XLA would cut them like the parameters, and exchange them in
+    place of the (smaller) parameters.
+    """
+
+    def place(x, axes):
+        spec = P(*(ACTIVATIONS.get(axis) for axis in axes))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    specs = {
+        "in_specs": (BATCH, P()),
+        "out_specs": BATCH,
+        "axis_names": set(BATCH[0]),
+        "check_vma": False,
+    }
+    split = functools.partial(jax.shard_map, mesh=mesh, **specs)
+    target = Target(mesh.devices.flat[0].platform, place, split)
+
+    @functools.wraps(step)
+    def traced(*arguments):
+        with traced_for(target):
+            return step(*arguments)
+
+    return traced

@@ -46,25 +46,31 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         update = state.step + 1
-        padded = frame_padding(config, batch)
         # 1 mask
         mask = draw_mask(config, batch, stream_key(config.seed, "mask", state.step), sample_mask)
+        num_masked = jnp.sum(mask)
+        layerdrop_key = stream_key(config.seed, "dropout", state.step)
 
-        def student_loss(params):
+        def student_loss(params, batch, mask, key):
             projected = apply(model, params, batch.waveforms, method="project")  # [B, T, D]
             # 2 teacher targets
             targets = teacher_targets(config, model, state.teacher_params, projected, batch)
             # 3 codes
             codes = codebooks.assign(state.codebook, targets)  # [N, B, T]
             # 4 student loss and gradients
-            key = stream_key(config.seed, "dropout", state.step)
-            inputs = {"mask": mask, "padding_mask": padded, "key": key}
+            inputs = {"mask": mask, "padding_mask": frame_padding(config, batch)}
+            inputs |= {"key": key, "layerdrop_key": layerdrop_key}
             hidden = apply(model, params, projected, **inputs, method="encode").output
             logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
-            loss = jnp.mean(prediction_loss(logits, codes, mask))
-            return loss, (targets, codes, jax.lax.stop_gradient(logits))
+            loss = jnp.mean(prediction_loss(logits, codes, mask, num_masked=num_masked))
+            logits = jax.lax.stop_gradient(logits)
+            found = codebooks.statistics(targets, codes, mask, codebook_size=logits.shape[-1])
+            return loss, (found, prediction_statistics(logits, codes, mask, bins=bins))
 
-        gradients, (targets, codes, logits) = jax.grad(student_loss, has_aux=True)(state.params)
+        differentiate = lambda *micro: jax.grad(student_loss, has_aux=True)(state.params, *micro)
+        gradients, (found, statistics) = sum_micro_batches(
+            differentiate, batch, mask, layerdrop_key, count=config.optimizer.accumulation_steps
+        )
         # 5 optimizer
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -73,17 +79,42 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         student = teachers.teacher_parts(params, scope=config.teacher.scope)
         teacher = teachers.update_teacher(state.teacher_params, student, decay=decay)
         # 7 codebook
-        codebook = codebooks.update(
-            state.codebook, targets, codes, mask, decay=codebook_decay(config, update)
-        )
+        codebook = codebooks.update(state.codebook, found, decay=codebook_decay(config, update))
         # 8 metrics
-        metrics = prediction_metrics(prediction_statistics(logits, codes, mask, bins=bins))
+        metrics = prediction_metrics(statistics)
         metrics |= {"learning_rate": schedule(state.step), "ema_decay": decay}
-        metrics |= {"masked_share": jnp.sum(mask) / mask.size}
+        metrics |= {"masked_share": num_masked / mask.size}
         metrics |= norms(gradients=gradients, params=params, updates=updates)
         return TrainState(update, params, teacher, opt_state, codebook), metrics
 
     return train_step
+
+
+def sum_micro_batches(
+    function: Callable, batch: Batch, mask: Array, key: Array, *, count: int
+) -> Any:
+    """Sums what a function gives for the micro-batches of a batch, one after the other.
+
+    Args:
+      function: (Batch, mask, key) -> tree of float arrays, which add up over utterances.
+      batch: The whole batch, of B utterances.
+      mask: [B, T] bool.
+      key: Of dropout; every micro-batch gets its own.
+      count: Micro-batches; number k has the utterances k, k + count, ... so that every device
+        keeps those that it has.
+
+    Returns:
+      The tree of sums.
+    """
+    if count == 1:
+        return function(batch, mask, key)
+    deal = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+    micro = jax.tree.map(deal, (batch, mask))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    add = lambda total, inputs: (jax.tree.map(jnp.add, total, function(*inputs)), None)
+    first = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], (*micro, keys)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    return jax.lax.scan(add, zeros, (*micro, keys))[0]
 
 
 def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask):
