@@ -16,6 +16,10 @@ from ml_collections import config_flags  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Training configuration (a .py file).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: config.workdir.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes of a job.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 flags.mark_flag_as_required("config")
 
 
@@ -33,17 +37,21 @@ def main(argv: list[str]) -> None:
     from dinosr_jax.data.pipeline import PipelineError, open_split
     from dinosr_jax.training.checkpoint import CheckpointError
     from dinosr_jax.training.loop import TrainingError, train
+    from dinosr_jax.training.processes import ProcessError, is_first, join
 
     try:
         config = parse(_CONFIG.value)
+        if _DISTRIBUTED.value:
+            join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         workdir = Path(_WORKDIR.value or config.workdir)
         data = config.data
         train_data = open_split(data, split=data.train_split, seed=config.seed)
-        print(f"training data: {train_data.plan.summary()}")
-        print(f"  {train_data.left_out} left out: under {data.min_seconds:g} s", flush=True)
+        if is_first():
+            print(f"training data: {train_data.plan.summary()}")
+            print(f"  {train_data.left_out} left out: under {data.min_seconds:g} s", flush=True)
         eval_data = open_split(data, split=data.eval_split, seed=0) if data.eval_split else None
         train(config, workdir=workdir, train_data=train_data, eval_data=eval_data)
-    except (ManifestError, PipelineError, CheckpointError, TrainingError) as error:
+    except (ManifestError, PipelineError, CheckpointError, TrainingError, ProcessError) as error:
         sys.exit(f"error: {error}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

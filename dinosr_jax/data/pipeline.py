@@ -90,21 +90,32 @@ class SpeechData:
         self._prefetch_batches = prefetch_batches
 
     def batches(
-        self, start_step: int = 0, num_steps: int | None = None, *, rows: slice = slice(None)
+        self,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        *,
+        share: tuple[int, int, int] = (0, 1, 1),
     ) -> "BatchIterator":
         """Gives the batches from a step on.
 
         Args:
           start_step: the first step; starting late costs nothing.
           num_steps: how many; None for no end.
-          rows: which rows of the global batch to read (those of this host).
+          share: (first, last, parts): the rows of every global batch to read (those of this host)
+            are those from first / parts to last / parts of it.
 
         Returns:
           An iterator, to be closed when it is left half way (`with`, `close()`, or deletion).
         """
         stop = _END_OF_STEPS if num_steps is None else start_step + num_steps
+        first, last, parts = share
+
+        def make_batch(step: int) -> SpeechBatch:
+            size = len(self.plan.batch(step).indices)
+            return self.make_batch(step, rows=slice(size * first // parts, size * last // parts))
+
         return BatchIterator(
-            lambda step: self.make_batch(step, rows=rows),
+            make_batch,
             start_step=start_step,
             stop_step=stop,
             num_workers=self._num_workers,

@@ -214,15 +214,8 @@ class TransformerEncoder(nn.Module):
             split = lambda key: jax.random.split(key, (self.num_layers, 2))
             keys = split(key)[:, 0], split(layerdrop_key)[:, 1]
 
-        layer = TransformerLayer(
-            self.num_heads,
-            self.ffn_dim,
-            self.dropout,
-            self.attention_dropout,
-            self.activation_dropout,
-            self.attention,
-            parent=None,
-        )
+        rates = (self.dropout, self.attention_dropout, self.activation_dropout)
+        layer = TransformerLayer(self.num_heads, self.ffn_dim, *rates, self.attention, parent=None)
 
         def init_layer(init_key):
             return layer.init(init_key, jnp.zeros((1, 1, x.shape[-1])), None, key=None)["params"]

@@ -1,12 +1,11 @@
 """The training run: batches in, updates, records, evaluations and checkpoints out."""
 
 import collections
+import contextlib
 import fcntl
 import logging
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from dinosr_jax.config import to_text
-from dinosr_jax.training import sharding
+from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
 from dinosr_jax.training.logs import RunLog, replace_text
 from dinosr_jax.training.metrics import prediction_metrics, to_record
@@ -40,8 +39,13 @@ class Data(Protocol):
     fingerprint: str
     batches_per_epoch: int
 
-    def batches(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Any]:
-        """Batches from a step on, each with `waveforms`, `ids`, `seconds` and `num_bad`."""
+    def batches(
+        self, start_step: int, num_steps: int, *, share: tuple[int, int, int]
+    ) -> Iterator[Any]:
+        """Batches from a step on, each with `waveforms`, `ids` and `num_bad`.
+
+        `share` is (first, last, parts): the rows from first / parts to last / parts of each.
+        """
 
 
 class Pending(NamedTuple):
@@ -57,7 +61,8 @@ class Pending(NamedTuple):
 def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | None) -> int:
     """Trains to `config.num_steps`, going on from the last checkpoint in `workdir`.
 
-    SIGTERM and SIGINT save a checkpoint after the update in progress and end the run.
+    SIGTERM and SIGINT save a checkpoint after the update in progress and end the run. Of several
+    processes, all call this with the same arguments and a workdir that all of them see.
 
     Args:
       config: Parsed configuration.
@@ -72,7 +77,8 @@ def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | Non
       CheckpointError: The checkpoints belong to another run, or cannot be written.
       TrainingError: The workdir cannot be used, or the loss is not finite.
     """
-    with _claim(workdir), _stop_signals() as stop:
+    claimed = _claim(workdir) if processes.is_first() else contextlib.nullcontext()
+    with claimed, processes.StopSignals() as stop, processes.ending_together():
         mesh = sharding.make_mesh(config)
         optimizer = make_optimizer(config)
         abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
@@ -81,7 +87,8 @@ def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | Non
         try:
             state = _restore(checkpoints, abstract, config, train_data.fingerprint)
             state = make() if state is None else state
-            replace_text(workdir / "config.json", to_text(config) + "\n")
+            if processes.is_first():
+                replace_text(workdir / "config.json", to_text(config) + "\n")
             run = _Run(config, workdir, mesh, abstract, checkpoints, train_data, eval_data)
             return run.run(state, stop)
         finally:
@@ -105,28 +112,31 @@ class _Run:
         self.checkpoints, self.train_data, self.eval_data = checkpoints, train_data, eval_data
         self.train_step = sharding.jit_train_step(mesh, make_train_step(config), abstract_state)
         self.eval_step = sharding.jit_eval_step(mesh, make_eval_step(config), abstract_state)
-        self.seen_shapes: set[tuple[int, ...]] = set()
+        self.programs: dict[str, Any] = {}
         self.pending: Pending | None = None
 
-    def run(self, state: TrainState, stop: threading.Event) -> int:
+    def run(self, state: TrainState, stop: processes.StopSignals) -> int:
         """Runs the updates that are left; returns the number of finished ones."""
         c = self.config
         step = start = int(state.step)
         if step >= c.num_steps:
             _LOG.info("nothing to do: %d of %d updates are done", step, c.num_steps)
             return step
-        self.log = RunLog(self.workdir, start_step=step)
-        self.bar = tqdm(total=c.num_steps, initial=step, unit="update", dynamic_ncols=True)
+        self.log = RunLog(self.workdir, start_step=step) if processes.is_first() else None
+        bar = {"unit": "update", "dynamic_ncols": True, "disable": self.log is None}
+        self.bar = tqdm(total=c.num_steps, initial=step, **bar)
         self.seconds, self.num_bad, self.since = 0.0, 0, time.monotonic()
-        batches = self.train_data.batches(step, c.num_steps - step)
+        share = sharding.local_share(self.mesh)
+        batches = self.train_data.batches(step, c.num_steps - step, share=share)
         try:
             for speech, batch in _to_devices(self.mesh, batches):
-                self._announce_shape(speech.waveforms.shape)
-                state, metrics = self.train_step(state, batch)
+                update = self._compiled("update", self.train_step, state, batch)
+                state, metrics = update(state, batch)
                 self._settle()  # the step before, while this one runs
                 step += 1
-                self.pending = Pending(step, metrics, speech.ids, speech.seconds, speech.num_bad)
-                last = step == c.num_steps or stop.is_set()
+                seconds = batch.waveforms.size / 16_000
+                self.pending = Pending(step, metrics, speech.ids, seconds, speech.num_bad)
+                last = step == c.num_steps or stop.is_set(step)
                 evaluate = step % c.eval_steps == 0 or step == c.num_steps
                 if evaluate or last or step % c.checkpoint_steps == 0:
                     self._settle(self._evaluate(state) if evaluate else {}, always=evaluate)
@@ -138,20 +148,26 @@ class _Run:
         finally:
             getattr(batches, "close", lambda: None)()
             self.bar.close()
-            self.log.draw()
-            self.log.close()
+            if self.log is not None:
+                self.log.draw()
+                self.log.close()
         done = "finished" if step == c.num_steps else "stopped by a signal"
         _LOG.info("%s at update %d (from %d); checkpoint saved", done, step, start)
         return step
 
     def _say(self, text: str) -> None:
-        self.bar.write(text, file=sys.stderr)  # where the bar is
+        if processes.is_first():
+            self.bar.write(text, file=sys.stderr)  # where the bar is
 
-    def _announce_shape(self, shape: tuple[int, ...]) -> None:
-        if shape not in self.seen_shapes:
-            self.seen_shapes.add(shape)
-            seconds = shape[1] / 16_000
-            self._say(f"compiling for batches of {shape[0]} x {seconds:.2f} s ...")
+    def _compiled(self, name: str, function: Any, *arguments: Any) -> Any:
+        """The program for batches of this shape; all processes have theirs before one runs it."""
+        size, samples = arguments[1].waveforms.shape
+        key = f"{name} for batches of {size} x {samples / 16_000:.2f} s"
+        if key not in self.programs:
+            self._say(f"compiling the {key} ...")
+            self.programs[key] = function.lower(*arguments).compile()
+            processes.wait_for_all(key)
+        return self.programs[key]
 
     def _settle(self, extra: dict[str, float] | None = None, *, always: bool = False) -> None:
         """Fetches the metrics of the pending update, checks and records them."""
@@ -166,16 +182,18 @@ class _Run:
         self.bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         if not always and pending.step % self.config.log_steps:
             return
+        num_bad = processes.total(self.num_bad)
         now = time.monotonic()
         record["audio_seconds_per_second"] = self.seconds / max(now - self.since, 1e-9)
         record["audio_seconds"] = pending.seconds
         record["epoch"] = pending.step / self.train_data.batches_per_epoch
-        record["num_bad_utterances"] = self.num_bad  # since the last record
+        record["num_bad_utterances"] = num_bad  # since the last record
         self.bar.set_postfix(
             loss=f"{record['loss']:.3f}", audio=f"{record['audio_seconds_per_second']:.1f} s/s"
         )
         self.seconds, self.num_bad, self.since = 0.0, 0, now
-        self.log.write(record | (extra or {}))
+        if self.log is not None:
+            self.log.write(record | (extra or {}))
 
     def _check_finite(self, record: dict[str, float], pending: Pending) -> None:
         names = ("loss", "gradient_norm", "update_norm", "parameter_norm")
@@ -200,9 +218,11 @@ class _Run:
         start = time.monotonic()
         number = min(self.config.eval_batches, self.eval_data.batches_per_epoch)
         statistics = None
-        batches = _to_devices(self.mesh, self.eval_data.batches(0, number))
+        share = sharding.local_share(self.mesh)
+        batches = _to_devices(self.mesh, self.eval_data.batches(0, number, share=share))
         for k, (_, batch) in enumerate(batches):
-            found = self.eval_step(state, batch, jnp.asarray(k))
+            arguments = (state, batch, jnp.asarray(k))
+            found = self._compiled("evaluation", self.eval_step, *arguments)(*arguments)
             statistics = found if statistics is None else jax.tree.map(jnp.add, statistics, found)
         metrics = to_record(prediction_metrics(statistics))
         self._say(
@@ -210,7 +230,8 @@ class _Run:
             f"{metrics['accuracy']:.1%} (most frequent code {metrics['top_code_share']:.1%}), "
             f"target perplexity {metrics['target_perplexity']:.1f}"
         )
-        self.log.draw()
+        if self.log is not None:
+            self.log.draw()
         self.since += time.monotonic() - start  # not counted in the speed of training
         return {f"eval_{name}": value for name, value in metrics.items()}
 
@@ -268,24 +289,3 @@ def _restore(checkpoints: Checkpoints, abstract: Any, config: Any, fingerprint: 
         return None
     _LOG.info("going on from update %d in %s", restored.step, checkpoints.directory)
     return restored.state
-
-
-class _stop_signals:
-    """While entered, SIGTERM and SIGINT set an event instead of ending the process."""
-
-    def __enter__(self) -> threading.Event:
-        stop = threading.Event()
-
-        def handle(number, _):
-            _LOG.warning("%s: saving after this update", signal.Signals(number).name)
-            stop.set()
-
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.previous[number] = signal.signal(number, handle)
-        return stop
-
-    def __exit__(self, *_):
-        for number, previous in self.previous.items():
-            signal.signal(number, previous)

@@ -105,9 +105,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def local_share(mesh: Mesh) -> tuple[int, int, int]:
+    """Which part of every batch this process reads: from first / parts to last / parts of it."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    cuts = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
+    bounds = [cut.indices(parts) for (cut,) in cuts]
+    return min(bound[0] for bound in bounds), max(bound[1] for bound in bounds), parts
+
+
 def shard_batch(mesh: Mesh, waveforms: np.ndarray) -> Batch:
-    """Puts waveforms [B, S] on the devices, cut along the batch."""
-    return Batch(jax.device_put(waveforms, batch_sharding(mesh)))
+    """Puts the rows that this process read [rows, S] on its devices, as their part of the batch."""
+    first, last, parts = local_share(mesh)
+    shape = (len(waveforms) * parts // (last - first), *waveforms.shape[1:])
+    where = batch_sharding(mesh)
+    return Batch(jax.make_array_from_process_local_data(where, waveforms, shape))
 
 
 def make_state(mesh: Mesh, init: Callable[[], Any]) -> tuple[Any, Any]:
