@@ -33,17 +33,17 @@ def main(argv: list[str]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     from dinosr_jax.config import parse
-    from dinosr_jax.data.manifest import ManifestError
     from dinosr_jax.data.pipeline import PipelineError, open_split
     from dinosr_jax.training.checkpoint import CheckpointError
     from dinosr_jax.training.loop import TrainingError, train
-    from dinosr_jax.training.processes import ProcessError, is_first, join
+    from dinosr_jax.training.processes import ProcessError, is_first, join, keep_compiled
 
     try:
         config = parse(_CONFIG.value)
         if _DISTRIBUTED.value:
             join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         workdir = Path(_WORKDIR.value or config.workdir)
+        keep_compiled(workdir / "compiled")
         data = config.data
         train_data = open_split(data, split=data.train_split, seed=config.seed)
         if is_first():
@@ -51,10 +51,8 @@ def main(argv: list[str]) -> None:
             print(f"  {train_data.left_out} left out: under {data.min_seconds:g} s", flush=True)
         eval_data = open_split(data, split=data.eval_split, seed=0) if data.eval_split else None
         train(config, workdir=workdir, train_data=train_data, eval_data=eval_data)
-    except (ManifestError, PipelineError, CheckpointError, TrainingError, ProcessError) as error:
-        sys.exit(f"error: {error}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, PipelineError, CheckpointError, TrainingError, ProcessError) as e:
+        sys.exit(f"error: {e}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -6,11 +6,14 @@ others (an update, an evaluation, a checkpoint) does it at the same step.
 """
 
 import contextlib
+import faulthandler
 import logging
 import os
+import platform
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,7 +34,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
     Args:
       coordinator: HOST:PORT of the first process. None, like the other two: found by jax on SLURM,
-        TPU pods, Open MPI and Kubernetes (JobSet).
+        TPU pods and Open MPI.
       num_processes: How many there are.
       process_id: Which one this is, from 0.
 
@@ -42,12 +45,25 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
+        # Where one is gone, jax ends the others with a message, which a dump would bury.
+        faulthandler.disable()
     except (ValueError, RuntimeError) as error:
         raise ProcessError(
             f"--distributed: the processes did not come together: {error}\nOutside of SLURM, TPU "
-            "pods, Open MPI and Kubernetes, give each --coordinator=HOST:PORT (of the first), "
+            "pods and Open MPI, give each --coordinator=HOST:PORT (of the first), "
             "--num_processes and --process_id (from 0)."
         ) from error
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps compiled programs in a folder, so that a run that goes on does not compile again.
+
+    JAX_COMPILATION_CACHE_DIR names another one. Those of a CPU run on CPUs of its kind only: each
+    host has a folder of its own there.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = folder / platform.node() if jax.default_backend() == "cpu" else folder
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 def is_first() -> bool:

@@ -1,0 +1,27 @@
+"""A larger network: 24 layers of width 1,024 and 16 heads. Not published for DinoSR.
+
+The sizes are those of wav2vec 2.0 and HuBERT large (302 M parameters in its layers; base: 85 M); the
+peak learning rate is that of wav2vec 2.0 large on LibriSpeech, 3e-4 (base: 5e-4). Everything else
+is the published recipe of base. Nothing of this was tuned, and no expected loss is known.
+
+The state is cut over `mesh.fsdp` devices. `python -m dinosr_jax compile --config=configs/large.py
+--topology=...` says what it needs on a TPU; benchmarks/RESULTS.md has a table.
+Command: python main.py --config=configs/large.py --workdir=runs/large
+"""
+
+from dinosr_jax.config import published_recipe
+
+
+def get_config():
+    """The published recipe with a larger network, whose state is cut over eight devices."""
+    config = published_recipe()
+    config.workdir = "runs/large"
+    config.compute_dtype = "bfloat16"
+    config.mesh.fsdp = 8
+    model = config.model
+    model.num_layers = 24
+    model.width = 1024
+    model.ffn_dim = 4096
+    model.num_heads = 16
+    config.optimizer.learning_rate = 3e-4
+    return config

@@ -1,0 +1,90 @@
+"""A recipe on other devices: the same batches by gradient accumulation, or a smaller batch.
+
+Gradient accumulation leaves the recipe as it is: every update is that of the whole batch, and takes
+longer. A batch of another size is another recipe; its fields follow, with k = new / old batch:
+
+- learning rate * sqrt(k), 1 - b1 and 1 - b2 * k, eps / sqrt(k): the square root rule of Adam
+  (Malladi et al., 2022, "On the SDEs and scaling rules for adaptive gradient algorithms");
+- decay ** k of the teacher and of the codebooks: an average over as much audio as before
+  (Busbridge et al., 2023, "How to scale your EMA");
+- every number of updates / k: as much audio as before, in as many epochs.
+
+These are rules for small changes; none of them was tested on DinoSR.
+"""
+
+import math
+from typing import Any
+
+from dinosr_jax.config import differences, parse
+
+_STEPS = """num_steps log_steps eval_steps checkpoint_steps keep_every_steps teacher.decay_steps
+    teacher.freeze_step teacher.freeze_feature_encoder_step codebook.decay_steps
+    optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps"""
+_DECAYS = "teacher.decay teacher.end_decay codebook.decay codebook.end_decay"
+
+
+def scale(
+    config: dict[str, Any],
+    *,
+    devices: int,
+    device_seconds: float,
+    batch_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Fits a recipe to devices.
+
+    Args:
+      config: A configuration as a nested dict.
+      devices: How many there will be, all of them on the axes data and fsdp.
+      device_seconds: Audio that fits in the memory of one, in seconds.
+      batch_seconds: Audio of an update; None leaves it, and with it the recipe.
+
+    Returns:
+      Fields that change: name -> value.
+
+    Raises:
+      ValueError: There is no such batch.
+    """
+    old = parse(config)
+    longest = min(old.data.max_seconds, old.data.max_batch_seconds)
+    if devices < 1 or device_seconds < longest:
+        raise ValueError(
+            f"{devices} devices that hold {device_seconds:g} s each: expected at least one that "
+            f"holds an utterance of {longest:g} s"
+        )
+    total = batch_seconds or old.data.max_batch_seconds
+    new = parse(config).to_dict()
+    if batch_seconds:
+        new = _with_batch(new, batch_seconds)
+    parts = math.ceil(total / (devices * device_seconds))
+    # batch sizes are multiples of devices * accumulation; short ones must be too
+    new["optimizer"]["accumulation_steps"] = parts
+    new["data"]["batch_multiple"] = math.lcm(devices * parts, 1)
+    if new["data"]["batch_multiple"] * longest > total:
+        raise ValueError(
+            f"a batch of {total:g} s cannot be dealt to {devices} devices in {parts} "
+            f"micro-batches: {devices * parts} utterances of up to {longest:g} s are needed; use "
+            "fewer devices, more seconds a device or a larger batch"
+        )
+    parse(new)
+    return {name: after for name, (_, after) in differences(old.to_dict(), new).items()}
+
+
+def _with_batch(config: dict[str, Any], batch_seconds: float) -> dict[str, Any]:
+    """The configuration with another batch, and everything that follows."""
+    if not 0 < batch_seconds < math.inf:
+        raise ValueError(f"batch_seconds: found {batch_seconds}, expected more than 0")
+    k = batch_seconds / config["data"]["max_batch_seconds"]
+    config["data"]["max_batch_seconds"] = float(batch_seconds)
+    optimizer = config["optimizer"]
+    optimizer["learning_rate"] *= math.sqrt(k)
+    optimizer["eps"] /= math.sqrt(k)
+    for name in ("b1", "b2"):
+        optimizer[name] = max(1 - k * (1 - optimizer[name]), 0.0)
+    for field in _DECAYS.split():
+        part, name = field.split(".")
+        config[part][name] **= k
+    for field in _STEPS.split():
+        *part, name = field.split(".")
+        room = config[part[0]] if part else config
+        room[name] = max(round(room[name] / k), 1) if room[name] else 0
+    return config
