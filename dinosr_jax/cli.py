@@ -95,6 +95,8 @@ def _read_config(path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
         part = values
         for parent in parents:
             part = part.setdefault(parent, {})
+            if not isinstance(part, dict):
+                raise ValueError(f"{override}: config.{name}: unknown field")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):

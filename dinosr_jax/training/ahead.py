@@ -43,7 +43,7 @@ def check_topology(topology: str) -> int:
         count = math.prod(map(int, sizes.split("x")))
         if count <= chip.most:
             return count
-    known = [f"{n}:{'x'.join('ABC'[: c.dimensions - 2])}" for n, c in CHIPS.items()]
+    known = [f"{n}:{'x'.join('ABC'[: c.dimensions])}" for n, c in CHIPS.items()]
     raise AheadError(
         f"--topology: found {topology!r}, expected one of {', '.join(known)} with numbers of chips "
         "along each axis, such as v5e:4x4, v5e:16x16 (the largest), v6e:2x4, v4:2x2x2, v5p:4x4x4"
@@ -144,13 +144,6 @@ def compile_ahead(
     find_libtpu(libtpu)
     request = {"config": config, "topology": topology, "optimization": optimization}
     request |= {"batch_size": batch_size, "seconds": seconds}
-    paths = [libtpu, str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
-    environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "XLA_FLAGS": ""}
-    environment |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # no TPU is opened that could be taken
-    # libtpu asks no metadata server; these only keep it from complaining that there is none
-    environment |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-    environment |= {"TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", "from dinosr_jax.training import ahead; ahead._answer()"]
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as told:
@@ -158,7 +151,7 @@ def compile_ahead(
         asked.seek(0)
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
-                command, stdin=asked, stdout=told, stderr=errors, env=environment
+                command, stdin=asked, stdout=told, stderr=errors, env=environment(libtpu)
             )
             try:
                 while process.poll() is None:
@@ -177,6 +170,23 @@ def compile_ahead(
     if "error" in answer:
         raise AheadError(answer["error"])
     return Estimate(**answer)
+
+
+def environment(libtpu: str | None) -> dict[str, str]:
+    """Variables of the process that compiles, with libtpu of a folder (None: of here)."""
+    paths = [libtpu, str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",  # those of a GPU would be errors
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened that could be taken
+        # libtpu shall ask no metadata server, and not complain that there is none
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
 
 
 def _answer() -> None:
@@ -261,12 +271,16 @@ def topology_devices(topology: str) -> list[Any]:
 
 
 def _shortage(message: str) -> tuple[str, dict[str, int]]:
-    """What XLA says of memory that does not suffice: a line of it, and the bytes needed in all."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-    if not used:
-        return message.splitlines()[0][:400], {}
-    units = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-    return used[0], {"in all": int(float(used[1]) * units[used[2]])}
+    """What XLA says of memory that does not suffice: a line of it, and the bytes needed."""
+    used = re.search(r"Used ([\d.]+[KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    temporaries = re.search(
+        r"temporaries \(([\d.]+[KMGT]?)\) exceeds [^()]*\([\d.]+[KMGT]?\)", message
+    )
+    units = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+    count = lambda text: int(float(text.rstrip("KMGT")) * units.get(text[-1], 1))
+    if found := used or temporaries:
+        return found[0], {"in all" if used else "temporaries": count(found[1])}
+    return message.splitlines()[0][:400], {}
 
 
 def _measure(estimate: Estimate, compiled: Any, *, devices: int) -> None:

@@ -89,6 +89,10 @@ class Program:
         for name, turns, counted in self._executed(self.entry):
             for line in self.computations[name].values():
                 kind = line.opcode.removesuffix("-start")
+                if name.startswith(
+                    "all-reduce-scatter"
+                ):  # a fusion that keeps one slice of the sum
+                    kind = kind.replace("all-reduce", "reduce-scatter")
                 if kind in COLLECTIVES:
                     group = self._group(line)
                     size = self._operand_bytes(name, line) * (group if kind == "all-gather" else 1)

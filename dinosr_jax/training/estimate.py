@@ -13,6 +13,7 @@ class Chip(NamedTuple):
       dimensions: Of the network between the chips.
       most: Chips of the largest slice.
       memory: GiB of main memory (HBM).
+      available: GiB of it that libtpu 0.0.42 lets a program have (not published).
       peak: TFLOP/s in bfloat16.
       bandwidth: GB/s of the main memory.
       network: GB/s that a chip can send to its neighbours, all links together: half of what is
@@ -23,16 +24,17 @@ class Chip(NamedTuple):
     dimensions: int
     most: int
     memory: int
+    available: float
     peak: float
     bandwidth: float
     network: float
 
 
 CHIPS = {
-    "v4": Chip(3, 4096, 32, 275, 1228, 300),
-    "v5e": Chip(2, 256, 16, 197, 819, 200),
-    "v5p": Chip(3, 6144, 95, 459, 2765, 600),
-    "v6e": Chip(2, 256, 32, 918, 1640, 400),
+    "v4": Chip(3, 4096, 32, 30.75, 275, 1228, 300),
+    "v5e": Chip(2, 256, 16, 15.75, 197, 819, 200),
+    "v5p": Chip(3, 6144, 95, 95.74, 459, 2765, 600),
+    "v6e": Chip(2, 256, 32, 31.25, 918, 1640, 400),
 }
 
 
@@ -43,7 +45,7 @@ class Estimate:
     Attributes:
       raised: The `data.batch_multiple` that was set to suit the mesh; 0 where it did already.
       needed: Bytes by what needs them: 'arguments' (state and batch), 'temporaries', 'results' that
-        take no argument's place, and 'code'. Where it does not fit, only 'in all', if XLA says it.
+        take no argument's place, and 'code'. Where XLA gave up, what it says, if anything.
       flops: Of products and convolutions, recomputation included (`costs.flops`).
       flops_loops_once: XLA's count, element-wise operations too, loop bodies once.
       traffic: Bytes from and to main memory.
@@ -76,7 +78,7 @@ class Estimate:
     @property
     def fits(self) -> bool:
         """Whether what is needed is less than the chip has."""
-        return not self.out_of_memory and sum(self.needed.values()) <= self.chip.memory * GIB
+        return not self.out_of_memory and sum(self.needed.values()) <= self.chip.available * GIB
 
     def bounds(self) -> dict[str, float]:
         """Seconds that an update takes at least for computing, main memory and exchange."""
@@ -110,14 +112,17 @@ class Estimate:
         took = f"{self.compile_seconds:.0f} s, {self.cpu_seconds:.0f} of CPU"
         lines += [f"compiled in {took} ({self.versions}, {self.optimization})", "", "a device:"]
         lines += [f"  {n / GIB:8.2f} GiB  {name}" for name, n in self.needed.items()]
-        lines += [f"  {chip.memory:8.2f} GiB  HBM of the chip", *self._verdict()]
+        lines += [
+            f"  {chip.available:8.2f} GiB  of {chip.memory} GiB HBM that a program can have",
+            *self._verdict(),
+        ]
         return "\n".join(lines + ([] if self.out_of_memory else self._times(num_steps)))
 
     def _verdict(self) -> list[str]:
         total = sum(self.needed.values()) / GIB
         if self.fits:
-            return [f"  fits: {total:.2f} of {self.chip.memory} GiB"]
-        found = self.out_of_memory or f"{total:.2f} of {self.chip.memory} GiB"
+            return [f"  fits: {total:.2f} of {self.chip.available} GiB"]
+        found = self.out_of_memory or f"{total:.2f} of {self.chip.available} GiB"
         return [
             f"  DOES NOT FIT: {found}. In order: model.remat='full', a larger",
             "  optimizer.accumulation_steps, a smaller data.max_batch_seconds; where the arguments",
