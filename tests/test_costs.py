@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dinosr_jax.config import parse, published_recipe
+from dinosr_jax.model import layers
 from dinosr_jax.training.costs import Collective, Program, array_bytes, flops
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import Batch, init_state
+from dinosr_jax.training.step import make_train_step
 
 # Shortened from what libtpu 0.0.42 made of the update on v5e:4x4 with mesh.fsdp=2: a loop whose
 # turns only its condition tells, a mesh in place of groups, a fusion that reduces and scatters.
@@ -186,3 +191,31 @@ def test_flops_of_padded_and_grouped_convolutions():
     met = sum(0 <= t + k - 2 < 9 for t in range(9) for k in range(5))
     assert traced_flops(run, x) == 2 * met * 2 * 8
     assert np.isfinite(traced_flops(jax.grad(lambda x: run(x).sum()), x))
+
+
+def test_flops_of_the_published_update(monkeypatch):
+    """Against a sum over the architecture, exact but for the edges of padding.
+
+    Student: forward, gradient of the inputs and of the parameters; teacher: forward.
+    """
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    config = published_recipe()
+    config.model.remat = "none"
+    config = parse(config)
+    samples = 20 * 16_000 - 320 * 5 + 80
+    batch = Batch(jax.ShapeDtypeStruct((16, samples), jnp.float32))
+    state = jax.eval_shape(lambda: init_state(config, optimizer=make_optimizer(config)))
+    found = flops(jax.make_jaxpr(make_train_step(config))(state, batch).jaxpr)
+
+    convolutions, frames, channels = [], samples, 1
+    for width, kernel, stride in config.model.conv_layers:
+        frames = (frames - kernel) // stride + 1
+        convolutions.append(2 * frames * kernel * channels * width)
+        channels = width
+    layer = 2 * frames * (4 * 768**2 + 2 * 768 * 3072) + 2 * 2 * frames**2 * 768
+    encoder = 12 * layer + 5 * 2 * frames * 19 * 48 * 768
+    heads = 2 * frames * 768 * 256 * 8
+    student = 3 * (sum(convolutions) + 2 * frames * 512 * 768 + encoder + heads)
+    student -= convolutions[0]  # no gradient of the waveform
+    codebooks = 2 * heads  # distances, sums
+    assert found == pytest.approx(16 * (student + encoder + codebooks), rel=1e-3)
