@@ -155,8 +155,9 @@ def test_flops_of_products_and_loops():
     assert traced_flops(loop, x) == 6 * once
     nested = lambda x: jax.lax.scan(lambda x, _: (loop(x), None), x, None, length=2)[0]
     assert traced_flops(nested, x) == 12 * once
-    skip = lambda x: jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: x @ kernel, x)
-    assert traced_flops(jax.jit(skip), x) == once
+    twice = lambda x: x @ kernel @ kernel
+    either = lambda x: jax.lax.cond(x.sum() > 0, lambda x: x @ kernel, twice, x)
+    assert traced_flops(jax.jit(either), x) == 2 * once
 
 
 def test_flops_of_recomputation():
