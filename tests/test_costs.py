@@ -160,6 +160,13 @@ def test_flops_of_products_and_loops():
     assert traced_flops(jax.jit(either), x) == 2 * once
 
 
+def test_flops_of_what_is_written_for_one_device():
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    cut, gram = PartitionSpec("data"), lambda x: x @ x.T
+    run = jax.shard_map(gram, mesh=mesh, in_specs=cut, out_specs=cut, axis_names={"data"})
+    assert traced_flops(jax.jit(run), jnp.ones((16, 3))) == 4 * (2 * 4 * 4 * 3)
+
+
 def test_flops_of_recomputation():
     x, kernel = jnp.ones((4, 5)), jnp.ones((5, 5))
     once = 2 * 4 * 5 * 5
