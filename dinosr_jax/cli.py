@@ -34,6 +34,78 @@ def prepare(source: str, data_dir: str, num_workers: int | None) -> None:
         raise click.ClickException(str(error)) from None
 
 
+@cli.command("compile", context_settings={"ignore_unknown_options": True})
+@click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--topology", required=True, help="TPU and its chips: v5e:4x4, v6e:2x4, v4:2x2x2.")
+@click.option("--batch_size", type=click.IntRange(min=1), help="Utterances, over all devices.")
+@click.option("--seconds", type=float, help="Length of each.  [default: data.max_seconds]")
+@click.option(
+    "--optimization",
+    type=click.Choice(["O0", "O1", "O2", "O3"]),
+    default="O0",
+    show_default=True,
+    help="Effort of the compiler; runs have O2, which takes several times as long.",
+)
+@click.option("--libtpu", envvar="DINOSR_LIBTPU", help="Folder with libtpu.  [env: DINOSR_LIBTPU]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("overrides", nargs=-1, metavar="[--config.FIELD=VALUE]...")
+def compile_command(
+    config: str, overrides: tuple[str, ...], libtpu: str | None, as_json: bool, **options: Any
+) -> None:
+    """Compile the update for a TPU that is not there: memory, FLOPs, exchange, least time.
+
+    Needs PyPI's libtpu, in this environment or in a folder of its own, and no TPU. The batch is the
+    largest of the longest crops in `data.max_batch_seconds`, if not given.
+    """
+    import json
+    import sys
+
+    from dinosr_jax.training import ahead
+
+    terminal, told = sys.stderr.isatty(), []
+
+    def progress(elapsed: float) -> None:
+        if terminal or elapsed >= 30 * len(told):
+            told.append(elapsed)
+            text = f"compiling for {options['topology']} ... {elapsed:.0f} s"
+            click.echo("\r" + text if terminal else text, nl=not terminal, err=True)
+
+    try:
+        values = _read_config(config, overrides)
+        found = ahead.compile_ahead(values, libtpu=libtpu, progress=progress, **options)
+    except (ahead.AheadError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("\n" * terminal, nl=False, err=True)
+    click.echo(json.dumps(found.to_dict()) if as_json else found.to_text(values["num_steps"]))
+
+
+def _read_config(path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """A configuration file with --config.FIELD=VALUE flags, as a checked nested dict."""
+    import ast
+    import runpy
+
+    from dinosr_jax.config import parse
+
+    values = runpy.run_path(path)["get_config"]().to_dict()
+    for override in overrides:
+        name, found, text = override.removeprefix("--config.").partition("=")
+        if not override.startswith("--config.") or not found:
+            raise ValueError(f"found {override!r}, expected --config.FIELD=VALUE")
+        *parents, field = name.split(".")
+        part = values
+        for parent in parents:
+            part = part.setdefault(parent, {})
+            if not isinstance(part, dict):
+                raise ValueError(f"{override}: config.{name}: unknown field")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        part[field] = text if isinstance(part.get(field), str) else value
+    parse(values)
+    return values
+
+
 _run = click.argument("run", type=click.Path(path_type=Path))
 _inputs = click.argument("inputs", metavar="FILE_OR_FOLDER", type=click.Path(path_type=Path))
 _split = click.option(

@@ -1,0 +1,273 @@
+"""What a compiled update costs, read from its traced form (FLOPs) and from XLA's text (bytes).
+
+XLA's own cost analysis counts the body of a loop once, whatever the number of turns; here loops are
+counted with their turns. Everything is of one device, as is the text of a partitioned program.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16}
+_BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
+# They move nothing by themselves: names for parts of others, or counted elsewhere.
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+
+
+class Instruction(NamedTuple):
+    """One line of a computation; `rest` begins after the opening bracket of its operands."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+    is_root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the operands."""
+        return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
+
+    def called(self, attribute: str) -> str | None:
+        """Name of the computation that an attribute ('body', 'calls', ...) gives."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return found and found[1]
+
+
+class Collective(NamedTuple):
+    """One exchange between devices.
+
+    Attributes:
+      kind: One of `COLLECTIVES`.
+      size: Bytes of the whole arrays: before a reduction, after a gathering.
+      devices: How many exchange.
+      turns: How often it runs in an update.
+      counted: False where it is in a loop of unknown length, of which one turn is counted.
+    """
+
+    kind: str
+    size: int
+    devices: int
+    turns: int
+    counted: bool
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends at least, all turns together (a ring's share)."""
+        share = 1.0 if self.kind == "collective-permute" else 1.0 - 1.0 / self.devices
+        return self.turns * self.size * share * (2.0 if self.kind == "all-reduce" else 1.0)
+
+
+class Program:
+    """The text of a compiled program, in computations."""
+
+    def __init__(self, text: str, *, devices: int = 1):
+        """Parses `compiled.as_text()` of a program for so many devices."""
+        self.devices = devices
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry, body = "", {}
+        for line in text.splitlines():
+            if line[:1] in ("%", "E") and line.endswith("{"):
+                name = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
+                body = self.computations.setdefault(name[2], {})
+                self.entry = name[2] if name[1] else self.entry
+            elif found := _INSTRUCTION.match(line):
+                root, name, shape, opcode, rest = found.groups()
+                body[name] = Instruction(name, shape, opcode, rest, bool(root))
+        if not self.entry:
+            raise ValueError("the text of the compiled program has no ENTRY computation")
+
+    def collectives(self) -> list[Collective]:
+        """Every exchange between devices, also inside fusions."""
+        found = []
+        for name, turns, counted in self._executed(self.entry):
+            for line in self.computations[name].values():
+                kind = line.opcode.removesuffix("-start")
+                if name.startswith(
+                    "all-reduce-scatter"
+                ):  # a fusion that keeps one slice of the sum
+                    kind = kind.replace("all-reduce", "reduce-scatter")
+                if kind in COLLECTIVES:
+                    group = self._group(line)
+                    size = self._operand_bytes(name, line) * (group if kind == "all-gather" else 1)
+                    found.append(Collective(kind, size, group, turns, counted))
+        return [collective for collective in found if collective.devices > 1]
+
+    def traffic(self, name: str = "") -> int:
+        """Bytes read from and written to the chip's main memory, fusion by fusion.
+
+        Args:
+          name: Computation; the whole program by default. Of the branches of a condition the
+            costliest counts.
+        """
+        name, total = name or self.entry, 0
+        for line in self.computations[name].values():
+            inner = [self.traffic(callee) for callee in self._callees(line)]
+            if line.opcode == "while":
+                total += (self._loop_turns(line) or 1) * sum(inner)
+            elif inner:
+                total += max(inner)
+            else:
+                total += self._moved(name, line)
+        return total
+
+    def _executed(
+        self, name: str, turns: int = 1, counted: bool = True
+    ) -> Iterator[tuple[str, int, bool]]:
+        """Computations that run (every branch, fusions too), how often, and if that is known."""
+        yield name, turns, counted
+        for line in self.computations[name].values():
+            loop = self._loop_turns(line) if line.opcode == "while" else 1
+            for callee in self._callees(line, fusions=True):
+                yield from self._executed(callee, turns * (loop or 1), counted and loop is not None)
+
+    def _callees(self, line: Instruction, *, fusions: bool = False) -> list[str]:
+        """Computations that an instruction runs; not those it applies to single numbers."""
+        attributes = {
+            "while": ("body",),
+            "conditional": ("true_computation", "false_computation"),
+            "call": ("to_apply",),
+            "async-start": ("calls",),
+            "fusion": ("calls",) if fusions else (),
+        }.get(line.opcode, ())
+        names = [name for name in map(line.called, attributes) if name]
+        if listed := re.search(r"branch_computations=\{([^}]*)\}", line.rest):
+            names += re.findall(r"[\w.\-]+", listed[1])
+        return names
+
+    def _loop_turns(self, line: Instruction) -> int | None:
+        """Turns of a loop: XLA's note, or the constant that its counter is compared with."""
+        if found := re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest):
+            return int(found[1])
+        condition = self.computations[line.called("condition")]
+        root = next(x for x in condition.values() if x.is_root)
+        bounds = [x.rest for x in condition.values() if x.opcode == "constant"]
+        if root.opcode == "compare" and "direction=LT" in root.rest and len(bounds) == 1:
+            return int(bounds[0].partition(")")[0])  # counters of jax.lax.scan start at 0
+        return None
+
+    def _group(self, line: Instruction) -> int:
+        """How many devices take part in a collective."""
+        groups = line.rest.partition("replica_groups=")[2]
+        if not groups or groups.startswith("{}"):
+            return self.devices  # all; the pairs of a collective-permute are no groups
+        if listed := re.match(r"\{\{([\d,]+)\}", groups):
+            return listed[1].count(",") + 1
+        if iota := re.match(r"\[\d+,(\d+)\]<=", groups):
+            return int(iota[1])
+        if mesh := re.match(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}", groups):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+            axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])  # or a part of an axis
+            return math.prod(int(part or sizes[axis]) for axis, part in axes)
+        raise ValueError(f"replica_groups of an unknown form: {groups[:80]}")
+
+    def _operand_bytes(self, name: str, line: Instruction) -> int:
+        known = self.computations[name]
+        return sum(array_bytes(known[operand].shape) for operand in line.operands)
+
+    def _moved(self, name: str, line: Instruction) -> int:
+        """Bytes of main memory that an instruction outside of a fusion reads and writes."""
+        known = self.computations[name]
+        if line.opcode in _FREE or line.opcode.endswith("-done"):
+            return 0
+        if line.opcode == "copy-start":  # (to, from, context)
+            return array_bytes(line.shape, main_memory=True)
+        if line.opcode in ("dynamic-slice", "slice"):
+            return 2 * array_bytes(line.shape, main_memory=True)
+        if line.opcode == "slice-start":  # ((from), to, context): brought onto the chip
+            return array_bytes(_ARRAY.sub("", line.shape, count=1))
+        if line.opcode == "dynamic-update-slice":
+            return 2 * array_bytes(known[line.operands[1]].shape, main_memory=True)
+        whole = [array_bytes(known[x].shape, main_memory=True) for x in line.operands]
+        output = array_bytes(line.shape, main_memory=True)
+        if line.opcode != "fusion":
+            return output + sum(whole)
+        fused = self.computations[line.called("calls")]
+        parameters = [x for x in fused.values() if x.opcode == "parameter"]
+        updates = [x for x in fused.values() if x.opcode == "dynamic-update-slice"]
+        for update in updates:  # in place: the slice is written, not the whole
+            output -= array_bytes(update.shape, main_memory=True)
+            output += array_bytes(fused[update.operands[1]].shape)
+        for parameter in parameters:
+            uses = [x for x in fused.values() if parameter.name in x.operands]
+            parts = [array_bytes(x.shape) for x in uses if x.opcode in ("dynamic-slice", "slice")]
+            parts += [0 for x in updates if x.operands[0] == parameter.name]
+            if uses and len(parts) == len(uses):
+                number = int(parameter.rest.partition(")")[0])
+                whole[number] = min(whole[number], sum(parts))
+        return max(output, 0) + sum(whole)
+
+
+def array_bytes(shape: str, *, main_memory: bool = False) -> int:
+    """Bytes of a shape in XLA's text; only of what is in main memory on demand.
+
+    XLA marks what it keeps on the chip, next to the units that compute, with S(1) and the like.
+    """
+    total = 0
+    for dtype, sizes, layout in _ARRAY.findall(shape):
+        if dtype in _BITS and not (main_memory and "S(" in layout):
+            count = math.prod(int(size) for size in sizes.split(",") if size)
+            total += count * _BITS[dtype] // 8
+    return total
+
+
+def flops(jaxpr: Any) -> float:
+    """Multiplications and additions of all products and convolutions of a traced function.
+
+    Recomputation for the backward pass counts, loops count with their turns, of the branches of a
+    condition the costliest counts, and the zeros of dilated or padded convolutions do not count.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        inner = [flops(x) for x in _jaxprs(parameters)]
+        if name == "dot_general":
+            contracted = parameters["dimension_numbers"][0][0]
+            sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(sizes)
+        elif name == "conv_general_dilated":
+            total += _convolution_flops(equation)
+        elif name == "cond":
+            total += max(inner)
+        elif name == "scan":
+            total += parameters["length"] * sum(inner)
+        elif name == "shard_map":  # written for one device; all of them do it
+            mesh = parameters["mesh"]
+            total += math.prod(mesh.shape[axis] for axis in parameters["newly_manual_axes"]) * sum(
+                inner
+            )
+        else:
+            total += sum(inner)
+    return total
+
+
+def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+    for value in parameters.values():
+        for item in value if isinstance(value, tuple | list) else [value]:
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                yield item
+
+
+def _convolution_flops(equation: Any) -> float:
+    """FLOPs of a convolution over one axis: taps that meet a real frame, times channels."""
+    p = equation.params
+    (x, kernel), out = (v.aval.shape for v in equation.invars), equation.outvars[0].aval.shape
+    numbers = p["dimension_numbers"]
+    frames, taps = x[numbers.lhs_spec[2]], kernel[numbers.rhs_spec[2]]
+    channels = kernel[numbers.rhs_spec[1]]  # in, of one group
+    met, hole = 0, p["lhs_dilation"][0]
+    at = np.arange(out[numbers.out_spec[2]]) * p["window_strides"][0] - p["padding"][0][0]
+    steps = np.arange(taps) * p["rhs_dilation"][0]
+    few, many = sorted((at, steps), key=len)
+    for one in few:
+        place = one + many
+        met += np.count_nonzero((place >= 0) & (place <= (frames - 1) * hole) & (place % hole == 0))
+    positions = math.prod(out) // len(at)  # of batch and channels out
+    return 2.0 * positions * channels * float(met)

@@ -1,0 +1,77 @@
+"""Bounds, verdict and text of an estimate, against numbers worked out by hand."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dinosr_jax.training.estimate import CHIPS, GIB, Estimate
+
+ESTIMATE = Estimate(
+    topology="v5e:4x4",
+    chips=16,
+    mesh={"data": 8, "fsdp": 2, "tensor": 1},
+    batch_size=176,
+    seconds=20.0,
+    raised=0,
+    compute_dtype="bfloat16",
+    versions="jax 1, libtpu 2",
+    optimization="O0",
+    compile_seconds=90.0,
+    cpu_seconds=70.0,
+    needed={"arguments": 3 * GIB // 2, "temporaries": 9 * GIB, "results": 7680, "code": 2**25},
+    flops=19.7e12,
+    flops_loops_once=5e12,
+    traffic=81.9e9,
+    collectives=[
+        ["all-reduce", 16, 28, 2 * 10**8, 3.8e8, True],
+        ["all-gather", 2, 24, 10**8, 2e7, False],
+    ],
+)
+
+
+def test_bounds_are_those_of_the_published_peaks():
+    assert ESTIMATE.chip == CHIPS["v5e"]
+    expected = {"computing": 0.1, "memory": 0.1, "exchange": 0.002}
+    assert ESTIMATE.bounds() == pytest.approx(expected)
+    assert ESTIMATE.step_seconds() == pytest.approx(0.102)
+    slower = dataclasses.replace(ESTIMATE, traffic=3 * 81.9e9)
+    assert slower.step_seconds() == pytest.approx(0.302)
+
+
+def test_text_of_one_that_fits():
+    text = ESTIMATE.to_text(36_000)
+    for part in (
+        "v5e:4x4: 16 chips, mesh data 8, fsdp 2, tensor 1; bfloat16",
+        "batch: 176 x 20.00 s of audio, 11 a device",
+        "9.00 GiB  temporaries",
+        "fits: 10.53 of 15.75 GiB",
+        "19.70 TFLOP of products",
+        "0.200 GB all-reduce over 16 devices, 28 times, 0.380 GB sent\n",
+        "0.020 GB sent (ONE turn of a loop)",
+        "at least 0.102 s an update",
+        "(runs are compiled with O2, which moves less)",
+        "at most 34,510 seconds of audio a second; 36,000 updates in 1.0 hours",
+    ):
+        assert part in text
+    assert "batch_multiple" not in text and "NOT" not in text
+    raised = dataclasses.replace(ESTIMATE, raised=256).to_text(1)
+    assert "config.data.batch_multiple=256" in raised
+
+
+def test_text_of_one_that_does_not_fit():
+    larger = ESTIMATE.needed | {"temporaries": 29 * GIB // 2}  # by themselves they would
+    found = dataclasses.replace(ESTIMATE, needed=larger)
+    assert not found.fits and "DOES NOT FIT: 16.03 of 15.75 GiB" in found.to_text(1)
+    refused = dataclasses.replace(
+        ESTIMATE, needed={"in all": 21 * GIB}, out_of_memory="Used 21.0G of 15.75G hbm"
+    )
+    text = refused.to_text(1)
+    assert not refused.fits and "DOES NOT FIT: Used 21.0G of 15.75G hbm" in text
+    assert "optimizer.accumulation_steps" in text and "at least" not in text
+
+
+def test_json_has_what_the_text_has():
+    found = json.loads(json.dumps(ESTIMATE.to_dict()))
+    assert found["fits"] is True and found["step_seconds"] == pytest.approx(0.102)
+    assert found["chip"]["memory"] == 16 and found["batch_size"] == 176
