@@ -1,8 +1,8 @@
 """A larger network: 24 layers of width 1,024 and 16 heads. Not published for DinoSR.
 
-The sizes are those of wav2vec 2.0 and HuBERT large (302 M parameters in its layers; base: 85 M); the
-peak learning rate is that of wav2vec 2.0 large on LibriSpeech, 3e-4 (base: 5e-4). Everything else
-is the published recipe of base. Nothing of this was tuned, and no expected loss is known.
+The sizes are those of wav2vec 2.0 and HuBERT large (302 M parameters in the layers; base: 85 M);
+the peak learning rate is that of wav2vec 2.0 large on LibriSpeech, 3e-4 (base: 5e-4). Everything
+else is the published recipe of base. Nothing of this was tuned, and no expected loss is known.
 
 The state is cut over `mesh.fsdp` devices. `python -m dinosr_jax compile --config=configs/large.py
 --topology=...` says what it needs on a TPU; benchmarks/RESULTS.md has a table.

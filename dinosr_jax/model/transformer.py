@@ -66,13 +66,16 @@ class PositionalConvolution(nn.Module):
         init = layers.uniform_init(fan_in=self.kernel * width // self.groups)
         kernels = self.param("kernel", init, shape)
         biases = self.param("bias", init, (self.depth, width))
-        for i in range(self.depth):
-            if i == 0 or self.padding_mode == "zero":
+        x = zero_padding(x, padding_mask)
+
+        def step(x, scanned):
+            kernel, bias = (leaf.astype(x.dtype) for leaf in scanned)
+            if self.padding_mode == "zero":
                 x = zero_padding(x, padding_mask)
-            kernel, bias = kernels[i].astype(x.dtype), biases[i].astype(x.dtype)
             x = layers.grouped_conv(x, kernel, bias, groups=self.groups)
-            x = layers.layer_norm(x, activate=True)
-        return x
+            return layers.layer_norm(x, activate=True), None
+
+        return jax.lax.scan(step, x, (kernels, biases))[0]
 
 
 class SelfAttention(nn.Module):
