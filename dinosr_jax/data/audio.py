@@ -9,6 +9,7 @@ Shapes: S samples, C channels.
 import io
 import os
 import re
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 
 SAMPLE_RATE = 16_000
 NORMALISE_EPSILON = 1e-5
+_BLOCK_SAMPLES = 32_768  # 256 KiB of float64, so that the sums of `normalise` stay in the cache
+_WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, fmt and data, nothing else: 44 bytes
 
 # Headers written to a pipe declare a length near the largest integer: no claim to be checked.
 _OPEN_ENDED_BYTES = 0x7FF0_0000
@@ -50,11 +53,14 @@ def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
       AudioError: the file is empty, not audio, truncated or corrupt, or holds no samples, NaN or
         infinite samples, or silence.
     """
-    import soundfile
-
     content = source if isinstance(source, bytes) else _read_bytes(source, name=name)
     if not content:
         raise AudioError(f"{name}: the file is empty (0 bytes). Copy it again or delete it.")
+    if content.startswith(b"RIFF") and (waveform := _read_pcm16(content)) is not None:
+        check(waveform, name=name)
+        return Decoded(waveform, SAMPLE_RATE, 1)
+    import soundfile
+
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             samples = file.read(dtype="float32", always_2d=True)  # [S, C]
@@ -138,21 +144,28 @@ def load(source: bytes | str | os.PathLike, *, name: str) -> np.ndarray:
     return to_16khz(decoded.waveform, sample_rate=decoded.sample_rate)
 
 
-def normalise(waveform: np.ndarray) -> np.ndarray:
-    """Gives a waveform mean 0 and variance 1 over its own samples.
+def normalise(waveform: np.ndarray, *, crop: slice = slice(None)) -> np.ndarray:
+    """Gives a waveform mean 0 and variance 1 over its own samples, and crops it.
 
     Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`).
 
     Args:
-      waveform: [S], one whole utterance, before any cropping.
+      waveform: [S] float32, one whole utterance.
+      crop: the part to return; mean and variance are those of the whole.
 
     Returns:
-      [S] float32: (x - mean) / sqrt(variance + 1e-5).
+      [S], or as long as the crop, float32: (x - mean) / sqrt(variance + 1e-5).
     """
-    samples = waveform.astype(np.float64)
-    samples -= samples.mean()
-    samples /= np.sqrt(np.mean(np.square(samples)) + NORMALISE_EPSILON)
-    return samples.astype(np.float32)
+    total = squares = 0.0
+    for start in range(0, len(waveform), _BLOCK_SAMPLES):
+        block = waveform[start : start + _BLOCK_SAMPLES].astype(np.float64)
+        total += block.sum()
+        squares += np.einsum("s,s->", block, block)  # not dot: BLAS would start its own threads
+    mean = total / len(waveform)
+    variance = max(squares / len(waveform) - mean * mean, 0.0)
+    normalised = waveform[crop] - np.float32(mean)
+    normalised *= np.float32(1 / np.sqrt(variance + NORMALISE_EPSILON))
+    return normalised
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
@@ -166,12 +179,48 @@ def encode_flac(waveform: np.ndarray) -> bytes:
     """
     import soundfile
 
-    if waveform.dtype != np.int16:
-        scaled = np.round(waveform.astype(np.float64) * 32768)
-        waveform = np.clip(scaled, -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, _to_int16(waveform), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def encode_pcm16(waveform: np.ndarray) -> bytes:
+    """Stores a 16 kHz waveform as the samples themselves, after the 44 bytes of a WAV header.
+
+    Args:
+      waveform: [S] int16 (kept bit for bit), or float32 (rounded, clipped at full scale).
+
+    Returns:
+      The bytes of a WAV file, which `decode` reads without libsndfile.
+    """
+    samples = _to_int16(waveform).astype("<i2", copy=False).tobytes()
+    return _wav_header(len(samples)) + samples
+
+
+def _to_int16(waveform: np.ndarray) -> np.ndarray:
+    """Rounds float32 samples to 16 bits, clipped at full scale; leaves int16 as it is."""
+    if waveform.dtype == np.int16:
+        return waveform
+    scaled = np.round(waveform.astype(np.float64) * 32768)
+    return np.clip(scaled, -32768, 32767).astype(np.int16)
+
+
+def _wav_header(num_bytes: int) -> bytes:
+    """The header of a WAV file of 16 kHz, mono, 16 bits, with so many bytes of samples."""
+    form = (1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)  # PCM, channels, rate, bytes: second, frame
+    riff_bytes = num_bytes + _WAV_HEADER.size - 8
+    return _WAV_HEADER.pack(b"RIFF", riff_bytes, b"WAVE", b"fmt ", 16, *form, b"data", num_bytes)
+
+
+def _read_pcm16(content: bytes) -> np.ndarray | None:
+    """Samples [S] float32 of what `encode_pcm16` wrote, whole; None for any other file."""
+    num_bytes = len(content) - _WAV_HEADER.size
+    if num_bytes < 0 or num_bytes % 2 or num_bytes >= _OPEN_ENDED_BYTES:
+        return None
+    if content[: _WAV_HEADER.size] != _wav_header(num_bytes):
+        return None
+    samples = np.frombuffer(content, "<i2", offset=_WAV_HEADER.size)
+    return np.multiply(samples, np.float32(1 / 32768), dtype=np.float32)
 
 
 def _read_bytes(path: str | os.PathLike, *, name: str) -> bytes:
