@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.checking import Verdict, check_source, map_in_threads, stored_bytes
-from dinosr_jax.data.manifest import dataset_folder, load_manifest, split_names
+from dinosr_jax.data.manifest import dataset_folder, load_manifest, quiet_tfds, split_names
 from dinosr_jax.data.sources import Source, SourceError, Utterance, read_source
 
 _NUM_SHOWN = 20
@@ -249,12 +247,18 @@ def disk_errors(data_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, tf.errors.ResourceExhaustedError) as error:
-        raise SourceError(
-            f"{getattr(error, 'filename', None) or data_dir}: "
-            f"{getattr(error, 'strerror', None) or error}. Check the disk, its free space and the "
-            "permissions, then run the same command again: it goes on where it stopped."
-        ) from error
+    except OSError as error:
+        where, what, cause = error.filename or data_dir, error.strerror or error, error
+    except RuntimeError as error:  # array_record's
+        if "write() failed: " not in str(error):
+            raise
+        where, what, cause = data_dir, str(error).split("write() failed: ")[1].split(";")[0], error
+    else:
+        return
+    raise SourceError(
+        f"{where}: {what}. Check the disk, its free space and the permissions, then run the same "
+        "command again: it goes on where it stopped."
+    ) from cause
 
 
 def _is_up_to_date(source: Source, *, data_dir: Path, encoding: Encoding) -> bool:
@@ -308,18 +312,10 @@ def _write(checked: Checked, *, data_dir: Path) -> None:
 
 
 def build_quietly(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes a dataset without what TFDS says meanwhile.
-
-    It announces a download of unknown size, and warns of its own deprecations.
-    """
+    """Writes a dataset without TFDS' announcement of a download of unknown size."""
     tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    finally:
-        logging.set_verbosity(verbosity)
+    with quiet_tfds(), contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
 
 
 def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> None:
@@ -371,5 +367,8 @@ def summary(folder: Path, *, data_dir: Path, dataset: str) -> str:
         f"{folder}: {total_utterances} utterances, {total_hours:.2f} hours, {len(speakers)} "
         f"speakers, {len(skipped)} left out"
     )
-    lines.append(f"next: python main.py --config=configs/... --config.data.data_dir={data_dir}")
+    config = "base.py" if dataset.startswith("librispeech") else "..."
+    lines.append(
+        f"next: python main.py --config=configs/{config} --config.data.data_dir={data_dir}"
+    )
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from dinosr_jax.data.corpora import (
     write_skipped,
 )
 from dinosr_jax.data.librispeech_builder import RECORDED, URLS, Librispeech, Origin
+from dinosr_jax.data.manifest import quiet_tfds
 from dinosr_jax.data.sources import SourceError
 
 DATASET = "librispeech/lazy_decode"
@@ -70,9 +71,9 @@ def prepare_librispeech(
         )
     data_dir = Path(data_dir).expanduser().resolve()
     work_dir = data_dir / "preparation" / "librispeech"
-    builder = Librispeech(encoding=encoding, data_dir=data_dir)
-    folder = Path(builder.data_dir)
-    with locked(data_dir / "preparation"), disk_errors(data_dir):
+    with quiet_tfds(), locked(data_dir / "preparation"), disk_errors(data_dir):
+        builder = Librispeech(encoding=encoding, data_dir=data_dir)
+        folder = Path(builder.data_dir)
         present = _present_splits(folder, encoding=encoding)
         missing = [split for split in splits or known if split not in present]
         if earlier:

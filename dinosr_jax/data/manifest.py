@@ -4,6 +4,7 @@ The manifest of a split is made by one pass over its records, in threads and wit
 and kept beside them in `manifest_SPLIT.tsv`. It is made again when the files of the split change.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -12,11 +13,12 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tqdm
+from absl import logging
 
 from dinosr_jax.data.audio import SAMPLE_RATE
 from dinosr_jax.data.checking import map_in_threads
@@ -157,6 +159,17 @@ def split_names(data_dir: str | os.PathLike, *, dataset: str = "audio_folder") -
     return sorted(_open(data_dir, dataset=dataset).info.splits)
 
 
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS from warning of its own deprecations, and of audio that it would decode slowly."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _open(data_dir: str | os.PathLike, *, dataset: str):
     """Opens a prepared dataset as a read-only TFDS builder."""
     import tensorflow_datasets as tfds
@@ -171,7 +184,8 @@ def _open(data_dir: str | os.PathLike, *, dataset: str):
             f"data_dir={data_dir}: no prepared dataset {dataset!r}; {found}. "
             f"{_how_to_prepare(data_dir, dataset=dataset)}"
         )
-    builder = tfds.builder_from_directory(folder)
+    with quiet_tfds():
+        builder = tfds.builder_from_directory(folder)
     file_format = builder.info.file_format.value
     stored_type = builder.info.features.get_serialized_info()["speech"].np_dtype
     if file_format != "array_record":
@@ -244,7 +258,7 @@ def _file_instructions(builder, *, split: str) -> Sequence:
 def _of_split(paths: Sequence[Path], *, split: str, num_rows: int) -> Manifest:
     """The manifest of a split, from the cache or from its records."""
     key = _state_of(paths)
-    cache = paths[0].with_name(CACHE_NAME.format(split=split))
+    cache = paths[0].parent / CACHE_NAME.format(split=split)
     whole = _read_cache(cache, key=key, num_rows=num_rows)
     if whole is None:
         whole = _scan(paths, split=split)
