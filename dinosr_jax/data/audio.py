@@ -17,6 +17,7 @@ import numpy as np
 
 SAMPLE_RATE = 16_000
 NORMALISE_EPSILON = 1e-5
+_FULL_SCALE = 32768
 _BLOCK_SAMPLES = 32_768  # 256 KiB of float64, so that the sums of `normalise` stay in the cache
 _WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, fmt and data, nothing else: 44 bytes
 
@@ -53,19 +54,43 @@ def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
       AudioError: the file is empty, not audio, truncated or corrupt, or holds no samples, NaN or
         infinite samples, or silence.
     """
+    samples, sample_rate = decode_samples(source, name=name)
+    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    if samples.dtype == np.int16:
+        samples = np.multiply(samples, np.float32(1 / _FULL_SCALE), dtype=np.float32)
+    waveform = samples if num_channels == 1 else samples.mean(axis=1, dtype=np.float32)
+    if num_channels > 1:
+        check(waveform, name=name)  # channels may cancel each other
+    return Decoded(waveform, sample_rate, num_channels)
+
+
+def decode_samples(source: bytes | str | os.PathLike, *, name: str) -> tuple[np.ndarray, int]:
+    """Decodes a recording as a whole and checks it; as `decode`, but leaves the samples as stored.
+
+    Args:
+      source: as `decode`.
+      name: how errors call it.
+
+    Returns:
+      Samples [S], or [S, C] where there are several channels: int16 if the file holds 16 bits in
+      FLAC or WAV, else float32 (full scale is 1); their rate in Hz.
+
+    Raises:
+      AudioError: as `decode`.
+    """
     content = source if isinstance(source, bytes) else _read_bytes(source, name=name)
     if not content:
         raise AudioError(f"{name}: the file is empty (0 bytes). Copy it again or delete it.")
-    if content.startswith(b"RIFF") and (waveform := _read_pcm16(content)) is not None:
-        check(waveform, name=name)
-        return Decoded(waveform, SAMPLE_RATE, 1)
+    if content.startswith(b"RIFF") and (samples := _read_pcm16(content)) is not None:
+        check(samples, name=name)
+        return samples, SAMPLE_RATE
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples = file.read(dtype="float32", always_2d=True)  # [S, C]
-            declared, log = file.frames, file.extra_info
-            sample_rate, num_channels = file.samplerate, file.channels
+            lossless = file.format in ("FLAC", "WAV") and file.subtype == "PCM_16"
+            samples = file.read(dtype="int16" if lossless else "float32")  # [S] or [S, C]
+            declared, log, sample_rate = file.frames, file.extra_info, file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(
             f"{name}: libsndfile cannot decode its {len(content):,} bytes "
@@ -74,16 +99,15 @@ def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
         ) from None
     if missing := _missing_part(content, log=log, num_read=len(samples), num_declared=declared):
         raise AudioError(f"{name}: the file is truncated ({missing}). Copy it again.")
-    waveform = samples[:, 0] if num_channels == 1 else samples.mean(axis=1, dtype=np.float32)
-    check(waveform, name=name)
-    return Decoded(waveform, sample_rate, num_channels)
+    check(samples, name=name)
+    return samples, sample_rate
 
 
 def check(waveform: np.ndarray, *, name: str) -> None:
     """Refuses a waveform that cannot be learned from.
 
     Args:
-      waveform: [S], any real dtype.
+      waveform: [S] or [S, C], any real dtype.
       name: how errors call it.
 
     Raises:
@@ -100,7 +124,7 @@ def check(waveform: np.ndarray, *, name: str) -> None:
         )
     if lowest == highest:
         raise AudioError(
-            f"{name}: silent, all {waveform.size} samples are {waveform[0]:g}. "
+            f"{name}: silent, all {waveform.size} samples are {waveform.flat[0]:g}. "
             "Delete it or record it again."
         )
 
@@ -144,28 +168,38 @@ def load(source: bytes | str | os.PathLike, *, name: str) -> np.ndarray:
     return to_16khz(decoded.waveform, sample_rate=decoded.sample_rate)
 
 
-def normalise(waveform: np.ndarray, *, crop: slice = slice(None)) -> np.ndarray:
+def normalise(
+    waveform: np.ndarray, *, crop: slice = slice(None), out: np.ndarray | None = None
+) -> np.ndarray:
     """Gives a waveform mean 0 and variance 1 over its own samples, and crops it.
 
-    Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`).
+    Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`). The sums of int16
+    samples are exact, so that the result is the same on every machine.
 
     Args:
-      waveform: [S] float32, one whole utterance.
+      waveform: [S], one whole utterance, float32 (full scale 1) or int16.
       crop: the part to return; mean and variance are those of the whole.
+      out: as long as the crop, float32: written to and returned; None makes a new array.
 
     Returns:
       [S], or as long as the crop, float32: (x - mean) / sqrt(variance + 1e-5).
     """
+    scale = _FULL_SCALE if waveform.dtype == np.int16 else 1
     total = squares = 0.0
+    work = np.empty(min(len(waveform), _BLOCK_SAMPLES))
     for start in range(0, len(waveform), _BLOCK_SAMPLES):
-        block = waveform[start : start + _BLOCK_SAMPLES].astype(np.float64)
+        block = work[: len(waveform) - start]
+        block[:] = waveform[start : start + _BLOCK_SAMPLES]
         total += block.sum()
         squares += np.einsum("s,s->", block, block)  # not dot: BLAS would start its own threads
     mean = total / len(waveform)
-    variance = max(squares / len(waveform) - mean * mean, 0.0)
-    normalised = waveform[crop] - np.float32(mean)
-    normalised *= np.float32(1 / np.sqrt(variance + NORMALISE_EPSILON))
-    return normalised
+    variance = max(squares / len(waveform) - mean * mean, 0.0) / scale**2
+    factor = 1 / (scale * np.sqrt(variance + NORMALISE_EPSILON))
+    part = waveform[crop]
+    out = np.empty(len(part), np.float32) if out is None else out
+    np.subtract(part, np.float32(mean), out=out, dtype=np.float32)
+    out *= np.float32(factor)
+    return out
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
@@ -213,14 +247,14 @@ def _wav_header(num_bytes: int) -> bytes:
 
 
 def _read_pcm16(content: bytes) -> np.ndarray | None:
-    """Samples [S] float32 of what `encode_pcm16` wrote, whole; None for any other file."""
+    """Samples [S] int16 of what `encode_pcm16` wrote, whole; None for any other file."""
     num_bytes = len(content) - _WAV_HEADER.size
     if num_bytes < 0 or num_bytes % 2 or num_bytes >= _OPEN_ENDED_BYTES:
         return None
     if content[: _WAV_HEADER.size] != _wav_header(num_bytes):
         return None
     samples = np.frombuffer(content, "<i2", offset=_WAV_HEADER.size)
-    return np.multiply(samples, np.float32(1 / 32768), dtype=np.float32)
+    return samples.astype(np.int16, copy=False)
 
 
 def _read_bytes(path: str | os.PathLike, *, name: str) -> bytes:

@@ -130,36 +130,36 @@ class SpeechData:
         waveforms = np.empty((len(wanted), batch.num_samples), np.float32)
         ids, num_bad, substitute = [], 0, None
         for place, row in enumerate(wanted):
-            crop = self._crop(batch, row=row)
             used = row
-            if crop is None:
+            if not self._crop(batch, row=row, out=waveforms[place]):
                 if substitute is None:
                     substitute = self._first_good(batch, step=step)
-                used, crop = substitute
+                used, waveforms[place] = substitute
                 num_bad += 1
-            waveforms[place] = crop
             ids.append(self.manifest.ids[batch.indices[used]])
         seconds = waveforms.size / audio.SAMPLE_RATE
         return SpeechBatch(step, waveforms, ids, seconds, num_bad)
 
     def _first_good(self, batch: Batch, *, step: int) -> tuple[int, np.ndarray]:
         """The first row of the global batch whose record is good."""
+        crop = np.empty(batch.num_samples, np.float32)
         for row in range(len(batch.indices)):
-            crop = self._crop(batch, row=row)
-            if crop is not None:
+            if self._crop(batch, row=row, out=crop):
                 return row, crop
         raise PipelineError(
             f"step {step}: all {len(batch.indices)} utterances of the batch are damaged (see the "
             "warnings above). Check the disk, and prepare the dataset again."
         )
 
-    def _crop(self, batch: Batch, *, row: int) -> np.ndarray | None:
-        """Reads, checks, normalises and crops one row; None, with a warning, if it is damaged."""
+    def _crop(self, batch: Batch, *, row: int, out: np.ndarray) -> bool:
+        """Reads, checks, normalises and crops one row into `out`; False, and a warning, if bad."""
         index, start = batch.indices[row], batch.starts[row]
         expected_id = self.manifest.ids[index]
         try:
             content, record_id = self._records[self.manifest.positions[index]]
-            waveform = audio.load(content, name=record_id)
+            waveform, sample_rate = audio.decode_samples(content, name=record_id)
+            if waveform.ndim > 1 or sample_rate != audio.SAMPLE_RATE:
+                waveform = audio.load(content, name=record_id)
             num_samples = self.manifest.num_samples[index]
             if record_id != expected_id or len(waveform) != num_samples:
                 raise PipelineError(
@@ -173,8 +173,9 @@ class SpeechData:
                 expected_id,
                 error,
             )
-            return None
-        return audio.normalise(waveform)[start : start + batch.num_samples]
+            return False
+        audio.normalise(waveform, crop=slice(start, start + batch.num_samples), out=out)
+        return True
 
 
 class BatchIterator:
