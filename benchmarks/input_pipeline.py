@@ -36,7 +36,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", type=Path, default=ROOT / "data/embedded")
     parser.add_argument("--workers", type=int, default=2, help="threads of either side")
     parser.add_argument("--utterances", type=int, default=500)
-    parser.add_argument("--batch_seconds", type=float, default=475.0, help="3,800 for 8 devices")
+    parser.add_argument("--batch_seconds", type=float, default=100.0)
+    parser.add_argument("--max_ladder_loss", type=float, default=1.0, help="0.03 in configs/base")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5, help="epochs over which memory is watched")
     return parser.parse_args()
@@ -96,6 +97,7 @@ def open_data(data_dir: Path, arguments: argparse.Namespace) -> SpeechData:
     fields = dict(
         data_dir=str(data_dir), dataset="audio_folder", min_seconds=2.0, max_seconds=20.0,
         max_batch_seconds=arguments.batch_seconds, max_rungs=12, batch_multiple=1,
+        max_ladder_loss=arguments.max_ladder_loss,
         num_workers=arguments.workers, prefetch_batches=2,
     )  # fmt: skip
     return open_split(types.SimpleNamespace(**fields), split="train", seed=0)
@@ -116,6 +118,8 @@ def main() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 corpora.prepare(source, data_dir=data_dir, encoding=encoding)
             sides[encoding] = open_data(data_dir, arguments)
+        print(sides["original"].plan.summary().split("\n", 1)[0])
+        print("\n".join(sides["original"].plan.summary().split("\n")[-2:]))
         paths = sorted(source.iterdir())
         rates: dict[str, list[tuple[float, float]]] = {}
         for number in range(arguments.rounds + 1):  # the first warms up

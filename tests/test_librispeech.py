@@ -167,7 +167,8 @@ def test_splits_combine_as_tfds_users_write_them(data_dir):
 def data_config(data_dir, **changed):
     fields = dict(
         data_dir=str(data_dir), dataset=DATASET, min_seconds=1.0, max_seconds=3.0,
-        max_batch_seconds=8.0, max_rungs=3, batch_multiple=2, num_workers=2, prefetch_batches=2,
+        max_batch_seconds=8.0, max_rungs=3, max_ladder_loss=1.0, batch_multiple=2,
+        num_workers=2, prefetch_batches=2,
     )  # fmt: skip
     return types.SimpleNamespace(**{**fields, **changed})
 

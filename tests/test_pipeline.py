@@ -45,7 +45,7 @@ def config(data_dir: Path, **changed) -> types.SimpleNamespace:
     fields = dict(
         data_dir=str(data_dir), dataset="audio_folder", train_split="train", eval_split="train",
         min_seconds=1.0, max_seconds=3.0, max_batch_seconds=16.0, max_rungs=12, batch_multiple=4,
-        num_workers=2, prefetch_batches=2,
+        max_ladder_loss=1.0, num_workers=2, prefetch_batches=2,
     )  # fmt: skip
     return types.SimpleNamespace(**{**fields, **changed})
 

@@ -283,7 +283,7 @@ def open_split(data_config: Any, *, split: str, seed: int) -> SpeechData:
 
     Args:
       data_config: has the fields data_dir, dataset, min_seconds, max_seconds, max_batch_seconds,
-        max_rungs, batch_multiple, num_workers, prefetch_batches.
+        max_rungs, max_ladder_loss, batch_multiple, num_workers, prefetch_batches.
       split: in TFDS syntax, such as 'train[:95%]'.
       seed: of order and crops. For evaluation, use a fixed seed and the steps of epoch 0:
         `data.batches(0, data.plan.num_batches)`.
@@ -306,6 +306,7 @@ def open_split(data_config: Any, *, split: str, seed: int) -> SpeechData:
             max_seconds=data_config.max_seconds,
             max_rungs=data_config.max_rungs,
             batch_multiple=data_config.batch_multiple,
+            max_ladder_loss=data_config.max_ladder_loss,
         )
     except ValueError as error:
         raise PipelineError(
