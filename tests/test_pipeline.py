@@ -162,6 +162,46 @@ def test_a_damaged_record_is_replaced_named_and_counted(data_dir, data, caplog, 
     assert (upper.num_bad, lower.num_bad) == (1, 1)
 
 
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_any_number_of_hosts_reads_the_same_global_batches(data_dir, data, num_hosts):
+    """Rows joined over hosts, from a step in the middle, damaged records replaced on all alike."""
+    bad = dict.fromkeys(data.manifest.ids[::4], "bit rot")
+    whole = open_split(config(data_dir), split="train", seed=5)
+    whole._records = Damaged(whole._records, bad)
+    expected = [whole.make_batch(step) for step in range(17, 22)]
+    hosts = []
+    for host in range(num_hosts):
+        own = open_split(config(data_dir, num_workers=1 + host), split="train", seed=5)
+        own._records = Damaged(own._records, bad)
+        batches = []
+        for batch in expected:
+            share = len(batch.ids) // num_hosts
+            rows = slice(host * share, (host + 1) * share)
+            batches += read(own, batch.step, 1, rows=rows)
+        hosts.append(batches)
+    assert sum(batch.num_bad for batch in expected) > 0
+    for step, batch in enumerate(expected):
+        parts = [batches[step] for batches in hosts]
+        joined = np.concatenate([part.waveforms for part in parts])
+        np.testing.assert_array_equal(joined, batch.waveforms)
+        assert sum([part.ids for part in parts], []) == batch.ids
+        assert sum(part.num_bad for part in parts) == batch.num_bad
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_memory_stays_flat_over_epochs(data):
+    num_batches = data.plan.num_batches
+    for _ in data.batches(0, 3 * num_batches):
+        pass
+    before, read_mib = resident_mib(), 0.0
+    for batch in data.batches(0, 25 * num_batches):
+        read_mib += batch.waveforms.nbytes / 2**20
+    assert resident_mib() - before < 0.3 * read_mib > 30
+
+
 def test_a_batch_without_a_good_record_raises(data_dir, data):
     (good,) = read(data, 0, 1)
     damaged = open_split(config(data_dir), split="train", seed=5)
