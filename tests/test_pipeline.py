@@ -98,6 +98,21 @@ def test_resuming_at_any_step_is_exact(data, data_dir, start):
     assert_same([data.make_batch(start + i) for i in range(3)], resumed)
 
 
+def test_waveforms_are_not_copied_on_their_way(data_dir):
+    data = open_split(config(data_dir), split="train", seed=5)
+    made, original = {}, data.make_batch
+
+    def make_batch(step, **options):
+        batch = original(step, **options)
+        made[step] = batch.waveforms.ctypes.data
+        return batch
+
+    data.make_batch = make_batch
+    with data.batches(0, 5) as batches:
+        for batch in batches:
+            assert batch.waveforms.ctypes.data == made[batch.step]
+
+
 def test_an_endless_iterator_crosses_epochs(data):
     num_batches = data.plan.num_batches
     with data.batches(num_batches - 1) as batches:
