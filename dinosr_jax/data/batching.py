@@ -325,8 +325,7 @@ class BatchPlan:
     def _place_pieces(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """First sample and number of samples [P] of the stretch in which a piece is cropped.
 
-        That of a whole utterance is all of it. One that is cut is cut at a random place, so that
-        both parts fit, the shorter or the longer one first at random.
+        An utterance is cut at a random place that leaves room for both parts, in random order.
         """
         utterances, lengths, num_whole = self._pieces
         firsts, rooms = np.zeros_like(utterances), self.num_samples[utterances]

@@ -72,9 +72,9 @@ def prepare_librispeech(
     data_dir = Path(data_dir).expanduser().resolve()
     work_dir = data_dir / "preparation" / "librispeech"
     with quiet_tfds(), locked(data_dir / "preparation"), disk_errors(data_dir):
-        builder = Librispeech(encoding=encoding, data_dir=data_dir)
-        folder = Path(builder.data_dir)
+        folder = data_dir / DATASET / str(Librispeech.VERSION)
         present = _present_splits(folder, encoding=encoding)
+        builder = Librispeech(encoding=encoding, data_dir=data_dir)
         missing = [split for split in splits or known if split not in present]
         if earlier:
             origins = (_origin_of(earlier, split) for split in missing)
