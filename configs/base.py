@@ -3,7 +3,10 @@
 Hardware: 16 V100 took the authors about 180 hours; a batch is 63 minutes of audio.
 Expected loss (mean over the 8 codebooks, dev-clean; published log of a PyTorch re-implementation):
 5.73 at the start, 3.12 after 2,500 updates, 2.09 after 10,000, 1.32 after 50,000, 1.03 at 400,000.
-Command: python main.py --config=configs/base.py --workdir=runs/base
+Commands:
+  python -m dinosr_jax prepare --dataset=librispeech --data_dir=data/prepared/librispeech
+  python main.py --config=configs/base.py --workdir=runs/base
+A whole run needs the splits train_clean100, train_clean360, train_other500 and dev_clean.
 """
 
 from dinosr_jax.config import published_recipe

@@ -65,10 +65,14 @@ def get_config():
     optimizer.final_scale = 0.1
     data = config.data
     data.data_dir = "data/prepared/embedded"
+    data.dataset = "audio_folder"
+    data.train_split = "train"
+    data.eval_split = "validation"
     data.min_seconds = 1.0
     data.max_seconds = 4.0
     data.max_batch_seconds = 32.0
     data.max_rungs = 3
+    data.max_ladder_loss = 1.0
     data.batch_multiple = 8
     data.num_workers = 2
     return config

@@ -33,10 +33,14 @@ def get_config():
     config.optimizer.decay_steps = 100
     data = config.data
     data.data_dir = "data/prepared/embedded"
+    data.dataset = "audio_folder"
+    data.train_split = "train"
+    data.eval_split = "validation"
     data.min_seconds = 1.0
     data.max_seconds = 4.0
     data.max_batch_seconds = 16.0
     data.max_rungs = 2
+    data.max_ladder_loss = 1.0
     data.batch_multiple = 8
     data.num_workers = 2
     return config

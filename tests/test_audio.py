@@ -135,6 +135,24 @@ def test_normalise_is_layer_norm_over_the_waveform(speech):
     assert quiet.std() < 0.1  # the epsilon stands under the root, as in fairseq
 
 
+def test_normalise_crops_after_the_statistics_of_the_whole(speech):
+    whole = audio.normalise(speech)
+    from_floats = audio.normalise((speech / 32768).astype(np.float32))
+    np.testing.assert_allclose(whole, from_floats, atol=1e-5)
+    row = np.full(2_000, np.nan, np.float32)
+    assert audio.normalise(speech, crop=slice(3_000, 5_000), out=row) is row
+    np.testing.assert_array_equal(row, whole[3_000:5_000])
+
+
+def test_16_bit_files_are_decoded_to_their_samples(speech):
+    for content in (audio.encode_flac(speech), audio.encode_pcm16(speech)):
+        samples, sample_rate = audio.decode_samples(content, name="x")
+        assert samples.dtype == np.int16 and sample_rate == 16_000
+        np.testing.assert_array_equal(samples, speech)
+        with pytest.raises(audio.AudioError, match="truncated"):
+            audio.decode_samples(content[: len(content) // 2], name="x")
+
+
 def test_flac_is_lossless_for_int16_and_rounds_floats(speech):
     np.testing.assert_array_equal(audio.load(audio.encode_flac(speech), name="x") * 32768, speech)
     loud = np.array([0.5, -1.0, 1.5, -1.5, 0.3 / 32768], np.float32)

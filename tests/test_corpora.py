@@ -1,6 +1,7 @@
 """Preparing folders of real speech and hostile files, with real TFDS, kills included."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -262,6 +263,28 @@ def test_errors_are_one_clear_paragraph(tmp_path):
         "none of its 1 utterances can be used" in message and "x.wav: the file is empty" in message
     )
     assert not (tmp_path / "data/audio_folder").exists()
+
+
+def test_pcm16_stores_the_same_samples_and_is_written_anew(tmp_path, capsys):
+    source, data_dir = make_corpus(tmp_path / "source"), tmp_path / "data"
+    soundfile.write(source / "cd.wav", speech(1), 44_100)
+    prepare(source, data_dir=data_dir)
+    originals = Records(data_dir, split="train")
+    expected = {
+        id_: audio.load(content, name=id_) for content, id_ in map(originals.__getitem__, range(5))
+    }
+    lengths = load_manifest(data_dir, split="train").fingerprint
+    prepare(source, data_dir=data_dir, encoding="pcm16")
+    assert "has another encoding" in capsys.readouterr().out
+    records = Records(data_dir, split="train")
+    for content, id_ in map(records.__getitem__, range(5)):
+        assert content[:4] == b"RIFF" and len(content) == 44 + 2 * len(expected[id_])
+        np.testing.assert_array_equal(audio.load(content, name=id_), expected[id_])
+        reference = soundfile.read(io.BytesIO(content), dtype="float32")[0]
+        np.testing.assert_array_equal(reference, expected[id_])
+    assert load_manifest(data_dir, split="train").fingerprint == lengths
+    prepare(source, data_dir=data_dir, encoding="pcm16")
+    assert "nothing to do" in capsys.readouterr().out
 
 
 SLOW_PREPARE = """

@@ -33,8 +33,8 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def cache(data_dir: Path) -> Path:
-    return data_dir / "audio_folder/1.0.0" / manifest_module.CACHE_NAME
+def cache(data_dir: Path, split: str = "train") -> Path:
+    return data_dir / "audio_folder/1.0.0" / manifest_module.CACHE_NAME.format(split=split)
 
 
 def test_what_is_known_about_each_utterance(data_dir):
@@ -109,7 +109,7 @@ def test_the_cache_is_used(data_dir, monkeypatch):
         lambda text: text[: text.rindex("\n", 0, -1) + 1],  # a whole row is gone
         lambda text: "",
         lambda text: "\0\0\0",
-        lambda text: text.replace("train", "x").replace("8400", "many"),
+        lambda text: text.replace("train", "x").replace("10400", "many"),
         lambda text: text.replace("\t", " "),
     ],
 )
@@ -124,8 +124,8 @@ def test_a_damaged_cache_is_made_again(data_dir, damage):
 
 def test_the_cache_of_other_records_is_not_believed(data_dir):
     load_manifest(data_dir, split="test")
-    forged = cache(data_dir).read_text().replace("\t8000\t", "\t9999\t")
-    cache(data_dir).write_text(forged)
+    forged = cache(data_dir, "test").read_text().replace("\t8000\t", "\t9999\t")
+    cache(data_dir, "test").write_text(forged)
     assert 9999 in load_manifest(data_dir, split="test").num_samples
     (records_file,) = cache(data_dir).parent.glob("*-test.array_record*")
     os.utime(records_file, ns=(5, 5))
@@ -134,7 +134,7 @@ def test_the_cache_of_other_records_is_not_believed(data_dir):
 
 def test_a_cache_that_cannot_be_written_is_done_without(data_dir, capsys, monkeypatch):
     expected = load_manifest(data_dir, split="test").fingerprint
-    cache(data_dir).unlink()
+    cache(data_dir, "test").unlink()
     monkeypatch.setattr(manifest_module, "CACHE_NAME", "no/such/folder.tsv")
     assert load_manifest(data_dir, split="test").fingerprint == expected
     assert "could not be written" in capsys.readouterr().err

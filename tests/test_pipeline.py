@@ -45,7 +45,7 @@ def config(data_dir: Path, **changed) -> types.SimpleNamespace:
     fields = dict(
         data_dir=str(data_dir), dataset="audio_folder", train_split="train", eval_split="train",
         min_seconds=1.0, max_seconds=3.0, max_batch_seconds=16.0, max_rungs=12, batch_multiple=4,
-        num_workers=2, prefetch_batches=2,
+        max_ladder_loss=1.0, num_workers=2, prefetch_batches=2,
     )  # fmt: skip
     return types.SimpleNamespace(**{**fields, **changed})
 
@@ -96,6 +96,21 @@ def test_resuming_at_any_step_is_exact(data, data_dir, start):
     if start < 20:
         assert_same(read(data, 0, start + 3)[start:], resumed)
     assert_same([data.make_batch(start + i) for i in range(3)], resumed)
+
+
+def test_waveforms_are_not_copied_on_their_way(data_dir):
+    data = open_split(config(data_dir), split="train", seed=5)
+    made, original = {}, data.make_batch
+
+    def make_batch(step, **options):
+        batch = original(step, **options)
+        made[step] = batch.waveforms.ctypes.data
+        return batch
+
+    data.make_batch = make_batch
+    with data.batches(0, 5) as batches:
+        for batch in batches:
+            assert batch.waveforms.ctypes.data == made[batch.step]
 
 
 def test_an_endless_iterator_crosses_epochs(data):
@@ -160,6 +175,46 @@ def test_a_damaged_record_is_replaced_named_and_counted(data_dir, data, caplog, 
         np.concatenate([upper.waveforms, lower.waveforms]), batch.waveforms
     )
     assert (upper.num_bad, lower.num_bad) == (1, 1)
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_any_number_of_hosts_reads_the_same_global_batches(data_dir, data, num_hosts):
+    """Rows joined over hosts, from a step in the middle, damaged records replaced on all alike."""
+    bad = dict.fromkeys(data.manifest.ids[::4], "bit rot")
+    whole = open_split(config(data_dir), split="train", seed=5)
+    whole._records = Damaged(whole._records, bad)
+    expected = [whole.make_batch(step) for step in range(17, 22)]
+    hosts = []
+    for host in range(num_hosts):
+        own = open_split(config(data_dir, num_workers=1 + host), split="train", seed=5)
+        own._records = Damaged(own._records, bad)
+        batches = []
+        for batch in expected:
+            share = len(batch.ids) // num_hosts
+            rows = slice(host * share, (host + 1) * share)
+            batches += read(own, batch.step, 1, rows=rows)
+        hosts.append(batches)
+    assert sum(batch.num_bad for batch in expected) > 0
+    for step, batch in enumerate(expected):
+        parts = [batches[step] for batches in hosts]
+        joined = np.concatenate([part.waveforms for part in parts])
+        np.testing.assert_array_equal(joined, batch.waveforms)
+        assert sum([part.ids for part in parts], []) == batch.ids
+        assert sum(part.num_bad for part in parts) == batch.num_bad
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_memory_stays_flat_over_epochs(data):
+    num_batches = data.plan.num_batches
+    for _ in data.batches(0, 3 * num_batches):
+        pass
+    before, read_mib = resident_mib(), 0.0
+    for batch in data.batches(0, 25 * num_batches):
+        read_mib += batch.waveforms.nbytes / 2**20
+    assert resident_mib() - before < 0.3 * read_mib > 30
 
 
 def test_a_batch_without_a_good_record_raises(data_dir, data):

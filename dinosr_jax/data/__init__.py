@@ -1,7 +1,8 @@
 """What comes in: folders of audio become random-access records, then batches of waveforms.
 
-The only room of the package that imports tensorflow, and only in `corpora`, `manifest` and
-`pipeline`; `audio`, `sources` and `batching` do without it.
+The only room of the package that imports tensorflow, and only in `corpora`, `librispeech`,
+`librispeech_builder`, `manifest` and `pipeline`; `archives`, `audio`, `batching`, `checking` and
+`sources` do without it.
 """
 
 import os

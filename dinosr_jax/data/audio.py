@@ -9,6 +9,7 @@ Shapes: S samples, C channels.
 import io
 import os
 import re
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ import numpy as np
 
 SAMPLE_RATE = 16_000
 NORMALISE_EPSILON = 1e-5
+_FULL_SCALE = 32768
+_BLOCK_SAMPLES = 15_000  # 117 KiB of float64: sums stay in the cache, malloc asks for no pages
+_WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, fmt and data, nothing else: 44 bytes
 
 # Headers written to a pipe declare a length near the largest integer: no claim to be checked.
 _OPEN_ENDED_BYTES = 0x7FF0_0000
@@ -50,16 +54,43 @@ def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
       AudioError: the file is empty, not audio, truncated or corrupt, or holds no samples, NaN or
         infinite samples, or silence.
     """
-    import soundfile
+    samples, sample_rate = decode_samples(source, name=name)
+    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    if samples.dtype == np.int16:
+        samples = np.multiply(samples, np.float32(1 / _FULL_SCALE), dtype=np.float32)
+    waveform = samples if num_channels == 1 else samples.mean(axis=1, dtype=np.float32)
+    if num_channels > 1:
+        check(waveform, name=name)  # channels may cancel each other
+    return Decoded(waveform, sample_rate, num_channels)
 
+
+def decode_samples(source: bytes | str | os.PathLike, *, name: str) -> tuple[np.ndarray, int]:
+    """Decodes a recording as a whole and checks it; as `decode`, but leaves the samples as stored.
+
+    Args:
+      source: as `decode`.
+      name: how errors call it.
+
+    Returns:
+      Samples [S], or [S, C] where there are several channels: int16 if the file holds 16 bits in
+      FLAC or WAV, else float32 (full scale is 1); their rate in Hz.
+
+    Raises:
+      AudioError: as `decode`.
+    """
     content = source if isinstance(source, bytes) else _read_bytes(source, name=name)
     if not content:
         raise AudioError(f"{name}: the file is empty (0 bytes). Copy it again or delete it.")
+    if content.startswith(b"RIFF") and (samples := _read_pcm16(content)) is not None:
+        check(samples, name=name)
+        return samples, SAMPLE_RATE
+    import soundfile
+
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples = file.read(dtype="float32", always_2d=True)  # [S, C]
-            declared, log = file.frames, file.extra_info
-            sample_rate, num_channels = file.samplerate, file.channels
+            lossless = file.format in ("FLAC", "WAV") and file.subtype == "PCM_16"
+            samples = file.read(dtype="int16" if lossless else "float32")  # [S] or [S, C]
+            declared, log, sample_rate = file.frames, file.extra_info, file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(
             f"{name}: libsndfile cannot decode its {len(content):,} bytes "
@@ -68,16 +99,15 @@ def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
         ) from None
     if missing := _missing_part(content, log=log, num_read=len(samples), num_declared=declared):
         raise AudioError(f"{name}: the file is truncated ({missing}). Copy it again.")
-    waveform = samples[:, 0] if num_channels == 1 else samples.mean(axis=1, dtype=np.float32)
-    check(waveform, name=name)
-    return Decoded(waveform, sample_rate, num_channels)
+    check(samples, name=name)
+    return samples, sample_rate
 
 
 def check(waveform: np.ndarray, *, name: str) -> None:
     """Refuses a waveform that cannot be learned from.
 
     Args:
-      waveform: [S], any real dtype.
+      waveform: [S] or [S, C], any real dtype.
       name: how errors call it.
 
     Raises:
@@ -94,7 +124,7 @@ def check(waveform: np.ndarray, *, name: str) -> None:
         )
     if lowest == highest:
         raise AudioError(
-            f"{name}: silent, all {waveform.size} samples are {waveform[0]:g}. "
+            f"{name}: silent, all {waveform.size} samples are {waveform.flat[0]:g}. "
             "Delete it or record it again."
         )
 
@@ -138,21 +168,38 @@ def load(source: bytes | str | os.PathLike, *, name: str) -> np.ndarray:
     return to_16khz(decoded.waveform, sample_rate=decoded.sample_rate)
 
 
-def normalise(waveform: np.ndarray) -> np.ndarray:
-    """Gives a waveform mean 0 and variance 1 over its own samples.
+def normalise(
+    waveform: np.ndarray, *, crop: slice = slice(None), out: np.ndarray | None = None
+) -> np.ndarray:
+    """Gives a waveform mean 0 and variance 1 over its own samples, and crops it.
 
-    Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`).
+    Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`). The sums of int16
+    samples are exact, so that the result is the same on every machine.
 
     Args:
-      waveform: [S], one whole utterance, before any cropping.
+      waveform: [S], one whole utterance, float32 (full scale 1) or int16.
+      crop: the part to return; mean and variance are those of the whole.
+      out: as long as the crop, float32: written to and returned; None makes a new array.
 
     Returns:
-      [S] float32: (x - mean) / sqrt(variance + 1e-5).
+      [S], or as long as the crop, float32: (x - mean) / sqrt(variance + 1e-5).
     """
-    samples = waveform.astype(np.float64)
-    samples -= samples.mean()
-    samples /= np.sqrt(np.mean(np.square(samples)) + NORMALISE_EPSILON)
-    return samples.astype(np.float32)
+    scale = _FULL_SCALE if waveform.dtype == np.int16 else 1
+    total = squares = 0.0
+    work = np.empty(min(len(waveform), _BLOCK_SAMPLES))
+    for start in range(0, len(waveform), _BLOCK_SAMPLES):
+        block = work[: len(waveform) - start]
+        block[:] = waveform[start : start + _BLOCK_SAMPLES]
+        total += block.sum()
+        squares += np.einsum("s,s->", block, block)  # not dot: BLAS would start its own threads
+    mean = total / len(waveform)
+    variance = max(squares / len(waveform) - mean * mean, 0.0) / scale**2
+    factor = 1 / (scale * np.sqrt(variance + NORMALISE_EPSILON))
+    part = waveform[crop]
+    out = np.empty(len(part), np.float32) if out is None else out
+    np.subtract(part, np.float32(mean), out=out, dtype=np.float32)
+    out *= np.float32(factor)
+    return out
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
@@ -166,12 +213,48 @@ def encode_flac(waveform: np.ndarray) -> bytes:
     """
     import soundfile
 
-    if waveform.dtype != np.int16:
-        scaled = np.round(waveform.astype(np.float64) * 32768)
-        waveform = np.clip(scaled, -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, _to_int16(waveform), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def encode_pcm16(waveform: np.ndarray) -> bytes:
+    """Stores a 16 kHz waveform as the samples themselves, after the 44 bytes of a WAV header.
+
+    Args:
+      waveform: [S] int16 (kept bit for bit), or float32 (rounded, clipped at full scale).
+
+    Returns:
+      The bytes of a WAV file, which `decode` reads without libsndfile.
+    """
+    samples = _to_int16(waveform).astype("<i2", copy=False).tobytes()
+    return _wav_header(len(samples)) + samples
+
+
+def _to_int16(waveform: np.ndarray) -> np.ndarray:
+    """Rounds float32 samples to 16 bits, clipped at full scale; leaves int16 as it is."""
+    if waveform.dtype == np.int16:
+        return waveform
+    scaled = np.round(waveform.astype(np.float64) * 32768)
+    return np.clip(scaled, -32768, 32767).astype(np.int16)
+
+
+def _wav_header(num_bytes: int) -> bytes:
+    """The header of a WAV file of 16 kHz, mono, 16 bits, with so many bytes of samples."""
+    form = (1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)  # PCM, channels, rate, bytes: second, frame
+    riff_bytes = num_bytes + _WAV_HEADER.size - 8
+    return _WAV_HEADER.pack(b"RIFF", riff_bytes, b"WAVE", b"fmt ", 16, *form, b"data", num_bytes)
+
+
+def _read_pcm16(content: bytes) -> np.ndarray | None:
+    """Samples [S] int16 of what `encode_pcm16` wrote, whole; None for any other file."""
+    num_bytes = len(content) - _WAV_HEADER.size
+    if num_bytes < 0 or num_bytes % 2 or num_bytes >= _OPEN_ENDED_BYTES:
+        return None
+    if content[: _WAV_HEADER.size] != _wav_header(num_bytes):
+        return None
+    samples = np.frombuffer(content, "<i2", offset=_WAV_HEADER.size)
+    return samples.astype(np.int16, copy=False)
 
 
 def _read_bytes(path: str | os.PathLike, *, name: str) -> bytes:

@@ -3,11 +3,12 @@
 Every utterance is cropped to one of at most 12 lengths, the rungs of a ladder, so that a training
 step is compiled a handful of times and nothing is padded (the paper, section 4.1, crops a batch to
 its shortest utterance; the rungs bound the number of shapes). A batch holds utterances of one rung.
-What does not fill a batch moves down a rung. How many batches each rung gives follows from the
-lengths alone; which utterances, which crops and in which order follows from (seed, epoch). Nothing
-depends on the number of devices or hosts.
+What does not fill a batch moves down a rung. Where one crop each would lose more audio than wanted,
+the fewest utterances that it takes are cut in two pieces, which are cropped each. How many batches
+each rung gives follows from the lengths alone; which utterances, which crops and in which order
+follows from (seed, epoch). Nothing depends on the number of devices or hosts.
 
-Shapes: N utterances, R rungs, B utterances of a batch.
+Shapes: N utterances, P pieces (an utterance, or a part of one), R rungs, B pieces of a batch.
 """
 
 from typing import NamedTuple
@@ -19,6 +20,7 @@ FRAME_SAMPLES = 320  # the hop of the feature encoder
 EDGE_SAMPLES = 80  # the receptive field of the first frame is a hop and 80 samples: 400
 FRAME_GRID = 5
 _EPOCHS_KEPT = 2
+_SHORTEST_PART = 2 * SAMPLE_RATE  # no utterance is cut into parts shorter than this
 
 
 class Batch(NamedTuple):
@@ -129,6 +131,44 @@ def _ladders(lengths: np.ndarray, *, grid: np.ndarray, max_rungs: int) -> list[t
     return choices
 
 
+class _Pieces(NamedTuple):
+    """What is cropped: whole utterances first, then the first and the second parts of the others.
+
+    `utterances` [P]; `lengths` [P]; parts are as long as a rung.
+    """
+
+    utterances: np.ndarray
+    lengths: np.ndarray
+    num_whole: int
+
+
+def _pieces(lengths: np.ndarray, *, rungs: tuple[int, ...], max_ladder_loss: float) -> _Pieces:
+    """Cuts as few utterances in two as bring the loss down to `max_ladder_loss`, or as can be cut.
+
+    An utterance is cut where a pair of rungs keeps more of it than one; those that gain most come
+    first.
+    """
+    everything = np.arange(len(lengths))
+    excess = _ladder_loss(lengths, rungs=rungs) - max_ladder_loss * lengths.sum()
+    parts = [rung for rung in rungs if rung >= _SHORTEST_PART]
+    pairs = sorted({(a + b, a, b) for a in parts for b in parts if a <= b})
+    if excess <= 0 or not pairs:
+        return _Pieces(everything, lengths, len(lengths))
+    sums, firsts, seconds = np.array([(0, 0, 0), *pairs]).T
+    pair = np.searchsorted(sums, lengths, side="right") - 1
+    single = np.concatenate([[0], rungs])[np.searchsorted(rungs, lengths, side="right")]
+    gain = sums[pair] - single
+    by_gain = np.argsort(-gain, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(gain[by_gain]), excess)) + 1
+    cut = np.sort(by_gain[:enough][gain[by_gain[:enough]] > 0])
+    whole = np.setdiff1d(everything, cut, assume_unique=True)
+    return _Pieces(
+        np.concatenate([whole, cut, cut]),
+        np.concatenate([lengths[whole], firsts[pair[cut]], seconds[pair[cut]]]),
+        len(whole),
+    )
+
+
 class BatchPlan:
     """All batches of a training run, as a pure function of (lengths, seed, step).
 
@@ -148,6 +188,7 @@ class BatchPlan:
         max_seconds: float,
         batch_multiple: int = 8,
         max_rungs: int = 12,
+        max_ladder_loss: float = 1.0,
     ):
         """Plans the batches.
 
@@ -159,6 +200,8 @@ class BatchPlan:
             further where `batch_multiple` utterances would not fit in a batch.
           batch_multiple: every batch size is a multiple of it (the number of devices divides it).
           max_rungs: number of rungs, that is of compiled shapes, at most.
+          max_ladder_loss: share of the audio that cropping to rungs may lose before utterances are
+            cut in two; 1 never cuts.
 
         Raises:
           ValueError: a parameter is out of range, or fewer than `batch_multiple` utterances are
@@ -176,18 +219,24 @@ class BatchPlan:
         lengths = np.minimum(self.num_samples, self.max_samples)
         self._check_utterances(lengths, grid=grid)
 
-        def fill(rungs: tuple[int, ...]) -> tuple[Rung, ...]:
+        def fill(rungs: tuple[int, ...], lengths: np.ndarray = lengths) -> tuple[Rung, ...]:
             return _fill(lengths, rungs=rungs, budget=budget, multiple=self.batch_multiple)
 
         # One rung alone fills at least one batch at its best length, whatever the lengths are.
         choices = [fill((int(rung),)) for rung in grid]
         choices += [fill(c) for c in _ladders(lengths, grid=grid, max_rungs=max_rungs)]
         self.rungs = max(choices, key=lambda rungs: (_kept(rungs), -len(rungs)))
+        sizes = tuple(rung.num_samples for rung in self.rungs)
+        self._pieces = _pieces(lengths, rungs=sizes, max_ladder_loss=max_ladder_loss)
+        if len(self._pieces.lengths) > len(lengths):
+            self.rungs = fill(sizes, self._pieces.lengths)
+            sizes = tuple(rung.num_samples for rung in self.rungs)
         self.num_batches = sum(rung.num_batches for rung in self.rungs)
-        sizes = [rung.num_samples for rung in self.rungs]
-        self._rung_of_utterance = np.searchsorted(sizes, lengths, side="right") - 1
-        self._ladder_loss = _ladder_loss(lengths, rungs=tuple(sizes))
-        self._leftover_loss = int(lengths.sum()) - self._ladder_loss - _kept(self.rungs)
+        self._rung_of_piece = np.searchsorted(sizes, self._pieces.lengths, side="right") - 1
+        in_pieces = int(self._pieces.lengths.sum())
+        self._ladder_loss = _ladder_loss(self._pieces.lengths, rungs=sizes)
+        self._leftover_loss = in_pieces - self._ladder_loss - _kept(self.rungs)
+        self._ladder_loss += int(lengths.sum()) - in_pieces
         self._epochs: dict[int, _Epoch] = {}
 
     def batch(self, step: int) -> Batch:
@@ -221,7 +270,7 @@ class BatchPlan:
         """Describes ladder, batch sizes and what is lost, in lines to print."""
         total = int(self.num_samples.sum())
         capped = int(np.minimum(self.num_samples, self.max_samples).sum())
-        num_short = int((self._rung_of_utterance < 0).sum())
+        num_short = int((self._rung_of_piece < 0).sum())
         limit = f"{self.max_samples / SAMPLE_RATE:g} s"
         if self.max_samples < int(self.max_seconds * SAMPLE_RATE):
             limit += (
@@ -244,6 +293,9 @@ class BatchPlan:
             f"  of the rest, an epoch loses {self._ladder_loss / capped:.1%} to the ladder"
             f" and {self._leftover_loss / capped:.1%} to leftovers",
         ]
+        if num_cut := len(self._pieces.lengths) - len(self.num_samples):
+            share = num_cut / len(self.num_samples)
+            lines.append(f"  {num_cut} utterances ({share:.0%}) are cut in two to lose no more")
         if num_short:
             lines.append(f"  {num_short} utterances are shorter than the shortest rung: never used")
         return "\n".join(lines)
@@ -252,22 +304,42 @@ class BatchPlan:
         """Deals the utterances of one epoch to its batches and places the crops."""
         key = np.array([self.seed, number], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
+        firsts, rooms = self._place_pieces(random)
         indices, starts = [], []
         leftover = np.empty(0, np.int64)
         for place, rung in reversed(list(enumerate(self.rungs))):
-            members = np.flatnonzero(self._rung_of_utterance == place)
+            members = np.flatnonzero(self._rung_of_piece == place)
             pool = random.permutation(np.concatenate([leftover, members]))
             num_taken = rung.num_batches * rung.batch_size
             taken, leftover = pool[:num_taken], pool[num_taken:]
-            highest_start = self.num_samples[taken] - rung.num_samples
+            start = firsts[taken] + random.integers(0, rooms[taken] - rung.num_samples + 1)
             shape = (rung.num_batches, rung.batch_size)
-            indices.insert(0, taken.reshape(shape))
-            starts.insert(0, random.integers(0, highest_start + 1).reshape(shape))
+            indices.insert(0, self._pieces.utterances[taken].reshape(shape))
+            starts.insert(0, start.reshape(shape))
         counts = [rung.num_batches for rung in self.rungs]
         order = random.permutation(self.num_batches)
         rungs = np.repeat(np.arange(len(counts)), counts)[order]
         rows = np.concatenate([np.arange(count) for count in counts])[order]
         return _Epoch(tuple(indices), tuple(starts), rungs, rows)
+
+    def _place_pieces(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """First sample and number of samples [P] of the stretch in which a piece is cropped.
+
+        An utterance is cut at a random place that leaves room for both parts, in random order.
+        """
+        utterances, lengths, num_whole = self._pieces
+        firsts, rooms = np.zeros_like(utterances), self.num_samples[utterances]
+        num_cut = (len(utterances) - num_whole) // 2
+        if num_cut:
+            one, other = lengths[num_whole:].reshape(2, num_cut)
+            total = rooms[num_whole : num_whole + num_cut].copy()
+            room = one + random.integers(0, total - one - other + 1)
+            swapped = random.integers(0, 2, num_cut).astype(bool)
+            rooms[num_whole:] = np.concatenate([room, total - room])
+            firsts[num_whole:] = np.concatenate(
+                [np.where(swapped, total - room, 0), np.where(swapped, 0, room)]
+            )
+        return firsts, rooms
 
     def _check_parameters(self, max_rungs: int) -> None:
         """Refuses parameters that no plan can be made from."""

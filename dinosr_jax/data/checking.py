@@ -83,7 +83,7 @@ def check_source(
         tqdm.tqdm(total=len(source.files), initial=len(verdicts), unit="file", desc="check") as bar,
     ):
         journal.write("\n")  # the last line of a killed run may be cut off
-        for file, verdict in zip(todo, _map_in_threads(check, todo, num_workers), strict=True):
+        for file, verdict in zip(todo, map_in_threads(check, todo, num_workers), strict=True):
             verdicts[file.path] = verdict
             journal.write(json.dumps([_JOURNAL_FORMAT, _key(file), *verdict]) + "\n")
             journal.flush()
@@ -189,7 +189,7 @@ def _read_journal(path: Path) -> dict[str, Verdict]:
     return known
 
 
-def _map_in_threads(
+def map_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], num_workers: int | None
 ) -> Iterator[Result]:
     """Maps in threads, in order, a bounded number of items ahead; stops at once when closed."""

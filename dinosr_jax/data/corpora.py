@@ -14,38 +14,45 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.checking import Verdict, check_source, stored_bytes
-from dinosr_jax.data.manifest import dataset_folder, load_manifest, split_names
-from dinosr_jax.data.sources import Source, SourceError, read_source
+from dinosr_jax.data.checking import Verdict, check_source, map_in_threads, stored_bytes
+from dinosr_jax.data.manifest import dataset_folder, load_manifest, quiet_tfds, split_names
+from dinosr_jax.data.sources import Source, SourceError, Utterance, read_source
 
 _NUM_SHOWN = 20
-_SKIPPED_NAME = "skipped.tsv"
-_SOURCE_NAME = "source.json"
+SKIPPED_NAME = "skipped.tsv"
+SOURCE_NAME = "source.json"
+
+Encoding = Literal["original", "pcm16"]
 
 
 class Checked(NamedTuple):
-    """A source whose files have been checked, and where the converted ones lie."""
+    """A source whose files have been checked, where the converted ones lie, and how to store them.
+
+    `num_workers` threads decode for encoding 'pcm16'; None for one a core.
+    """
 
     source: Source
     verdicts: Mapping[str, Verdict]
     work_dir: Path
+    encoding: Encoding = "original"
+    num_workers: int | None = None
 
 
 class AudioFolder(tfds.core.GeneratorBasedBuilder):
     """Any folder of audio as a TFDS dataset of array_record files.
 
-    `speech` is the audio file's own bytes if it is 16 kHz mono, else 16-bit FLAC. Decode it with
-    `audio.decode` (TFDS' own decoder reads FLAC only, and needs tensorflow_io).
+    `speech` is the audio file's own bytes if it is 16 kHz mono, else 16-bit FLAC; with encoding
+    'pcm16' it is 16-bit samples in WAV. Decode it with `audio.decode` (TFDS' own decoder reads FLAC
+    only, and needs tensorflow_io).
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -89,49 +96,70 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
         source = self._checked.source
         skipped = _skipped(self._checked)
         # Written here, in TFDS' temporary folder: they appear together with the records.
-        with open(self.data_path / _SKIPPED_NAME, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, "excel-tab").writerows([("file", "reason"), *skipped])
-        origin = {"folder": str(source.folder), "fingerprint": source.fingerprint}
-        (self.data_path / _SOURCE_NAME).write_text(json.dumps(origin, indent=1))
+        write_skipped(Path(self.data_path), skipped)
+        origin = {
+            "folder": str(source.folder),
+            "fingerprint": source.fingerprint,
+            "encoding": self._checked.encoding,
+        }
+        (self.data_path / SOURCE_NAME).write_text(json.dumps(origin, indent=1))
         splits = sorted({u.split for u, _, _ in _usable(self._checked)})
         return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
         speaker_ids = _speaker_ids(self._checked.source)
-        source, verdicts, work_dir = self._checked
+        for utterance, num_samples, content in _contents(self._checked, split=split):
+            yield (
+                utterance.id,
+                {
+                    "speech": io.BytesIO(content),
+                    "text": utterance.text,
+                    "speaker_id": speaker_ids[utterance.speaker],
+                    "id": utterance.id,
+                    "speaker": utterance.speaker,
+                    "language": utterance.language,
+                    "num_samples": num_samples,
+                    "sample_rate": audio.SAMPLE_RATE,
+                },
+            )
+
+
+def _contents(checked: Checked, *, split: str) -> Iterator[tuple[Utterance, int, bytes]]:
+    """Yields (utterance, number of samples, what is stored) of a split."""
+    source, verdicts, work_dir, encoding, num_workers = checked
+
+    def read() -> Iterator[tuple[Utterance, int, bytes]]:
         for file in tqdm.tqdm(source.files, unit="file", desc=f"write {split}"):
             if all(utterance.split != split for utterance in file.utterances):
                 continue
             verdict = verdicts[file.path]
             parts = stored_bytes(file, verdict=verdict, folder=source.folder, work_dir=work_dir)
-            for utterance, num_samples, content in zip(
-                file.utterances, verdict.num_samples, parts, strict=True
-            ):
-                if content is None or utterance.split != split:
-                    continue
-                yield (
-                    utterance.id,
-                    {
-                        "speech": io.BytesIO(content),
-                        "text": utterance.text,
-                        "speaker_id": speaker_ids[utterance.speaker],
-                        "id": utterance.id,
-                        "speaker": utterance.speaker,
-                        "language": utterance.language,
-                        "num_samples": num_samples,
-                        "sample_rate": audio.SAMPLE_RATE,
-                    },
-                )
+            for found in zip(file.utterances, verdict.num_samples, parts, strict=True):
+                if found[2] is not None and found[0].split == split:
+                    yield found
+
+    def to_samples(found: tuple[Utterance, int, bytes]) -> tuple[Utterance, int, bytes]:
+        utterance, num_samples, content = found
+        samples = audio.decode(content, name=utterance.id).waveform
+        return utterance, num_samples, audio.encode_pcm16(samples)
+
+    return read() if encoding == "original" else map_in_threads(to_samples, read(), num_workers)
 
 
 def prepare(
-    source: str | os.PathLike, *, data_dir: str | os.PathLike, num_workers: int | None = None
+    source: str | os.PathLike,
+    *,
+    data_dir: str | os.PathLike,
+    encoding: Encoding = "original",
+    num_workers: int | None = None,
 ) -> Path:
     """Prepares a folder of audio for training. Goes on where a killed run stopped.
 
     Args:
       source: folder of audio; `sources` says which kinds are understood.
       data_dir: where to write; made if missing.
+      encoding: 'original' stores 16 kHz mono files as they are, 'pcm16' samples: no decoding when
+        they are read, twice the bytes of FLAC.
       num_workers: threads that check files; None for one a core.
 
     Returns:
@@ -144,23 +172,18 @@ def prepare(
     contents = read_source(source)
     data_dir = Path(data_dir).expanduser().resolve()
     work_dir = data_dir / "preparation"
-    with _locked(work_dir):
+    with locked(work_dir):
         for note in contents.notes:
             print(f"note: {note}")
-        if not _is_up_to_date(contents, data_dir=data_dir):
-            try:
+        if not _is_up_to_date(contents, data_dir=data_dir, encoding=encoding):
+            with disk_errors(data_dir):
                 verdicts = check_source(contents, work_dir=work_dir, num_workers=num_workers)
-                _write(Checked(contents, verdicts, work_dir), data_dir=data_dir)
-            except OSError as error:
-                raise SourceError(
-                    f"{error.filename or data_dir}: {error.strerror or error}. Check the disk, its "
-                    "free space and the permissions, then run the same command again: it goes on "
-                    "where it stopped."
-                ) from error
+                checked = Checked(contents, verdicts, work_dir, encoding, num_workers)
+                _write(checked, data_dir=data_dir)
         folder = dataset_folder(data_dir)
         for finished in ("converted", "build"):
             shutil.rmtree(work_dir / finished, ignore_errors=True)
-        print(_summary(folder, data_dir=data_dir))
+        print(summary(folder, data_dir=data_dir, dataset=AudioFolder.name))
     return folder
 
 
@@ -194,7 +217,7 @@ def _speaker_ids(source: Source) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _locked(work_dir: Path) -> Iterator[None]:
+def locked(work_dir: Path) -> Iterator[None]:
     """Holds the working folder for this process; the lock goes with the process."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -215,8 +238,31 @@ def _locked(work_dir: Path) -> Iterator[None]:
         yield
 
 
-def _is_up_to_date(source: Source, *, data_dir: Path) -> bool:
-    """Whether what is written is this source as it is now.
+@contextlib.contextmanager
+def disk_errors(data_dir: Path) -> Iterator[None]:
+    """Turns what the system says of a full or unreadable disk into advice.
+
+    Raises:
+      SourceError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where, what, cause = error.filename or data_dir, error.strerror or error, error
+    except RuntimeError as error:  # array_record's
+        if "write() failed: " not in str(error):
+            raise
+        where, what, cause = data_dir, str(error).split("write() failed: ")[1].split(";")[0], error
+    else:
+        return
+    raise SourceError(
+        f"{where}: {what}. Check the disk, its free space and the permissions, then run the same "
+        "command again: it goes on where it stopped."
+    ) from cause
+
+
+def _is_up_to_date(source: Source, *, data_dir: Path, encoding: Encoding) -> bool:
+    """Whether what is written is this source as it is now, stored in this way.
 
     Raises:
       SourceError: the dataset there was made from another folder.
@@ -225,10 +271,11 @@ def _is_up_to_date(source: Source, *, data_dir: Path) -> bool:
     if folder is None:
         return False
     try:
-        origin = json.loads((folder / _SOURCE_NAME).read_text())
+        origin = json.loads((folder / SOURCE_NAME).read_text())
     except (OSError, ValueError):
         origin = {"folder": "an unknown folder", "fingerprint": ""}
-    if origin["fingerprint"] == source.fingerprint:
+    same_encoding = origin.get("encoding", "original") == encoding
+    if origin["fingerprint"] == source.fingerprint and same_encoding:
         print(f"{folder} is complete and {source.folder} has not changed: nothing to do.")
         return True
     if origin["folder"] != str(source.folder):
@@ -236,7 +283,10 @@ def _is_up_to_date(source: Source, *, data_dir: Path) -> bool:
             f"--data_dir={data_dir}: holds a dataset made from {origin['folder']}, not from "
             f"{source.folder}. Choose another --data_dir, or delete {folder}."
         )
-    print(f"{source.folder} has changed since {folder} was written: writing it again.")
+    if same_encoding:
+        print(f"{source.folder} has changed since {folder} was written: writing it again.")
+    else:
+        print(f"{folder} has another encoding than {encoding}: writing it again.")
     return False
 
 
@@ -247,26 +297,40 @@ def _write(checked: Checked, *, data_dir: Path) -> None:
         raise SourceError(_nothing_usable_message(checked))
     build_dir = checked.work_dir / "build"
     shutil.rmtree(build_dir, ignore_errors=True)  # what a killed run left
-    tfds.disable_progress_bar()
     builder = AudioFolder(checked=checked, data_dir=build_dir)
-    # TFDS announces a download of unknown size, and warns of its own deprecations.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    finally:
-        logging.set_verbosity(verbosity)
+    build_quietly(builder)
     folder = data_dir / Path(builder.data_dir).relative_to(build_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         folder.rename(build_dir / "old")
     Path(builder.data_dir).rename(folder)
-    if any(converted):
+    if any(converted) and checked.encoding == "original":
         print(
             f"{sum(converted)} utterances were cut, mixed down or resampled and are stored as "
             "16 kHz mono FLAC (16 bits); the others are stored as they are."
         )
+
+
+def build_quietly(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes a dataset without TFDS' announcement of a download of unknown size."""
+    tfds.disable_progress_bar()
+    with quiet_tfds(), contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+
+
+def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """Writes (file or utterance, reason) of what is left out beside the records."""
+    with open(folder / SKIPPED_NAME, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, "excel-tab").writerows([("file", "reason"), *skipped])
+
+
+def read_skipped(folder: Path) -> list[tuple[str, str]]:
+    """Reads what is left out; nothing where TFDS itself wrote the dataset."""
+    path = folder / SKIPPED_NAME
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [(name, reason) for name, reason in list(csv.reader(file, "excel-tab"))[1:]]
 
 
 def _nothing_usable_message(checked: Checked) -> str:
@@ -278,20 +342,19 @@ def _nothing_usable_message(checked: Checked) -> str:
     )
 
 
-def _summary(folder: Path, *, data_dir: Path) -> str:
+def summary(folder: Path, *, data_dir: Path, dataset: str) -> str:
     """What was written, what was left out, and what to type next."""
     lines = []
-    with open(folder / _SKIPPED_NAME, encoding="utf-8", newline="") as file:
-        skipped = list(csv.reader(file, "excel-tab"))[1:]
+    skipped = read_skipped(folder)
     if skipped:
-        lines.append(f"{len(skipped)} left out (all of them in {folder / _SKIPPED_NAME}):")
+        lines.append(f"{len(skipped)} left out (all of them in {folder / SKIPPED_NAME}):")
         lines += [f"  {path}: {reason}" for path, reason in skipped[:_NUM_SHOWN]]
         if len(skipped) > _NUM_SHOWN:
             lines.append(f"  ... and {len(skipped) - _NUM_SHOWN} more")
     speakers: set[str] = set()
     total_utterances, total_hours = 0, 0.0
-    for split in split_names(data_dir):
-        manifest = load_manifest(data_dir, split=split)
+    for split in split_names(data_dir, dataset=dataset):
+        manifest = load_manifest(data_dir, dataset=dataset, split=split)
         hours = manifest.num_samples.sum() / audio.SAMPLE_RATE / 3600
         own = set(manifest.speakers)
         lines.append(
@@ -304,5 +367,8 @@ def _summary(folder: Path, *, data_dir: Path) -> str:
         f"{folder}: {total_utterances} utterances, {total_hours:.2f} hours, {len(speakers)} "
         f"speakers, {len(skipped)} left out"
     )
-    lines.append(f"next: python main.py --config=configs/... --config.data.data_dir={data_dir}")
+    config = "base.py" if dataset.startswith("librispeech") else "..."
+    lines.append(
+        f"next: python main.py --config=configs/{config} --config.data.data_dir={data_dir}"
+    )
     return "\n".join(lines)

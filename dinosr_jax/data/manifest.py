@@ -1,9 +1,10 @@
 """Id, length, speaker, language and text of every record, and the records themselves.
 
-The manifest of a dataset is made by one pass over its records, without decoding audio, and kept
-beside them in `manifest.tsv`. It is made again when the files of the dataset change.
+The manifest of a split is made by one pass over its records, in threads and without decoding audio,
+and kept beside them in `manifest_SPLIT.tsv`. It is made again when the files of the split change.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -12,14 +13,18 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import tqdm
+from absl import logging
 
 from dinosr_jax.data.audio import SAMPLE_RATE
+from dinosr_jax.data.checking import map_in_threads
 
-CACHE_NAME = "manifest.tsv"
+CACHE_NAME = "manifest_{split}.tsv"
+_CHUNK_RECORDS = 64  # read at a time
 _COLUMNS = ("id", "num_samples", "speaker", "language", "text")
 
 
@@ -119,14 +124,24 @@ def load_manifest(
     """
     builder = _open(data_dir, dataset=dataset)
     instructions = _file_instructions(builder, split=split)
-    whole, first_of_file = _all_splits(builder)
+    used = {Path(part.filename).name for part in instructions}
+    wholes, first_of_file, num_rows = [], {}, 0
+    for name, info in sorted(builder.info.splits.items()):
+        names = sorted(info.filenames)
+        if used.isdisjoint(names):
+            continue
+        for file_name, length in zip(names, info.shard_lengths, strict=True):
+            first_of_file[file_name] = num_rows
+            num_rows += length
+        paths = [Path(builder.data_dir) / file_name for file_name in names]
+        wholes.append(_of_split(paths, split=name, num_rows=info.num_examples))
     rows = np.concatenate(
         [
             first_of_file[Path(part.filename).name] + part.skip + np.arange(part.take)
             for part in instructions
         ]
     )
-    return dataclasses.replace(whole.take(rows), positions=np.arange(len(rows)))
+    return dataclasses.replace(_join(wholes).take(rows), positions=np.arange(len(rows)))
 
 
 def dataset_folder(data_dir: str | os.PathLike, *, dataset: str = "audio_folder") -> Path | None:
@@ -144,6 +159,17 @@ def split_names(data_dir: str | os.PathLike, *, dataset: str = "audio_folder") -
     return sorted(_open(data_dir, dataset=dataset).info.splits)
 
 
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS from warning of its own deprecations, and of audio that it would decode slowly."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _open(data_dir: str | os.PathLike, *, dataset: str):
     """Opens a prepared dataset as a read-only TFDS builder."""
     import tensorflow_datasets as tfds
@@ -155,17 +181,54 @@ def _open(data_dir: str | os.PathLike, *, dataset: str):
         if data_dir.is_dir():
             found = f"it holds {sorted(os.listdir(data_dir))[:10]}"
         raise ManifestError(
-            f"data_dir={data_dir}: no prepared dataset {dataset!r}; {found}. Prepare it with: "
-            f"python -m dinosr_jax prepare --source=FOLDER_OF_AUDIO --data_dir={data_dir}"
+            f"data_dir={data_dir}: no prepared dataset {dataset!r}; {found}. "
+            f"{_how_to_prepare(data_dir, dataset=dataset)}"
         )
-    builder = tfds.builder_from_directory(folder)
-    if builder.info.file_format.value != "array_record":
+    with quiet_tfds():
+        builder = tfds.builder_from_directory(folder)
+    file_format = builder.info.file_format.value
+    stored_type = builder.info.features.get_serialized_info()["speech"].np_dtype
+    if file_format != "array_record":
         raise ManifestError(
-            f"{folder}: its records are {builder.info.file_format.value} files, expected "
-            "array_record, which can be read in any order. Prepare it again with "
-            "file_format='array_record'."
+            f"{folder}: its records are {file_format} files, expected array_record, which can be "
+            f"read in any order. {_how_to_convert(folder)}"
+        )
+    if stored_type not in (object, np.bytes_, np.str_):
+        raise ManifestError(
+            f"{folder}: stores decoded samples, expected the bytes of audio files, which are "
+            f"several times smaller. {_how_to_convert(folder)}"
         )
     return builder
+
+
+def _how_to_prepare(data_dir: Path, *, dataset: str, splits: Sequence[str] = ()) -> str:
+    """The command that makes a dataset that is not there, or splits of it."""
+    if not dataset.startswith("librispeech"):
+        return (
+            "Prepare it with: python -m dinosr_jax prepare --source=FOLDER_OF_AUDIO "
+            f"--data_dir={data_dir}"
+        )
+    earlier = sorted(data_dir.glob("librispeech/*/*/dataset_info.json"))
+    if earlier and not splits:
+        return _how_to_convert(earlier[-1].parent)
+    chosen = f" --split={','.join(splits)}" if splits else ""
+    return (
+        "Prepare it with: python -m dinosr_jax prepare --dataset=librispeech "
+        f"--data_dir={data_dir}{chosen} (--archives=FOLDER takes archives that you have)"
+    )
+
+
+def _how_to_convert(folder: Path) -> str:
+    """The command that converts a dataset that TFDS prepared in another way."""
+    if "librispeech" not in folder.parts:
+        return "Prepare it again with file_format='array_record'."
+    data_dir = folder.parents[2]
+    if folder.parent.name == "lazy_decode":  # its place is taken
+        data_dir = data_dir.with_name(f"{data_dir.name}_array_record")
+    return (
+        f"Convert it with: python -m dinosr_jax prepare --dataset=librispeech --source={folder} "
+        f"--data_dir={data_dir}, and read data_dir={data_dir}, dataset='librispeech/lazy_decode'."
+    )
 
 
 def _file_instructions(builder, *, split: str) -> Sequence:
@@ -173,11 +236,18 @@ def _file_instructions(builder, *, split: str) -> Sequence:
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError, TypeError) as error:
-        raise ManifestError(
+        known = sorted(builder.info.splits)
+        message = (
             f"split {split!r} of {builder.data_dir}: {str(error).strip(chr(39))}. "
-            f"Expected one of {sorted(builder.info.splits)}, a part such as 'train[:95%]', or "
-            "several such as 'train+test'."
-        ) from None
+            f"Expected one of {known}, a part such as 'train[:95%]', or several such as "
+            "'train+test'."
+        )
+        if builder.name == "librispeech":
+            named = [re.split(r"[\[(]", part)[0].strip() for part in split.split("+")]
+            others = [name for name in named if name and name not in known]
+            data_dir = Path(builder.data_dir).parents[2]
+            message += f" {_how_to_prepare(data_dir, dataset=builder.name, splits=others)}"
+        raise ManifestError(message) from None
     if not sum(part.take for part in instructions):
         raise ManifestError(
             f"split {split!r} of {builder.data_dir}: holds no utterance. Choose a larger part."
@@ -185,53 +255,69 @@ def _file_instructions(builder, *, split: str) -> Sequence:
     return instructions
 
 
-def _all_splits(builder) -> tuple[Manifest, dict[str, int]]:
-    """The manifest of all splits together, and at which row each file of records starts."""
-    folder = Path(builder.data_dir)
-    names, first_of_file, num_rows = [], {}, 0
-    for _, info in sorted(builder.info.splits.items()):
-        for name, length in zip(sorted(info.filenames), info.shard_lengths, strict=True):
-            names.append(name)
-            first_of_file[name] = num_rows
-            num_rows += length
-    key = _state_of(folder)
-    whole = _read_cache(folder / CACHE_NAME, key=key, num_rows=num_rows)
+def _of_split(paths: Sequence[Path], *, split: str, num_rows: int) -> Manifest:
+    """The manifest of a split, from the cache or from its records."""
+    key = _state_of(paths)
+    cache = paths[0].parent / CACHE_NAME.format(split=split)
+    whole = _read_cache(cache, key=key, num_rows=num_rows)
     if whole is None:
-        whole = _scan([folder / name for name in names])
-        _write_cache(folder / CACHE_NAME, whole, key=key)
-    return whole, first_of_file
+        whole = _scan(paths, split=split)
+        _write_cache(cache, whole, key=key)
+    return whole
 
 
-def _state_of(folder: Path) -> str:
-    """Changes when a file of the dataset does."""
+def _join(parts: Sequence[Manifest]) -> Manifest:
+    """One manifest after the other."""
+    names = [field.name for field in dataclasses.fields(Manifest)]
+    return Manifest(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _state_of(paths: Sequence[Path]) -> str:
+    """Changes when a file of records does."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(CACHE_NAME):
-            stat = path.stat()
-            digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
+    for path in paths:
+        stat = path.stat()
+        digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
     return digest.hexdigest()[:32]
 
 
-def _scan(paths: Sequence[Path]) -> Manifest:
-    """Reads every record once."""
+def _scan(paths: Sequence[Path], *, split: str) -> Manifest:
+    """Reads every record once, in threads."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    rows = []
-    for path in paths:
-        source = ArrayRecordDataSource([path])
-        for position in range(len(source)):
-            features = _features(source[position])
-            speaker = "speaker" if "speaker" in features else "speaker_id"
-            rows.append(
-                (
-                    _text(features, "id"),
-                    _num_samples(features),
-                    _text(features, speaker),
-                    _text(features, "language"),
-                    _text(features, "text"),
-                )
-            )
+    source = ArrayRecordDataSource(paths)
+    starts = range(0, len(source), _CHUNK_RECORDS)
+
+    def read(start: int) -> list[tuple]:
+        positions = range(start, min(start + _CHUNK_RECORDS, len(source)))
+        return [_row(record) for record in source.__getitems__(positions)]
+
+    rows: list[tuple] = []
+    # Shown for what takes a while only: a list is made once.
+    with tqdm.tqdm(total=len(source), unit="utterance", desc=f"list {split}", delay=2) as bar:
+        for part in map_in_threads(read, starts, None):
+            rows += part
+            bar.update(len(part))
+    if num_bad := sum(row[1] == 0 for row in rows):
+        print(
+            f"{split}: {num_bad} of {len(rows)} recordings have no readable header and are not "
+            "used. Prepare the dataset again to be told which and why.",
+            file=sys.stderr,
+        )
     return _from_rows(rows)
+
+
+def _row(record: bytes) -> tuple:
+    """What is known about one utterance, in the order of the columns."""
+    features = _features(record)
+    speaker = "speaker" if "speaker" in features else "speaker_id"
+    return (
+        _text(features, "id"),
+        _num_samples(features),
+        _text(features, speaker),
+        _text(features, "language"),
+        _text(features, "text"),
+    )
 
 
 def _features(record: bytes):
@@ -252,12 +338,15 @@ def _text(features, name: str) -> str:
 
 
 def _num_samples(features) -> int:
-    """The stored length, or what the header of the audio tells in datasets that do not store it."""
+    """The stored length, else what the header of the audio tells; 0 if that is damaged."""
     if "num_samples" in features:
         return features["num_samples"].int64_list.value[0]
     import soundfile
 
-    return soundfile.info(io.BytesIO(features["speech"].bytes_list.value[0])).frames
+    try:
+        return soundfile.info(io.BytesIO(features["speech"].bytes_list.value[0])).frames
+    except soundfile.LibsndfileError:
+        return 0
 
 
 def _from_rows(rows: Sequence[tuple]) -> Manifest:

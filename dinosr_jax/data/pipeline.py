@@ -28,6 +28,7 @@ for _kind in ("GPU", "TPU"):  # they are jax's: tensorflow would take all of the
 _LOG = logging.getLogger(__name__)
 _BATCH_DTYPES = (tf.float32, tf.string, tf.int64)
 _OPEN: "weakref.WeakSet[BatchIterator]" = weakref.WeakSet()
+_ALIGN_BYTES = 64
 _END_OF_STEPS = np.iinfo(np.int64).max
 
 
@@ -47,6 +48,16 @@ class SpeechBatch(NamedTuple):
     ids: list[str]
     seconds: float
     num_bad: int
+
+
+def _aligned_empty(num_rows: int, num_samples: int) -> np.ndarray:
+    """An array [B, S] float32 that tensorflow takes over as it is; it copies any that starts
+    elsewhere than at a multiple of 64 bytes, and keeps all other threads waiting meanwhile.
+    """
+    items = _ALIGN_BYTES // np.dtype(np.float32).itemsize
+    memory = np.empty(num_rows * num_samples + items, np.float32)
+    first = -memory.ctypes.data % _ALIGN_BYTES // memory.itemsize
+    return memory[first : first + num_rows * num_samples].reshape(num_rows, num_samples)
 
 
 class SpeechData:
@@ -138,39 +149,39 @@ class SpeechData:
         """
         batch = self.plan.batch(step)
         wanted = range(*rows.indices(len(batch.indices)))
-        waveforms = np.empty((len(wanted), batch.num_samples), np.float32)
+        waveforms = _aligned_empty(len(wanted), batch.num_samples)
         ids, num_bad, substitute = [], 0, None
         for place, row in enumerate(wanted):
-            crop = self._crop(batch, row=row)
             used = row
-            if crop is None:
+            if not self._crop(batch, row=row, out=waveforms[place]):
                 if substitute is None:
                     substitute = self._first_good(batch, step=step)
-                used, crop = substitute
+                used, waveforms[place] = substitute
                 num_bad += 1
-            waveforms[place] = crop
             ids.append(self.manifest.ids[batch.indices[used]])
         seconds = waveforms.size / audio.SAMPLE_RATE
         return SpeechBatch(step, waveforms, ids, seconds, num_bad)
 
     def _first_good(self, batch: Batch, *, step: int) -> tuple[int, np.ndarray]:
         """The first row of the global batch whose record is good."""
+        crop = np.empty(batch.num_samples, np.float32)
         for row in range(len(batch.indices)):
-            crop = self._crop(batch, row=row)
-            if crop is not None:
+            if self._crop(batch, row=row, out=crop):
                 return row, crop
         raise PipelineError(
             f"step {step}: all {len(batch.indices)} utterances of the batch are damaged (see the "
             "warnings above). Check the disk, and prepare the dataset again."
         )
 
-    def _crop(self, batch: Batch, *, row: int) -> np.ndarray | None:
-        """Reads, checks, normalises and crops one row; None, with a warning, if it is damaged."""
+    def _crop(self, batch: Batch, *, row: int, out: np.ndarray) -> bool:
+        """Reads, checks, normalises and crops one row into `out`; False, and a warning, if bad."""
         index, start = batch.indices[row], batch.starts[row]
         expected_id = self.manifest.ids[index]
         try:
             content, record_id = self._records[self.manifest.positions[index]]
-            waveform = audio.load(content, name=record_id)
+            waveform, sample_rate = audio.decode_samples(content, name=record_id)
+            if waveform.ndim > 1 or sample_rate != audio.SAMPLE_RATE:
+                waveform = audio.load(content, name=record_id)
             num_samples = self.manifest.num_samples[index]
             if record_id != expected_id or len(waveform) != num_samples:
                 raise PipelineError(
@@ -184,8 +195,9 @@ class SpeechData:
                 expected_id,
                 error,
             )
-            return None
-        return audio.normalise(waveform)[start : start + batch.num_samples]
+            return False
+        audio.normalise(waveform, crop=slice(start, start + batch.num_samples), out=out)
+        return True
 
 
 class BatchIterator:
@@ -293,7 +305,7 @@ def open_split(data_config: Any, *, split: str, seed: int) -> SpeechData:
 
     Args:
       data_config: has the fields data_dir, dataset, min_seconds, max_seconds, max_batch_seconds,
-        max_rungs, batch_multiple, num_workers, prefetch_batches.
+        max_rungs, max_ladder_loss, batch_multiple, num_workers, prefetch_batches.
       split: in TFDS syntax, such as 'train[:95%]'.
       seed: of order and crops. For evaluation, use a fixed seed and the steps of epoch 0:
         `data.batches(0, data.plan.num_batches)`.
@@ -316,6 +328,7 @@ def open_split(data_config: Any, *, split: str, seed: int) -> SpeechData:
             max_seconds=data_config.max_seconds,
             max_rungs=data_config.max_rungs,
             batch_multiple=data_config.batch_multiple,
+            max_ladder_loss=data_config.max_ladder_loss,
         )
     except ValueError as error:
         raise PipelineError(
