@@ -57,6 +57,7 @@ def start(data_dir, workdir, cache, *, count, devices, num_steps=STEPS) -> list[
         "--config.model.layerdrop=0.2",
     ]
     environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
