@@ -126,18 +126,6 @@ def test_seeds_differ(data, data_dir):
     assert read(data, 0, 1)[0].ids != read(other, 0, 1)[0].ids
 
 
-def test_rows_of_all_hosts_make_up_the_batch(data):
-    whole = read(data, 0, 4)
-    hosts = [read(data, 0, 4, rows=slice(host, None, 4)) for host in range(4)]
-    halves = [read(data, 0, 4, rows=slice(None, 2)), read(data, 0, 4, rows=slice(2, None))]
-    for step, batch in enumerate(whole):
-        joined = np.concatenate([half[step].waveforms for half in halves])
-        np.testing.assert_array_equal(joined, batch.waveforms)
-        assert halves[0][step].ids + halves[1][step].ids == batch.ids
-        for host in range(4):
-            np.testing.assert_array_equal(hosts[host][step].waveforms, batch.waveforms[host::4])
-
-
 class Damaged:
     """Records of which some cannot be read, decoded or trusted."""
 
@@ -170,7 +158,8 @@ def test_a_damaged_record_is_replaced_named_and_counted(data_dir, data, caplog, 
     np.testing.assert_array_equal(batch.waveforms[[0, 2]], good.waveforms[[1, 1]])
     np.testing.assert_array_equal(batch.waveforms[3:], good.waveforms[3:])
     assert f"DAMAGED RECORD {good.ids[0]}: " in caplog.text
-    upper, lower = (read(damaged, 2, 1, rows=rows)[0] for rows in (slice(0, 1), slice(1, None)))
+    shares = ((0, 1, len(batch.ids)), (1, len(batch.ids), len(batch.ids)))
+    upper, lower = (read(damaged, 2, 1, share=share)[0] for share in shares)
     np.testing.assert_array_equal(
         np.concatenate([upper.waveforms, lower.waveforms]), batch.waveforms
     )
@@ -188,12 +177,7 @@ def test_any_number_of_hosts_reads_the_same_global_batches(data_dir, data, num_h
     for host in range(num_hosts):
         own = open_split(config(data_dir, num_workers=1 + host), split="train", seed=5)
         own._records = Damaged(own._records, bad)
-        batches = []
-        for batch in expected:
-            share = len(batch.ids) // num_hosts
-            rows = slice(host * share, (host + 1) * share)
-            batches += read(own, batch.step, 1, rows=rows)
-        hosts.append(batches)
+        hosts.append(read(own, 17, 5, share=(host, host + 1, num_hosts)))
     assert sum(batch.num_bad for batch in expected) > 0
     for step, batch in enumerate(expected):
         parts = [batches[step] for batches in hosts]

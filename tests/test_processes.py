@@ -50,7 +50,7 @@ def start(data_dir, workdir, cache, *, count, devices, num_steps=STEPS) -> list[
         f"--config.data.data_dir={data_dir}",
         f"--config.num_steps={num_steps}",
         "--config.checkpoint_steps=4",
-        "--config.eval_steps=20",
+        "--config.eval_steps=40",
         "--config.data.eval_split=train[:50%]",
         "--config.data.max_rungs=1",
         "--config.data.max_seconds=2.0",
@@ -138,7 +138,8 @@ def test_stopped_killed_and_resumed_on_other_devices(data_dir, cache, alone, tmp
     found, expected = records(workdir), records(alone)
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     for a, b in zip(found, expected, strict=True):
-        assert a.keys() == b.keys()
+        if a["step"] != 6:  # the first part of the run ended there, with an evaluation
+            assert a.keys() == b.keys()
         for name in ("loss", "eval_loss", "target_perplexity", "gradient_norm", "masked_share"):
             if name in b:
                 np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=str(a["step"]))

