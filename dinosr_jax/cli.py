@@ -156,6 +156,34 @@ def _read_config(path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--devices", required=True, type=click.IntRange(min=1), help="How many there are.")
+@click.option(
+    "--device_seconds",
+    type=float,
+    default=240.0,
+    show_default=True,
+    help="Audio that one device holds; 240 s of base take 11 GiB (compile --help).",
+)
+@click.option("--batch_seconds", type=float, help="Audio of an update.  [default: the config's]")
+@click.argument("overrides", nargs=-1, metavar="[--config.FIELD=VALUE]...")
+def scale(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+    """Fit a recipe to the devices at hand: print the flags for main.py.
+
+    The batch stays, and with it the whole recipe, by gradient accumulation. With --batch_seconds it
+    gets smaller; learning rate, Adam, EMA, codebook decay and schedule follow.
+    """
+    from dinosr_jax.training import scaling
+
+    try:
+        changed = scaling.scale(_read_config(config, overrides), **options)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    flags = [f"--config.{name}={value}" for name, value in changed.items()]
+    click.echo(" \\\n  ".join([f"python main.py --config={config}", *overrides, *flags]))
+
+
 _run = click.argument("run", type=click.Path(path_type=Path))
 _inputs = click.argument("inputs", metavar="FILE_OR_FOLDER", type=click.Path(path_type=Path))
 _split = click.option(

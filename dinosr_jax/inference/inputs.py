@@ -54,10 +54,13 @@ def open_inputs(path: str | Path, *, split: str = "") -> list[Recording]:
 
 
 def _records(data_dir: Path, *, split: str) -> Iterator[Recording]:
-    from dinosr_jax.data.manifest import Records, load_manifest  # needs tensorflow-datasets
+    from dinosr_jax.data import manifest as manifests  # needs tensorflow-datasets
 
-    manifest = load_manifest(data_dir, split=split)
-    records = Records(data_dir, split=split)
+    datasets = ("audio_folder", "librispeech/lazy_decode")
+    found = [name for name in datasets if manifests.dataset_folder(data_dir, dataset=name)]
+    where = {"dataset": (found or datasets)[0], "split": split}
+    manifest = manifests.load_manifest(data_dir, **where)
+    records = manifests.Records(data_dir, **where)
 
     def load(position: int, name: str) -> np.ndarray:
         return audio.load(records[position][0], name=name)

@@ -7,7 +7,7 @@ longer. A batch of another size is another recipe; its fields follow, with k = n
   (Malladi et al., 2022, "On the SDEs and scaling rules for adaptive gradient algorithms");
 - decay ** k of the teacher and of the codebooks: an average over as much audio as before
   (Busbridge et al., 2023, "How to scale your EMA");
-- every number of updates / k: as much audio as before, in as many epochs.
+- the length of every schedule / k: as much audio as before, in as many epochs.
 
 These are rules for small changes; none of them was tested on DinoSR.
 """
@@ -17,9 +17,8 @@ from typing import Any
 
 from dinosr_jax.config import differences, parse
 
-_STEPS = """num_steps log_steps eval_steps checkpoint_steps keep_every_steps teacher.decay_steps
-    teacher.freeze_step teacher.freeze_feature_encoder_step codebook.decay_steps
-    optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps"""
+_STEPS = """num_steps teacher.decay_steps teacher.freeze_step teacher.freeze_feature_encoder_step
+    codebook.decay_steps optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps"""
 _DECAYS = "teacher.decay teacher.end_decay codebook.decay codebook.end_decay"
 
 
@@ -56,9 +55,9 @@ def scale(
     if batch_seconds:
         new = _with_batch(new, batch_seconds)
     parts = math.ceil(total / (devices * device_seconds))
-    # batch sizes are multiples of devices * accumulation; short ones must be too
     new["optimizer"]["accumulation_steps"] = parts
-    new["data"]["batch_multiple"] = math.lcm(devices * parts, 1)
+    if old.data.batch_multiple % (devices * parts):  # else the batches stay what they are
+        new["data"]["batch_multiple"] = devices * parts
     if new["data"]["batch_multiple"] * longest > total:
         raise ValueError(
             f"a batch of {total:g} s cannot be dealt to {devices} devices in {parts} "
