@@ -1,17 +1,23 @@
-"""Time of one update: python benchmarks/train_step.py [--shape=S] [--steps=N] [--torch] [--both].
+"""Time, FLOP/s and memory of one update: python benchmarks/train_step.py [--against=torch].
 
-With --torch the same update in eager PyTorch, on the encoder of `transformers`, is timed in turn
-(JAX, PyTorch, JAX, ...), so that both see the same machine; the ratio is that of the medians. Each
-side has a process of its own, with its own defaults, and sleeps in the other's turns: in one
-process each takes threads, allocator and caches from the other. It needs
+Runs on what jax finds, GPU or CPU; needs neither tensorflow nor ml_collections. With
+--against=torch the same update in eager PyTorch, on the encoder of `transformers`, is timed in turn
+(JAX, PyTorch, JAX, ...) on the CPU, so that both see the same machine; the ratio is that of the
+medians. Each side has a process of its own, with its own defaults, and sleeps in the other's turns:
+in one process each takes threads, allocator and caches from the other. It needs
 `pip install torch transformers`. Both sides compute in float32.
 With --both the update is timed with the layers scanned and unrolled (config.model.scan_layers).
+
+FLOPs are those of products and convolutions as the update is written, without what the backward
+pass computes anew. The peak that they are a share of is published for some GPUs; elsewhere it is
+what one large product of matrices reaches in the same process.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -21,32 +27,40 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ml_collections
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import stand_in
+
+stand_in.install()
 from configs import quickstart
 from dinosr_jax.config import parse, published_recipe
 from dinosr_jax.objective.masking import span_mask
-from dinosr_jax.training import sharding
+from dinosr_jax.training import costs, sharding
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, stream_key
 from dinosr_jax.training.step import draw_mask, make_train_step
 
-SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0)}  # utterances, seconds
+# utterances, seconds; 'device' is base with what one of 16 devices gets of the published batch
+SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0), "device": (12, 19.75)}
+# dense bfloat16 TFLOP/s of NVIDIA's data sheets
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 
 
-def make_config(shape: str, *, scan_layers: bool | None = None) -> ml_collections.ConfigDict:
+def make_config(shape: str, *, dtype: str = "float32", scan_layers: bool | None = None) -> Any:
     """Configuration of a shape: the paper's network, a small one, or that of the quick start.
 
     Args:
       shape: Key of `SHAPES`.
+      dtype: To compute in.
       scan_layers: In place of that of the configuration.
 
     Returns:
-      Parsed configuration, in float32 on one device.
+      Parsed configuration, on one device.
     """
     config = quickstart.get_config() if shape == "quickstart" else published_recipe()
-    config.compute_dtype = "float32"
+    config.compute_dtype = dtype
     config.mesh.data = 1
     if shape == "small":
         model = config.model
@@ -70,18 +84,21 @@ def make_jax_step(config: Any, waveforms: np.ndarray) -> tuple[Callable[[], floa
     """The compiled update on one batch, as a function that returns the loss, and what it cost.
 
     Returns:
-      The function, and compile time in seconds and temporary memory in GiB.
+      The function, and compile time in seconds, temporary memory in GiB, TFLOP of the update and
+      the peak in TFLOP/s.
     """
     mesh, optimizer = sharding.make_mesh(config), make_optimizer(config)
     abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
     batch = sharding.shard_batch(mesh, waveforms)
-    lowered = sharding.jit_train_step(mesh, make_train_step(config), abstract).lower(
-        abstract, batch
-    )
+    traced = sharding.jit_train_step(mesh, make_train_step(config), abstract).trace(abstract, batch)
     start = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = traced.lower().compile()
     cost = {"compile_seconds": round(time.perf_counter() - start, 1)}
     cost["temporary_gib"] = round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2)
+    written = parse(config.to_dict() | {"model": config.model.to_dict() | {"remat": "none"}})
+    plain = sharding.jit_train_step(mesh, make_train_step(written), abstract)
+    cost["tflop"] = round(costs.flops(plain.trace(abstract, batch).jaxpr) / 1e12, 3)
+    cost["peak_tflops"] = find_peak(config.compute_dtype)
     state = make()
 
     def step() -> float:
@@ -92,42 +109,68 @@ def make_jax_step(config: Any, waveforms: np.ndarray) -> tuple[Callable[[], floa
     return step, cost
 
 
+def find_peak(dtype: str) -> float:
+    """TFLOP/s of the first device: published, or what a product of 4,096 x 4,096 reaches."""
+    kind = jax.devices()[0].device_kind
+    published = [peak for name, peak in PEAK_TFLOPS.items() if name in kind]
+    if published and dtype == "bfloat16":
+        return published[0]
+    matrix = jnp.ones((4096, 4096), dtype)
+    multiply = jax.jit(lambda a: a @ a)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(matrix))
+        times.append(time.perf_counter() - start)
+    return round(2 * 4096**3 / min(times[1:]) / 1e12, 3)
+
+
+def peak_memory() -> float:
+    """GiB: of the first device, or of this process where that is the CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return stats.get("peak_bytes_in_use", kib * 1024) / 2**30
+
+
 def make_peer(config: Any, waveforms: np.ndarray) -> Callable[[], float]:
     """The update in PyTorch, with the masks that JAX draws first."""
     try:
         from benchmarks.torch_peer import make_torch_step
     except ImportError as error:
-        sys.exit(f"error: --torch needs {error.name}; pip install torch transformers")
+        sys.exit(f"error: --against=torch needs {error.name}; pip install torch transformers")
     batch = sharding.shard_batch(sharding.make_mesh(config), waveforms)
     mask = draw_mask(config, batch, stream_key(config.seed, "mask"), span_mask)
     return make_torch_step(config, waveforms, np.asarray(mask))
 
 
-def make_step(side: str, shape: str) -> tuple[Callable[[], float], dict]:
+def make_step(side: str, shape: str, dtype: str) -> tuple[Callable[[], float], dict]:
     """The update of a side: 'jax', 'jax_scanned', 'jax_unrolled' or 'torch'.
 
     Returns:
       Function that returns the loss, and what was measured while it was made.
     """
     scan_layers = {"jax_scanned": True, "jax_unrolled": False}.get(side)
-    config = make_config(shape, scan_layers=scan_layers)
+    config = make_config(shape, dtype=dtype, scan_layers=scan_layers)
     waveforms = make_waveforms(config, shape)
     if side == "torch":
         return make_peer(config, waveforms), {}
     return make_jax_step(config, waveforms)
 
 
-def serve(side: str, shape: str, pipe: Any) -> None:
+def serve(side: str, shape: str, dtype: str, pipe: Any) -> None:
     """Child process of a side: makes it, then does and times one update a message."""
-    step, cost = make_step(side, shape)
+    if side == "torch":
+        jax.config.update("jax_platforms", "cpu")
+    step, cost = make_step(side, shape, dtype)
     pipe.send(cost)
     while pipe.recv():
         start, start_cpu = time.perf_counter(), time.process_time()
         loss = step()
         pipe.send((time.perf_counter() - start, time.process_time() - start_cpu, loss))
+    pipe.send(peak_memory())
 
 
-def time_in_turn(sides: list[str], shape: str, steps: int) -> tuple[dict, dict]:
+def time_in_turn(sides: list[str], shape: str, dtype: str, steps: int) -> tuple[dict, dict]:
     """Wall-clock and CPU seconds of `steps` updates of every side, after two that do not count.
 
     CPU time is that of all threads: the steadier measure where other jobs run.
@@ -139,7 +182,7 @@ def time_in_turn(sides: list[str], shape: str, steps: int) -> tuple[dict, dict]:
     context, pipes, costs = multiprocessing.get_context("spawn"), {}, {}
     for name in sides:  # one after the other: compiling would disturb the next
         pipes[name], theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, shape, theirs), daemon=True)
+        process = context.Process(target=serve, args=(name, shape, dtype, theirs), daemon=True)
         process.start()
         theirs.close()
         try:
@@ -154,40 +197,60 @@ def time_in_turn(sides: list[str], shape: str, steps: int) -> tuple[dict, dict]:
                 sys.exit(f"error: the loss of {name} is {loss}")
             if number >= 0:
                 measured[name].append((elapsed, cpu))
-    for pipe in pipes.values():
+    for name, pipe in pipes.items():
         pipe.send(False)
+        costs[name]["peak_gib"] = round(pipe.recv(), 2)
     return measured, costs
 
 
 def main() -> None:
     """Compiles, times and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--steps", type=int, default=7, help="timed updates (default 7)")
-    parser.add_argument("--torch", action="store_true", help="time PyTorch too, in turn")
+    parser.add_argument("--shape", choices=SHAPES, help="(default: base or device, quickstart)")
+    parser.add_argument("--steps", type=int, default=5, help="timed updates (default 5)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="(default: bfloat16 on GPU)"
+    )
+    parser.add_argument("--against", choices=["torch"], help="time PyTorch too, in turn")
     parser.add_argument("--both", action="store_true", help="time scanned and unrolled layers")
     arguments = parser.parse_args()
+    on_cpu = multiprocessing.get_context("spawn").Pool(1).apply(jax.default_backend) == "cpu"
+    if arguments.against and not on_cpu:
+        sys.exit("error: --against=torch compares on the CPU; set JAX_PLATFORMS=cpu")
+    dtype = arguments.dtype or ("float32" if on_cpu or arguments.against else "bfloat16")
+    if arguments.against and dtype != "float32":
+        sys.exit("error: --against=torch compares in float32")
     sides = ["jax_scanned", "jax_unrolled"] if arguments.both else ["jax"]
-    sides += ["torch"] * arguments.torch
-    measured, costs = time_in_turn(sides, arguments.shape, arguments.steps)
-    utterances, seconds = SHAPES[arguments.shape]
-    report(arguments.shape, utterances * seconds, measured, costs)
+    sides += [arguments.against] * bool(arguments.against)
+    shapes = [arguments.shape or ("base" if on_cpu else "device")]
+    shapes += [] if arguments.shape else ["quickstart"]
+    for shape in shapes:
+        measured, found = time_in_turn(sides, shape, dtype, arguments.steps)
+        utterances, seconds = SHAPES[shape]
+        print(f"{shape}: {utterances} x {seconds:g} s of audio, {dtype}")
+        report(shape, utterances * seconds, measured, found)
 
 
 def report(shape: str, audio_seconds: float, measured: dict[str, list], costs: dict) -> None:
     """Prints a table, and the same as one line of JSON."""
     result: dict[str, Any] = {"shape": shape, "audio_seconds": audio_seconds}
-    print(
-        f"{'side':14}{'median s':>10}{'least s':>10}{'CPU s':>10}{'audio s/s':>11}{'compile s':>11}"
-    )
+    titles = ["median s", "least s", "CPU s", "audio s/s", "TFLOP/s", "of peak", "GiB", "compile s"]
+    print(f"{'side':14}" + "".join(f"{title:>11}" for title in titles))
     for name, times in measured.items():
         (median, cpu), (least, _) = np.median(times, axis=0), np.min(times, axis=0)
-        compiled = costs.get(name, {}).get("compile_seconds", "")
-        speed = audio_seconds / median
-        print(f"{name:14}{median:10.3f}{least:10.3f}{cpu:10.3f}{speed:11.1f}{compiled:>11}")
-        numbers = {"median": median, "least": least, "cpu": cpu, "audio_per_s": speed}
-        result[name] = {key: round(float(value), 3) for key, value in numbers.items()}
-        result[name] |= costs.get(name, {})
+        cost = costs[name]
+        row = [f"{median:.3f}", f"{least:.3f}", f"{cpu:.3f}", f"{audio_seconds / median:.1f}"]
+        numbers = {"median": median, "least": least, "cpu": cpu}
+        numbers["audio_per_s"] = audio_seconds / median
+        if "tflop" in cost:
+            numbers["tflops"] = cost["tflop"] / median
+            numbers["peak_share"] = numbers["tflops"] / cost["peak_tflops"]
+            row += [f"{numbers['tflops']:.3f}", f"{numbers['peak_share']:.0%}"]
+        else:
+            row += ["", ""]
+        row += [f"{cost['peak_gib']:.2f}", str(cost.get("compile_seconds", ""))]
+        print(f"{name:14}" + "".join(f"{cell:>11}" for cell in row))
+        result[name] = {key: round(float(value), 3) for key, value in numbers.items()} | cost
     for name in [side for side in costs if side != "torch" and "torch" in result]:
         median, least, cpu = (
             round(result["torch"][key] / result[name][key], 2) for key in ("median", "least", "cpu")
