@@ -149,6 +149,8 @@ def test_wrong_type(field, value, expected):
         ("keep_every_steps", -1),
         ("seed", -1),
         ("compute_dtype", "float16"),
+        ("model.attention", "flash"),
+        ("model.attention", "cudnn"),  # of float32
         ("model.num_layers", 0),
         ("model.codebook_size", 0),
         ("model.dropout", 1.0),

@@ -221,7 +221,8 @@ class TransformerEncoder(nn.Module):
         layer = TransformerLayer(self.num_heads, self.ffn_dim, *rates, self.attention, parent=None)
 
         def init_layer(init_key):
-            return layer.init(init_key, jnp.zeros((1, 1, x.shape[-1])), None, key=None)["params"]
+            plain = layer.clone(attention="xla", parent=None)  # for one frame, in float32
+            return plain.init(init_key, jnp.zeros((1, 1, x.shape[-1])), None, key=None)["params"]
 
         def step(x, scanned):
             params, layer_keys = scanned

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dinosr_jax.config import differences
+from dinosr_jax.training import processes
 
 _LOG = logging.getLogger(__name__)
 
@@ -180,12 +181,13 @@ class Checkpoints:
     def _move_aside(self, steps: list[int]) -> None:
         if self._read_only or not steps:
             return
-        for step in steps:
+        for step in steps if processes.is_first() else ():
             target = self.directory / f"damaged-{step}"
             while target.exists():  # of an earlier time: nothing is overwritten
                 target = target.with_name(f"{target.name}-again")
             (self.directory / str(step)).rename(target)
             _LOG.warning("it was moved to %s; the one before it is used", target.name)
+        processes.wait_for_all("damaged checkpoints moved aside")
         self._manager.close()
         self._manager = self._open()
 
