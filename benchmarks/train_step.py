@@ -6,7 +6,8 @@ Runs on what jax finds, GPU or CPU; needs neither tensorflow nor ml_collections.
 medians. Each side has a process of its own, with its own defaults, and sleeps in the other's turns:
 in one process each takes threads, allocator and caches from the other. It needs
 `pip install torch transformers`. Both sides compute in float32.
-With --both the update is timed with the layers scanned and unrolled (config.model.scan_layers).
+--compare=layers times the layers scanned and unrolled (config.model.scan_layers), --compare=remat
+the three ways of rematerialisation (config.model.remat).
 
 FLOPs are those of products and convolutions as the update is written, without what the backward
 pass computes anew. The peak that they are a share of is published for some GPUs; elsewhere it is
@@ -44,17 +45,28 @@ from dinosr_jax.training.step import draw_mask, make_train_step
 
 # utterances, seconds; 'device' is base with what one of 16 devices gets of the published batch
 SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0), "device": (12, 19.75)}
+# fields of config.model that a side changes
+SIDES: dict[str, dict[str, Any]] = {
+    "jax": {},
+    "scanned": {"scan_layers": True},
+    "unrolled": {"scan_layers": False},
+    "none": {"remat": "none"},
+    "dots": {"remat": "dots"},
+    "full": {"remat": "full"},
+    "torch": {},
+}
+COMPARE = {"layers": ["scanned", "unrolled"], "remat": ["none", "dots", "full"]}
 # dense bfloat16 TFLOP/s of NVIDIA's data sheets
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 
 
-def make_config(shape: str, *, dtype: str = "float32", scan_layers: bool | None = None) -> Any:
+def make_config(shape: str, *, dtype: str = "float32", side: str = "jax") -> Any:
     """Configuration of a shape: the paper's network, a small one, or that of the quick start.
 
     Args:
       shape: Key of `SHAPES`.
       dtype: To compute in.
-      scan_layers: In place of that of the configuration.
+      side: Key of `SIDES`.
 
     Returns:
       Parsed configuration, on one device.
@@ -68,8 +80,8 @@ def make_config(shape: str, *, dtype: str = "float32", scan_layers: bool | None 
         model.num_layers, model.num_heads = 6, 6
         model.width, model.ffn_dim = 192, 768
         model.num_codebooks, model.codebook_size = 4, 64
-    if scan_layers is not None:
-        config.model.scan_layers = scan_layers
+    for field, value in SIDES[side].items():
+        config.model[field] = value
     return parse(config)
 
 
@@ -144,13 +156,12 @@ def make_peer(config: Any, waveforms: np.ndarray) -> Callable[[], float]:
 
 
 def make_step(side: str, shape: str, dtype: str) -> tuple[Callable[[], float], dict]:
-    """The update of a side: 'jax', 'jax_scanned', 'jax_unrolled' or 'torch'.
+    """The update of a side, a key of `SIDES`.
 
     Returns:
       Function that returns the loss, and what was measured while it was made.
     """
-    scan_layers = {"jax_scanned": True, "jax_unrolled": False}.get(side)
-    config = make_config(shape, dtype=dtype, scan_layers=scan_layers)
+    config = make_config(shape, dtype=dtype, side=side)
     waveforms = make_waveforms(config, shape)
     if side == "torch":
         return make_peer(config, waveforms), {}
@@ -212,7 +223,7 @@ def main() -> None:
         "--dtype", choices=["float32", "bfloat16"], help="(default: bfloat16 on GPU)"
     )
     parser.add_argument("--against", choices=["torch"], help="time PyTorch too, in turn")
-    parser.add_argument("--both", action="store_true", help="time scanned and unrolled layers")
+    parser.add_argument("--compare", choices=COMPARE, help="time options in turn")
     arguments = parser.parse_args()
     on_cpu = multiprocessing.get_context("spawn").Pool(1).apply(jax.default_backend) == "cpu"
     if arguments.against and not on_cpu:
@@ -220,7 +231,7 @@ def main() -> None:
     dtype = arguments.dtype or ("float32" if on_cpu or arguments.against else "bfloat16")
     if arguments.against and dtype != "float32":
         sys.exit("error: --against=torch compares in float32")
-    sides = ["jax_scanned", "jax_unrolled"] if arguments.both else ["jax"]
+    sides = [*COMPARE.get(arguments.compare, ["jax"])]
     sides += [arguments.against] * bool(arguments.against)
     shapes = [arguments.shape or ("base" if on_cpu else "device")]
     shapes += [] if arguments.shape else ["quickstart"]

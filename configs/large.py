@@ -4,8 +4,9 @@ The sizes are those of wav2vec 2.0 and HuBERT large (302 M parameters in the lay
 the peak learning rate is that of wav2vec 2.0 large on LibriSpeech, 3e-4 (base: 5e-4). Everything
 else is the published recipe of base. Nothing of this was tuned, and no expected loss is known.
 
-The state is cut over `mesh.fsdp` devices. `python -m dinosr_jax compile --config=configs/large.py
---topology=...` says what it needs on a TPU; benchmarks/RESULTS.md has a table.
+Fits 16 devices of 16 GB: the state is cut over eight, a batch is computed in two micro-batches.
+`python -m dinosr_jax compile --config=configs/large.py --topology=v5e:4x4` says what it needs on a
+TPU; benchmarks/RESULTS.md has a table.
 Command: python main.py --config=configs/large.py --workdir=runs/large
 """
 
@@ -13,11 +14,13 @@ from dinosr_jax.config import published_recipe
 
 
 def get_config():
-    """The published recipe with a larger network, whose state is cut over eight devices."""
+    """The published recipe with a larger network, for 16 devices or a multiple."""
     config = published_recipe()
     config.workdir = "runs/large"
     config.compute_dtype = "bfloat16"
     config.mesh.fsdp = 8
+    config.optimizer.accumulation_steps = 2
+    config.data.batch_multiple = 32
     model = config.model
     model.num_layers = 24
     model.width = 1024
