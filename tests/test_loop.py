@@ -215,7 +215,7 @@ def test_another_configuration_is_refused_by_name(data_dir, reference, cache):
         (["--workdir=/dev/null/run"], ["/dev/null/run", "cannot be written"]),
         (["--config.data.data_dir=/nowhere"], ["/nowhere", "prepare"]),
         (["--config.data.eval_split=dev"], ["dev", "validation"]),
-        (["--config.mesh.data=3"], ["config.mesh.data"]),
+        (["--config.mesh.data=3"], ["config.mesh: found data 3", "1 to 1"]),
     ],
 )
 def test_mistakes_are_explained(data_dir, cache, tmp_path, flags, words):
