@@ -167,8 +167,9 @@ def test_freeze_from():
 def test_freeze_does_not_change_the_others():
     gradients = [gradients_of(k) for k in range(4)]
     adamw = optax.adamw(0.01, weight_decay=0.1)
-    free = run(adamw, gradients)
-    frozen = run(freeze_from(adamw, step=3, parts=PARTS), gradients)
+    with jax.disable_jit():  # compiled, the two programs are fused, and so rounded, differently
+        free = run(adamw, gradients)
+        frozen = run(freeze_from(adamw, step=3, parts=PARTS), gradients)
     for update in range(1, 5):
         for part in free[0]:
             equal = np.array_equal(free[update][part]["kernel"], frozen[update][part]["kernel"])
