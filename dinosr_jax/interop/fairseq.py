@@ -7,7 +7,7 @@ Layouts: PyTorch's Linear is [out, in] and its Conv1d [out, in / groups, kernel]
 
 import ast
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -66,6 +66,16 @@ class Entry(NamedTuple):
     path: tuple[str, ...]  # in the parameter tree
     index: int | None  # in a stacked leaf
     kind: Kind
+
+
+class Place(NamedTuple):
+    """Where another format has a fairseq tensor: a name, and which third of it (q, k, v), if so."""
+
+    name: str
+    third: int | None = None
+
+
+Naming = Callable[[str], Place]
 
 
 def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -186,12 +196,16 @@ def codebook_entries(model: Any) -> Iterator[Entry]:
         yield Entry(f"_codebook_cnts{k}", ("counts",), k, "plain")
 
 
-def to_state(tensors: Mapping[str, Any], *, config: Any) -> TrainState:
-    """Makes a TrainState of fairseq's tensors, at step 0 with a fresh optimizer.
+def to_state(
+    tensors: Mapping[str, Any], *, config: Any, naming: Naming = Place, source: str = "fairseq"
+) -> TrainState:
+    """Makes a TrainState of a checkpoint's tensors, at step 0 with a fresh optimizer.
 
     Args:
       tensors: fairseq name -> array; the teacher under '_ema.NAME' or as a mapping '_ema'.
       config: Parsed configuration of the same network.
+      naming: Where the tensors of another format are, by their fairseq names.
+      source: Name of the format, for messages.
 
     Returns:
       TrainState, float32.
@@ -216,13 +230,13 @@ def to_state(tensors: Mapping[str, Any], *, config: Any) -> TrainState:
     trees = {}
     for part, (tree, entries) in parts.items():
         entries = list(entries)
-        known |= {entry.name for entry in entries}
-        trees[part] = _fill(tree, entries, tensors, errors)
+        known |= {naming(entry.name).name for entry in entries}
+        trees[part] = _fill(tree, entries, tensors, errors, naming)
     for name in sorted(set(tensors) - known):
         close = difflib.get_close_matches(name, known, n=1)
         errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
     if errors:
-        raise ValueError("\n".join(["fairseq tensors do not fit the configuration:", *errors]))
+        raise ValueError("\n".join([f"{source} tensors do not fit the configuration:", *errors]))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trees["params"],
@@ -232,7 +246,7 @@ def to_state(tensors: Mapping[str, Any], *, config: Any) -> TrainState:
     )
 
 
-def from_state(state: TrainState, *, config: Any) -> dict[str, np.ndarray]:
+def from_state(state: Any, *, config: Any) -> dict[str, np.ndarray]:
     """The inverse of `to_state`: fairseq name -> float32 array; step and optimizer stay behind."""
     parts = [
         (state.params, student_entries(config.model)),
@@ -257,7 +271,11 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _fill(
-    abstract: Any, entries: list[Entry], tensors: Mapping[str, Any], errors: list[str]
+    abstract: Any,
+    entries: list[Entry],
+    tensors: Mapping[str, Any],
+    errors: list[str],
+    naming: Naming,
 ) -> Any:
     """Puts tensors into the places of a parameter tree; appends what does not fit to `errors`."""
     tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
@@ -265,15 +283,21 @@ def _fill(
         leaf = _leaf(tree, entry.path)
         place = leaf if entry.index is None else leaf[entry.index]
         axes = _AXES[entry.kind]
-        expected = tuple(place.shape[axis] for axis in axes) if axes else place.shape
-        if entry.name not in tensors:
-            errors.append(f"  {entry.name}: missing, expected shape {list(expected)}")
+        wanted = tuple(place.shape[axis] for axis in axes) if axes else place.shape
+        name, third = naming(entry.name)
+        expected = wanted if third is None else (3 * wanted[0], *wanted[1:])
+        if name not in tensors:
+            error = f"  {name}: missing, expected shape {list(expected)}"
+        elif np.shape(tensors[name]) != expected:
+            found = list(np.shape(tensors[name]))
+            error = f"  {name}: found shape {found}, expected {list(expected)}"
+        else:
+            value = tensors[name]
+            if third is not None:
+                value = value[third * wanted[0] : (third + 1) * wanted[0]]
+            value = np.asarray(value, np.float32)
+            place[...] = np.transpose(value, axes) if axes else value
             continue
-        value = np.asarray(tensors[entry.name], np.float32)
-        if value.shape != expected:
-            errors.append(
-                f"  {entry.name}: found shape {list(value.shape)}, expected {list(expected)}"
-            )
-            continue
-        place[...] = np.transpose(value, axes) if axes else value
+        if error not in errors:
+            errors.append(error)
     return jax.tree.map(jnp.asarray, tree)
