@@ -78,7 +78,8 @@ def tensor_pickle(shape, strides, numel):
         return b"(" + b"".join(b"\x8a\x08" + n.to_bytes(8, "little", signed=True) for n in values)
 
     storage = (
-        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    storage += b"X\x03\x00\x00\x00cpu"
     )
     storage += numbers([numel])[1:] + b"tQ"
     call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00"

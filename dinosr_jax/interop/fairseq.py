@@ -246,22 +246,39 @@ def to_state(
     )
 
 
-def from_state(state: Any, *, config: Any) -> dict[str, np.ndarray]:
-    """The inverse of `to_state`: fairseq name -> float32 array; step and optimizer stay behind."""
+def fields_of_config(config: Any) -> dict[str, Any]:
+    """The inverse of `config_from_fields`: fairseq's model fields, plain values."""
+    fields: dict[str, Any] = {"_name": "dinosr", **_FIXED}
+    for name, ours in _FIELDS.items():
+        section, field = ours.split(".")
+        fields[name] = config[section][field]
+    fields["conv_feature_layers"] = repr([tuple(layer) for layer in config.model.conv_layers])
+    fields["ema_transformer_only"] = config.teacher.scope == "encoder"
+    return fields
+
+
+def from_state(state: Any, *, config: Any, naming: Naming = Place) -> dict[str, np.ndarray]:
+    """The inverse of `to_state`: name -> float32 array; step and optimizer stay behind."""
     parts = [
         (state.params, student_entries(config.model)),
         (state.teacher_params, teacher_entries(config)),
         (state.codebook._asdict(), codebook_entries(config.model)),
     ]
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
+    thirds: dict[str, list[np.ndarray]] = {}
     for tree, entries in parts:
         tree = jax.device_get(tree)
         for entry in entries:
             value = _leaf(tree, entry.path)
             value = value if entry.index is None else value[entry.index]
             axes = _AXES[entry.kind]
-            tensors[entry.name] = np.ascontiguousarray(np.transpose(value, axes) if axes else value)
-    return tensors
+            value = np.ascontiguousarray(np.transpose(value, axes) if axes else value)
+            name, third = naming(entry.name)
+            if third is None:
+                tensors[name] = value
+            else:
+                thirds.setdefault(name, [value] * 3)[third] = value
+    return tensors | {name: np.concatenate(values) for name, values in thirds.items()}
 
 
 def _leaf(tree: Any, path: tuple[str, ...]) -> Any:

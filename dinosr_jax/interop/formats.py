@@ -83,7 +83,8 @@ def _read_file(path: Path, choices: Choices) -> Imported:
         if not isinstance(model, dict) or not model:
             raise InteropError(f"{path}: holds no mapping `model` of names to tensors")
         tensors: dict[str, Any] = {}
-        for name, value in model.items():
+        beside = content.get("dinosr_jax_teacher")  # what spidr has no place for
+        for name, value in [*model.items(), *(beside or {}).items()]:
             short = _PREFIX.sub("", str(name))
             if isinstance(value, dict) and short == "_ema":
                 arrays = {f"_ema.{k}": v for k, v in value.items() if isinstance(v, Tensor)}
@@ -240,15 +241,14 @@ def infer_config(
     if "encoder_ffn_embed_dim" not in said:
         model.ffn_dim = shape("encoder.layers.0.fc1.weight", 2)[0]
     _infer_convolutions(model, shape, number, notes, said)
-    if "encoder_attention_heads" not in said:
-        model.num_heads = choices.heads or max(1, model.width // 64)
-        if choices.heads is None:
-            notes.append(
-                f"ASSUMED {model.num_heads} heads, width / 64 as published: shapes do not tell "
-                "(--heads=N says another; the features are wrong if it is wrong)"
-            )
-    elif choices.heads is not None:
+    if choices.heads is not None:
         model.num_heads = choices.heads
+    elif "encoder_attention_heads" not in said:
+        model.num_heads = max(1, model.width // 64)
+        notes.append(
+            f"ASSUMED {model.num_heads} heads, width / 64 as published: shapes do not tell "
+            "(--heads=N says another; the features are wrong if it is wrong)"
+        )
     if "average_top_k_layers" not in said:
         model.num_codebooks = number("_codebook{}")
     if "codebook_size" not in said:
