@@ -77,10 +77,8 @@ def tensor_pickle(shape, strides, numel):
     def numbers(values):
         return b"(" + b"".join(b"\x8a\x08" + n.to_bytes(8, "little", signed=True) for n in values)
 
-    storage = (
-        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
-    storage += b"X\x03\x00\x00\x00cpu"
-    )
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    storage += b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
     storage += numbers([numel])[1:] + b"tQ"
     call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00"
     return b"\x80\x02" + call + numbers(shape) + b"t" + numbers(strides) + b"t\x89}tR."

@@ -15,7 +15,7 @@ from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.sharding import make_local_state
 from dinosr_jax.training.state import init_state
 
-_CONFIG = '''"""The configuration of this run, as its config.json has it; flags of main.py change it."""
+_CONFIG = '''"""The configuration of this run, of its config.json, for main.py --config."""
 
 import json
 from pathlib import Path

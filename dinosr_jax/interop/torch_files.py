@@ -127,8 +127,9 @@ class _Unpickler(pickle.Unpickler):
             allowed = last[:1].isupper() and root.isidentifier()
         if not allowed:
             raise TorchFileError(
-                f"{self._path}: refused: it asks for {module}.{name}, which no checkpoint "
-                "needs and which could run a program; nothing in it was run. Get it from a source you trust"
+                f"{self._path}: refused: it asks for {module}.{name}, which no checkpoint needs "
+                "and which could run a program; nothing in it was run. Get it from a source that "
+                "you trust"
             )
         if (module, name) not in self._classes:
             base = InertDict if module == "collections" else Inert
