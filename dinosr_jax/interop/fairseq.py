@@ -246,6 +246,47 @@ def to_state(
     )
 
 
+def add_recipe(config: ml_collections.ConfigDict, cfg: Mapping[str, Any]) -> list[str]:
+    """Puts the optimization of a whole fairseq configuration into ours, as far as it tells.
+
+    Args:
+      config: Unparsed; changed here.
+      cfg: fairseq's `cfg`, with sections, or its older flat `args`.
+
+    Returns:
+      The names of the fields that were taken.
+    """
+    sections = ("optimization", "optimizer", "lr_scheduler", "common")
+    fields = dict(cfg)
+    for section in sections:
+        fields |= cfg[section] if isinstance(cfg.get(section), dict) else {}
+    found = {"num_steps": fields.get("max_update"), "seed": fields.get("seed")}
+    rate = fields.get("lr")
+    found["optimizer.learning_rate"] = rate[0] if isinstance(rate, list) and rate else rate
+    found |= {"optimizer.eps": fields.get("adam_eps")}
+    found |= {f"optimizer.{name}": fields.get(name) for name in ("weight_decay", "clip_norm")}
+    for name, whole, unit in (("b", "adam_betas", 1.0), ("phase", "phase_ratio", None)):
+        values = fields.get(whole)
+        values = ast.literal_eval(values) if isinstance(values, str) else values
+        names = ("b1", "b2") if name == "b" else ("warmup_steps", "hold_steps", "decay_steps")
+        if isinstance(values, list | tuple) and len(values) == len(names):
+            unit = found["num_steps"] if unit is None else unit
+            scaled = [value * unit for value in values] if _number(unit) else []
+            found |= {f"optimizer.{n}": v for n, v in zip(names, scaled, strict=False)}
+    taken = []
+    for field, value in found.items():
+        *section, name = field.split(".")
+        place = config[section[0]] if section else config
+        if _number(value):
+            place[name] = round(value) if isinstance(place[name], int) else float(value)
+            taken.append(field)
+    return taken
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def fields_of_config(config: Any) -> dict[str, Any]:
     """The inverse of `config_from_fields`: fairseq's model fields, plain values."""
     fields: dict[str, Any] = {"_name": "dinosr", **_FIXED}

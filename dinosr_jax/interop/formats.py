@@ -20,6 +20,9 @@ from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
 
+# what a checkpoint with absurd contents may raise on its way
+_DAMAGE = (ValueError, TypeError, OSError, LookupError, AttributeError, ArithmeticError)
+_DAMAGE += (MemoryError, RecursionError, SyntaxError)
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
@@ -70,8 +73,8 @@ def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Impo
         return _read_folder(path, choices) if path.is_dir() else _read_file(path, choices)
     except InteropError:
         raise
-    except (ValueError, TypeError, OSError) as error:
-        text = str(error)
+    except _DAMAGE as error:
+        text = str(error) or type(error).__name__
         raise InteropError(text if str(path) in text else f"{path}: {text}") from None
 
 
@@ -112,22 +115,24 @@ def _from_fairseq(
     path: Path, tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices
 ) -> Imported:
     notes = []
-    fields = rest.get("cfg") or rest.get("args") or {}
-    fields = fields.get("model", fields) if isinstance(fields, dict) else {}
+    whole = rest.get("cfg") or rest.get("args") or {}
+    whole = whole if isinstance(whole, dict) else {}
+    fields = whole.get("model") if isinstance(whole.get("model"), dict) else whole
     ours = _saved(rest.get("extra_state"))
     if ours.get("config"):
         config = ml_collections.ConfigDict(json.loads(ours["config"]))
     else:
-        known = isinstance(fields, dict) and {"encoder_layers", "conv_pos"} & fields.keys()
-        config = infer_config(tensors, lambda name: name, choices, notes, said=fields or {})
-        if known:
+        config = infer_config(tensors, lambda name: name, choices, notes, said=fields)
+        if {"encoder_layers", "conv_pos"} & fields.keys():
             notes.append("network: as its cfg says")
+        taken = fairseq.add_recipe(config, whole)
+        notes.append(f"recipe: {', '.join(taken)} of its cfg" if taken else "recipe: published")
     if f"_ema.encoder.{_LAST_NORM}" in tensors:
         config.teacher.scope = "full"
     unused = [name for name in tensors if re.match(r"_pre_encoder_|_?pre_encoder", name)]
     unused += [k for k in rest if k in ("last_optimizer_state", "task_state", "criterion")]
     tensors = {name: value for name, value in tensors.items() if name not in unused}
-    state = fairseq.to_state(tensors, config=parse(config))
+    state = _state(tensors, config)
     notes += [f"not used: {name}" for name in unused]
     step = _fairseq_step(rest)
     if step is None:
@@ -178,7 +183,7 @@ def _from_spidr(
         config = infer_config(tensors, _spidr_name, choices, notes, said={})
     shared = config.teacher.scope == "encoder"
     places = naming.spidr_of_shared_teacher if shared else naming.spidr
-    state = fairseq.to_state(tensors, config=parse(config), naming=places, source="spidr")
+    state = _state(tensors, config, naming=places, source="spidr")
     if step is None:
         notes.append("step: the checkpoint has no current_step; 0 is taken (--step=N)")
     steps = 0 if step is None else int(np.asarray(step).reshape(-1)[0])
@@ -187,6 +192,23 @@ def _from_spidr(
 
 def _spidr_name(name: str) -> str:
     return naming.spidr_of_shared_teacher(name).name
+
+
+def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainState:
+    """As `fairseq.to_state`; a configuration beyond all tensors is refused before it is built."""
+    config = parse(config)
+    numbers = sum(value.size for value in tensors.values())
+    model = config.model
+    limits = {"num_layers": len(tensors), "num_codebooks": len(tensors)}
+    limits |= {"pos_conv_depth": len(tensors), "codebook_size": numbers}
+    limits |= {"width": numbers, "ffn_dim": numbers}
+    absurd = [f"{name} {model[name]}" for name in limits if model[name] > limits[name]]
+    if absurd:
+        raise ValueError(
+            f"its configuration says {', '.join(absurd)}; it holds {len(tensors)} tensors with "
+            f"{numbers:,} numbers"
+        )
+    return fairseq.to_state(tensors, config=config, **kwargs)
 
 
 def _count(tensors: Mapping[str, Any], pattern: str) -> int:
@@ -299,7 +321,7 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
             f"{config.seed}: units mean nothing before it is trained on"
         )
         tensors = _complete(tensors, config)
-    state = fairseq.to_state(tensors, config=config, source="Hugging Face")
+    state = _state(tensors, config, source="Hugging Face")
     saved = {"data": folder.metadata.get("data")}
     step = int(folder.metadata.get("step", 0))
     return _imported(config, state, step, "huggingface", notes, saved, count)

@@ -20,13 +20,15 @@ _CONFIG = '''"""The configuration of this run, of its config.json, for main.py -
 import json
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from dinosr_jax.config import parse
 
 
 def get_config():
     """The configuration, with every field."""
     text = (Path(__file__).parent / "config.json").read_text()
-    return parse(json.loads(text)).copy_and_resolve_references().unlock()
+    return ConfigDict(parse(json.loads(text)).to_dict())
 '''
 
 
