@@ -297,8 +297,11 @@ def import_command(checkpoint: Path, output: Path, step: int | None, **choices: 
 
     Nothing in it is executed. The run can be extracted from, and trained on.
     """
+    import logging
+
     from dinosr_jax.interop import formats, runs
 
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         found = formats.read_checkpoint(checkpoint, choices=formats.Choices(**choices))
         runs.write_run(found, output, step=step)
@@ -332,8 +335,11 @@ def export(run: Path, kind: Any, output: Path, model: Any) -> None:
 
     RUN is a run, one of its checkpoints, or anything that import reads.
     """
+    import logging
+
     from dinosr_jax.interop import exports, runs
 
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         exports.export(runs.read_any(run), output, kind=kind, model=model)
     except (ValueError, OSError, RuntimeError) as error:

@@ -60,10 +60,10 @@ def test_objects_of_packages_that_are_not_there_are_read_as_data(tmp_path):
     saved = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)
 
     def made(module, name, **state):
-        kind = type(name, (), {"__module__": module})
-        sys.modules.setdefault(module, types.ModuleType(module))
-        setattr(sys.modules[module], name, kind)
-        thing = kind()
+        place = sys.modules.setdefault(module, types.ModuleType(module))
+        if not hasattr(place, name):
+            setattr(place, name, type(name, (), {"__module__": module}))
+        thing = getattr(place, name)()
         thing.__dict__.update(state)
         return thing
 
