@@ -67,7 +67,7 @@ def test_objects_of_packages_that_are_not_there_are_read_as_data(tmp_path):
         thing.__dict__.update(state)
         return thing
 
-    node = lambda value: made("omegaconf_absent.nodes", "AnyNode", _val=value)
+    node = lambda value: made("omegaconf_absent", "AnyNode", _val=value)
     section = lambda values: made("omegaconf_absent", "DictConfig", _content=values)
     model = section({name: node(value) for name, value in saved["cfg"]["model"].items()})
     optimization = section({"max_update": node(1000), "lr": node([0.25])})
@@ -75,7 +75,7 @@ def test_objects_of_packages_that_are_not_there_are_read_as_data(tmp_path):
     adam = section({"adam_betas": node("(0.8, 0.95)"), "adam_eps": node(1e-5)})
     parts = {"model": model, "optimization": optimization}
     saved["cfg"] = section(parts | {"lr_scheduler": schedule, "optimizer": adam})
-    saved["task_state"] = {"target": made("fairseq_absent.data", "Dictionary", symbols=["a"])}
+    saved["task_state"] = {"target": made("fairseq_absent", "Dictionary", symbols=["a"])}
     saved["args"] = argparse.Namespace(arch="dinosr")
     saved["optimizer_history"] = [{"num_updates": 3}, {"num_updates": 400}]
     saved["model"]["_pre_encoder_ln.weight"] = torch.zeros(2)
