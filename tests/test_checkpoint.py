@@ -115,3 +115,14 @@ def test_a_disk_that_fills_up_costs_nothing_saved_before(tmp_path):
     again.wait()
     assert again.steps() == [2]
     again.close()
+
+
+def test_an_imported_checkpoint_takes_any_data_and_recipe_but_the_same_network(tmp_path):
+    old = CONFIG | {"model": CONFIG["model"] | {"dropout": 0.1}}
+    new = {"num_steps": 20, "seed": 1, "model": old["model"] | {"dropout": 0.2}}
+    compare = {"old_data": {"fingerprint": "imported"}, "new_data": DATA, "where": tmp_path}
+    changed = check_same_run(old, new, **compare)
+    assert changed.keys() == {"num_steps", "seed", "model.dropout"}
+    new["model"]["width"] = 16
+    with pytest.raises(CheckpointError, match="width: the checkpoint has 8, asked for is 16"):
+        check_same_run(old, new, **compare)

@@ -7,7 +7,7 @@ Layouts: PyTorch's Linear is [out, in] and its Conv1d [out, in / groups, kernel]
 
 import ast
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -66,6 +66,16 @@ class Entry(NamedTuple):
     path: tuple[str, ...]  # in the parameter tree
     index: int | None  # in a stacked leaf
     kind: Kind
+
+
+class Place(NamedTuple):
+    """Where another format has a fairseq tensor: a name, and which third of it (q, k, v), if so."""
+
+    name: str
+    third: int | None = None
+
+
+Naming = Callable[[str], Place]
 
 
 def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -186,12 +196,16 @@ def codebook_entries(model: Any) -> Iterator[Entry]:
         yield Entry(f"_codebook_cnts{k}", ("counts",), k, "plain")
 
 
-def to_state(tensors: Mapping[str, Any], *, config: Any) -> TrainState:
-    """Makes a TrainState of fairseq's tensors, at step 0 with a fresh optimizer.
+def to_state(
+    tensors: Mapping[str, Any], *, config: Any, naming: Naming = Place, source: str = "fairseq"
+) -> TrainState:
+    """Makes a TrainState of a checkpoint's tensors, at step 0 with a fresh optimizer.
 
     Args:
       tensors: fairseq name -> array; the teacher under '_ema.NAME' or as a mapping '_ema'.
       config: Parsed configuration of the same network.
+      naming: Where the tensors of another format are, by their fairseq names.
+      source: Name of the format, for messages.
 
     Returns:
       TrainState, float32.
@@ -216,13 +230,13 @@ def to_state(tensors: Mapping[str, Any], *, config: Any) -> TrainState:
     trees = {}
     for part, (tree, entries) in parts.items():
         entries = list(entries)
-        known |= {entry.name for entry in entries}
-        trees[part] = _fill(tree, entries, tensors, errors)
+        known |= {naming(entry.name).name for entry in entries}
+        trees[part] = _fill(tree, entries, tensors, errors, naming)
     for name in sorted(set(tensors) - known):
         close = difflib.get_close_matches(name, known, n=1)
         errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
     if errors:
-        raise ValueError("\n".join(["fairseq tensors do not fit the configuration:", *errors]))
+        raise ValueError("\n".join([f"{source} tensors do not fit the configuration:", *errors]))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trees["params"],
@@ -232,22 +246,80 @@ def to_state(tensors: Mapping[str, Any], *, config: Any) -> TrainState:
     )
 
 
-def from_state(state: TrainState, *, config: Any) -> dict[str, np.ndarray]:
-    """The inverse of `to_state`: fairseq name -> float32 array; step and optimizer stay behind."""
+def add_recipe(config: ml_collections.ConfigDict, cfg: Mapping[str, Any]) -> list[str]:
+    """Puts the optimization of a whole fairseq configuration into ours, as far as it tells.
+
+    Args:
+      config: Unparsed; changed here.
+      cfg: fairseq's `cfg`, with sections, or its older flat `args`.
+
+    Returns:
+      The names of the fields that were taken.
+    """
+    sections = ("optimization", "optimizer", "lr_scheduler", "common")
+    fields = dict(cfg)
+    for section in sections:
+        fields |= cfg[section] if isinstance(cfg.get(section), dict) else {}
+    found = {"num_steps": fields.get("max_update"), "seed": fields.get("seed")}
+    rate = fields.get("lr")
+    found["optimizer.learning_rate"] = rate[0] if isinstance(rate, list) and rate else rate
+    found |= {"optimizer.eps": fields.get("adam_eps")}
+    found |= {f"optimizer.{name}": fields.get(name) for name in ("weight_decay", "clip_norm")}
+    for name, whole, unit in (("b", "adam_betas", 1.0), ("phase", "phase_ratio", None)):
+        values = fields.get(whole)
+        values = ast.literal_eval(values) if isinstance(values, str) else values
+        names = ("b1", "b2") if name == "b" else ("warmup_steps", "hold_steps", "decay_steps")
+        if isinstance(values, list | tuple) and len(values) == len(names):
+            unit = found["num_steps"] if unit is None else unit
+            scaled = [value * unit for value in values] if _number(unit) else []
+            found |= {f"optimizer.{n}": v for n, v in zip(names, scaled, strict=False)}
+    taken = []
+    for field, value in found.items():
+        *section, name = field.split(".")
+        place = config[section[0]] if section else config
+        if _number(value):
+            place[name] = round(value) if isinstance(place[name], int) else float(value)
+            taken.append(field)
+    return taken
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def fields_of_config(config: Any) -> dict[str, Any]:
+    """The inverse of `config_from_fields`: fairseq's model fields, plain values."""
+    fields: dict[str, Any] = {"_name": "dinosr", **_FIXED}
+    for name, ours in _FIELDS.items():
+        section, field = ours.split(".")
+        fields[name] = config[section][field]
+    fields["conv_feature_layers"] = repr([tuple(layer) for layer in config.model.conv_layers])
+    fields["ema_transformer_only"] = config.teacher.scope == "encoder"
+    return fields
+
+
+def from_state(state: Any, *, config: Any, naming: Naming = Place) -> dict[str, np.ndarray]:
+    """The inverse of `to_state`: name -> float32 array; step and optimizer stay behind."""
     parts = [
         (state.params, student_entries(config.model)),
         (state.teacher_params, teacher_entries(config)),
         (state.codebook._asdict(), codebook_entries(config.model)),
     ]
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
+    thirds: dict[str, list[np.ndarray]] = {}
     for tree, entries in parts:
         tree = jax.device_get(tree)
         for entry in entries:
             value = _leaf(tree, entry.path)
             value = value if entry.index is None else value[entry.index]
             axes = _AXES[entry.kind]
-            tensors[entry.name] = np.ascontiguousarray(np.transpose(value, axes) if axes else value)
-    return tensors
+            value = np.ascontiguousarray(np.transpose(value, axes) if axes else value)
+            name, third = naming(entry.name)
+            if third is None:
+                tensors[name] = value
+            else:
+                thirds.setdefault(name, [value] * 3)[third] = value
+    return tensors | {name: np.concatenate(values) for name, values in thirds.items()}
 
 
 def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
@@ -257,7 +329,11 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _fill(
-    abstract: Any, entries: list[Entry], tensors: Mapping[str, Any], errors: list[str]
+    abstract: Any,
+    entries: list[Entry],
+    tensors: Mapping[str, Any],
+    errors: list[str],
+    naming: Naming,
 ) -> Any:
     """Puts tensors into the places of a parameter tree; appends what does not fit to `errors`."""
     tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
@@ -265,15 +341,21 @@ def _fill(
         leaf = _leaf(tree, entry.path)
         place = leaf if entry.index is None else leaf[entry.index]
         axes = _AXES[entry.kind]
-        expected = tuple(place.shape[axis] for axis in axes) if axes else place.shape
-        if entry.name not in tensors:
-            errors.append(f"  {entry.name}: missing, expected shape {list(expected)}")
+        wanted = tuple(place.shape[axis] for axis in axes) if axes else place.shape
+        name, third = naming(entry.name)
+        expected = wanted if third is None else (3 * wanted[0], *wanted[1:])
+        if name not in tensors:
+            error = f"  {name}: missing, expected shape {list(expected)}"
+        elif np.shape(tensors[name]) != expected:
+            found = list(np.shape(tensors[name]))
+            error = f"  {name}: found shape {found}, expected {list(expected)}"
+        else:
+            value = tensors[name]
+            if third is not None:
+                value = value[third * wanted[0] : (third + 1) * wanted[0]]
+            value = np.asarray(value, np.float32)
+            place[...] = np.transpose(value, axes) if axes else value
             continue
-        value = np.asarray(tensors[entry.name], np.float32)
-        if value.shape != expected:
-            errors.append(
-                f"  {entry.name}: found shape {list(value.shape)}, expected {list(expected)}"
-            )
-            continue
-        place[...] = np.transpose(value, axes) if axes else value
+        if error not in errors:
+            errors.append(error)
     return jax.tree.map(jnp.asarray, tree)

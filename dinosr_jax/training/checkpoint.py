@@ -27,6 +27,14 @@ MAY_CHANGE = frozenset(
 )
 
 
+IMPORTED = "imported"  # data fingerprint of a checkpoint that came from elsewhere
+# Such a one takes any data and recipe; these are the network and the shape of the state.
+_IMPORTED_KEEPS = ("model.", "teacher.scope", "optimizer.clip_norm")
+_DROPOUTS = frozenset(
+    "model.dropout model.attention_dropout model.activation_dropout model.layerdrop".split()
+)
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read or gone on from; the message says what to do."""
 
@@ -128,7 +136,9 @@ class Checkpoints:
         """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
-    def restore_latest(self, abstract_state: Any, *, check: Any = None) -> Restored | None:
+    def restore_latest(
+        self, abstract_state: Any, *, check: Any = None, step: int | None = None
+    ) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
         One that cannot be read is named in a warning and the one before it is read. Only when that
@@ -139,6 +149,7 @@ class Checkpoints:
           abstract_state: Shapes, types and shardings of the state.
           check: Called with the checkpoint's config and data before its state is read; raises if
             they do not fit.
+          step: Reads this one instead.
 
         Returns:
           The checkpoint, or None where the run has none at all.
@@ -146,7 +157,7 @@ class Checkpoints:
         Raises:
           CheckpointError: There are checkpoints, and none can be read.
         """
-        steps, damaged = self.steps(), []
+        steps, damaged = self.steps() if step is None else [step], []
         for step in reversed(steps):
             try:
                 names = {"config": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}
@@ -215,12 +226,18 @@ def check_same_run(
       CheckpointError: Other fields differ, or the data does; all are named.
     """
     changed = differences(old, new)
+    imported = old_data["fingerprint"] == IMPORTED
+    free = MAY_CHANGE
+    if imported:
+        _LOG.warning("the checkpoint was imported: it takes these data and this recipe")
+        others = {name for name in changed if not name.startswith(_IMPORTED_KEEPS)}
+        free = free | others | _DROPOUTS
     lines = [
         f"  config.{name}: the checkpoint has {before!r}, asked for is {after!r}"
         for name, (before, after) in changed.items()
-        if name not in MAY_CHANGE
+        if name not in free
     ]
-    if old_data["fingerprint"] != new_data["fingerprint"]:
+    if not imported and old_data["fingerprint"] != new_data["fingerprint"]:
         lines.append(
             f"  the training data: the checkpoint saw {old_data['fingerprint']}, "
             f"config.data.data_dir now holds {new_data['fingerprint']}"

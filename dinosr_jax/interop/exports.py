@@ -1,0 +1,126 @@
+"""Checkpoints for other projects: fairseq's and spidr's `.pt`, Hugging Face's folder."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dinosr_jax.config import to_text
+from dinosr_jax.interop import fairseq, huggingface, naming
+from dinosr_jax.interop.formats import Imported
+from dinosr_jax.interop.runs import written_whole
+from dinosr_jax.interop.torch_writing import write_torch_file
+
+Kind = Literal["huggingface", "fairseq", "spidr"]
+Network = Literal["student", "teacher"]
+_PREPROCESSOR = {
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+    "feature_size": 1,
+    "sampling_rate": 16_000,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "do_normalize": True,
+    "return_attention_mask": True,
+}
+
+
+def export(found: Imported, output: Path, *, kind: Kind, model: Network = "student") -> None:
+    """Writes a checkpoint that `read_checkpoint` reads back bit for bit, and its model card.
+
+    Args:
+      found: Of `runs.read_any`.
+      output: Folder to write; must not hold anything.
+      kind: Whose format.
+      model: huggingface: which network `model.safetensors` holds; the rest is beside it.
+
+    Raises:
+      InteropError: The folder is not empty.
+      OSError: It cannot be written.
+    """
+    data = {key: value for key, value in found.data.items() if key != "metrics"}
+    ours = {"config": found.config.to_json(), "data": json.dumps(data)}
+    with written_whole(output) as folder:
+        if kind == "huggingface":
+            _huggingface(found, folder, model, ours)
+        elif kind == "fairseq":
+            write_torch_file(folder / "dinosr.pt", _fairseq(found, ours))
+        else:
+            write_torch_file(folder / "dinosr.pt", _spidr(found, ours))
+        (folder / "README.md").write_text(_card(found, kind, model))
+
+
+def _fairseq(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
+    tensors = fairseq.from_state(found.state, config=found.config)
+    teacher = {k.removeprefix("_ema."): v for k, v in tensors.items() if k.startswith("_ema.")}
+    student = {k: v for k, v in tensors.items() if not k.startswith("_ema.")}
+    return {
+        "args": None,
+        "cfg": {"model": fairseq.fields_of_config(found.config)},
+        "model": student | {"_ema": teacher},
+        "optimizer_history": [{"num_updates": found.step}],
+        "extra_state": {"dinosr_jax": ours},
+    }
+
+
+def _spidr(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
+    shared = found.config.teacher.scope == "encoder"
+    places = naming.spidr_of_shared_teacher if shared else naming.spidr
+    model = fairseq.from_state(found.state, config=found.config, naming=places)
+    beside = {k: model.pop(k) for k in list(model) if k.startswith("teacher.feature_")}
+    model["current_step"] = np.asarray([found.step], np.int64)
+    return {"model": model, "dinosr_jax_teacher": beside, "dinosr_jax": ours}
+
+
+def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, str]) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = fairseq.from_state(found.state, config=found.config)
+    full = found.config.teacher.scope == "full"
+    main = {}
+    for entry in fairseq.student_entries(found.config.model):
+        source = entry.name
+        if source.startswith("heads."):
+            continue
+        if model == "teacher" and full and source != "mask_emb":
+            source = f"_ema.{source}"
+        elif model == "teacher" and source.startswith("encoder."):
+            source = "_ema." + source.removeprefix("encoder.")
+        main[naming.huggingface(entry.name)] = tensors.pop(source)
+    save_file(main, folder / "model.safetensors", metadata={"format": "pt"})
+    metadata = ours | {"step": str(found.step), "model": model}
+    save_file(tensors, folder / huggingface.SIDE_FILE, metadata=metadata)
+    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+    write("config.json", huggingface.fields_of_config(found.config))
+    write("preprocessor_config.json", _PREPROCESSOR)
+
+
+def _card(found: Imported, kind: Kind, model: Network) -> str:
+    """The model card, in Markdown."""
+    metrics = [json.loads(line) for line in found.data.get("metrics", [])]
+    shown = "\n".join(f"- {k}: {v}" for k, v in (metrics[-1] if metrics else {}).items())
+    seen = found.data.get("origin") or found.data.get("fingerprint") or "not known"
+    c = found.config
+    holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
+    return f"""---
+tags: [speech, self-supervised, dinosr]
+---
+# DinoSR, {c.model.num_layers} layers of width {c.model.width}
+
+Self-supervised speech representations (Liu et al., NeurIPS 2023), written by dinosr_jax for {kind}.
+{holds}Input: 16 kHz mono, each utterance normalised to mean 0 and variance 1; 50 frames a second.
+
+- updates: {found.step}
+- training data: {c.data.dataset} {c.data.train_split} (identity: {seen})
+- codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers
+
+## Last metrics
+
+{shown or "none recorded"}
+
+## Configuration
+
+```json
+{to_text(c)}
+```
+"""

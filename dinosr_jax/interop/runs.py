@@ -1,0 +1,125 @@
+"""Runs of ours: made of an imported checkpoint, and read to be exported."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dinosr_jax.config import parse, to_text
+from dinosr_jax.interop.formats import Imported, InteropError, at_step, read_checkpoint
+from dinosr_jax.training.checkpoint import IMPORTED, Checkpoints
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.sharding import make_local_state
+from dinosr_jax.training.state import init_state
+
+_CONFIG = '''"""The configuration of this run, of its config.json, for main.py --config."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dinosr_jax.config import parse
+
+
+def get_config():
+    """The configuration, with every field."""
+    text = (Path(__file__).parent / "config.json").read_text()
+    return ConfigDict(parse(json.loads(text)).to_dict())
+'''
+
+
+@contextmanager
+def written_whole(output: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `output` when all is written.
+
+    Args:
+      output: Must not exist, or be an empty folder.
+
+    Yields:
+      A temporary folder beside it; removed where something fails.
+
+    Raises:
+      InteropError: There is something already.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InteropError(f"{output} is there already, and not empty; choose another --output")
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    parent = output.absolute().parent
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=parent))
+    try:
+        yield folder
+        umask = os.umask(0)
+        os.umask(umask)
+        folder.chmod(0o777 & ~umask)
+        folder.replace(output.absolute())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_run(found: Imported, output: Path, *, step: int | None = None) -> None:
+    """Makes a run: configuration and one checkpoint, with a fresh optimizer.
+
+    Args:
+      found: Of `read_checkpoint`.
+      output: Folder of the run.
+      step: Finished updates, where the checkpoint's number is not wanted.
+
+    Raises:
+      InteropError: The folder is not empty.
+      CheckpointError: It cannot be written.
+    """
+    step = found.step if step is None else step
+    values = found.config.to_dict() | {"workdir": str(output)}
+    config = parse(values)
+    data = {"fingerprint": IMPORTED, "next_step": step, "source": found.source}
+    data["origin"] = found.data.get("origin") or found.data.get("fingerprint")
+    with written_whole(output) as folder:
+        checkpoints = Checkpoints(folder / "checkpoints")
+        try:
+            state = at_step(found.state, step)
+            checkpoints.save(step, state, config=config.to_dict(), data=data)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+        (folder / "config.json").write_text(to_text(config) + "\n")
+        (folder / "config.py").write_text(_CONFIG)
+
+
+def read_any(path: Path) -> Imported:
+    """Reads a run, one of its checkpoints, or a checkpoint of another project.
+
+    Args:
+      path: A workdir, a folder workdir/checkpoints/STEP, or what `read_checkpoint` reads.
+
+    Returns:
+      As `read_checkpoint`; of a run, with its own optimizer state and data.
+
+    Raises:
+      InteropError: It is none of them.
+      CheckpointError: The run has no checkpoint that can be read.
+    """
+    path, step = Path(path), None
+    if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
+        path, step = path.parent.parent, int(path.name)
+    if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
+        return read_checkpoint(path)
+    config = parse(json.loads((path / "config.json").read_text()))
+    optimizer = make_optimizer(config)
+    abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    try:
+        restored = checkpoints.restore_latest(abstract, step=step)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise InteropError(f"{path} has no complete checkpoint yet; train it further first")
+    data = dict(restored.data)
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file():
+        data["metrics"] = metrics.read_text().splitlines()[-1:]
+    return Imported(config, restored.state, restored.step, "run", [], data)

@@ -1,0 +1,139 @@
+"""What is exported comes back bit for bit, and other projects read it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from test_fairseq import GOLDEN
+
+from dinosr_jax.config import parse
+from dinosr_jax.interop import exports
+from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
+from dinosr_jax.objective.teacher import teacher_parts
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import init_state, make_model
+from dinosr_jax.training.step import apply
+
+
+@pytest.fixture(scope="module", params=["encoder", "full"])
+def found(request):
+    golden = read_checkpoint(GOLDEN / "tiny_fairseq.pt")
+    golden = golden._replace(step=7, state=at_step(golden.state, 7), data={"fingerprint": "abc"})
+    if request.param == "encoder":
+        return golden
+    values = golden.config.to_dict()
+    values["teacher"]["scope"] = "full"
+    front = jax.tree.map(lambda x: x + 1, teacher_parts(golden.state.params, scope="full"))
+    teacher = {**front, **golden.state.teacher_params}
+    state = dataclasses.replace(golden.state, teacher_params=teacher)
+    return golden._replace(config=parse(values), state=state)
+
+
+def same(a, b):
+    for part in ("params", "teacher_params", "codebook"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(a.state, part), getattr(b.state, part))
+    assert (a.step, a.config) == (b.step, b.config) and int(b.state.step) == a.step
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "huggingface teacher", "fairseq", "spidr"])
+def test_exports_come_back(kind, found, tmp_path):
+    kind, *model = kind.split()
+    exports.export(found, tmp_path / "out", kind=kind, model=(model or ["student"])[0])
+    path = tmp_path / "out" if kind == "huggingface" else tmp_path / "out/dinosr.pt"
+    back = read_checkpoint(path)
+    same(found, back)
+    assert back.data["fingerprint"] == "abc" and back.source == kind
+    assert (tmp_path / "out/README.md").read_text().count("updates: 7") == 1
+    with pytest.raises(InteropError, match="not empty"):
+        exports.export(found, tmp_path / "out", kind=kind)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["fairseq", "spidr"])
+def test_torch_reads_the_golden_layout(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    exports.export(read_checkpoint(GOLDEN / "tiny_fairseq.pt"), tmp_path / "out", kind=kind)
+    found = torch.load(tmp_path / "out/dinosr.pt", weights_only=True)["model"]
+    expected = torch.load(GOLDEN / f"tiny_{kind}.pt", weights_only=True)["model"]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        pairs = [(value, found[name])] if name != "_ema" else []
+        pairs += [(value[k], found[name][k]) for k in value] if name == "_ema" else []
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs), name
+
+
+def test_transformers_computes_the_same(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    golden = dict(np.load(GOLDEN / "tiny.npz"))
+    found = read_checkpoint(GOLDEN / "tiny_fairseq.pt")
+    exports.export(found, tmp_path / "out", kind="huggingface")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert extractor.do_normalize and extractor.return_attention_mask
+    with torch.no_grad():
+        waveforms = torch.from_numpy(golden["waveforms"])
+        states = model(waveforms, output_hidden_states=True).hidden_states
+    for i in range(4):
+        np.testing.assert_allclose(states[i + 1], golden[f"student_layer_{i}"], rtol=0, atol=1e-5)
+    _, info = transformers.AutoModelForCTC.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert set(info["missing_keys"]) == {"lm_head.weight", "lm_head.bias"}
+    assert not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_transformers_computes_the_same_with_other_networks(width, tmp_path, compile_quickly):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = tiny.get_config()
+    config.model.width, config.model.num_layers = width, 2
+    config.model.conv_layers = ((24, 8, 4), (16, 4, 3), (20, 3, 2))
+    config.model.pos_conv_depth, config.model.pos_conv_width = 2, 8  # an even kernel
+    config = parse(config)
+    state = init_state(config, optimizer=make_optimizer(config))
+    noise = lambda x: x + 0.1 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    state = state.replace(teacher_params=jax.tree.map(noise, state.teacher_params))
+    found = Imported(config, state, 0, "run", [], {})
+    exports.export(found, tmp_path / "out", kind="huggingface", model="teacher")
+    waveforms = np.random.default_rng(1).normal(size=(2, 1200)).astype(np.float32)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        states = model(torch.from_numpy(waveforms), output_hidden_states=True).hidden_states
+    network = make_model(config)
+    params = {**state.params, **state.teacher_params}
+    with jax.default_matmul_precision("highest"):
+        projected = apply(network, params, waveforms, method="project")
+        layers = apply(network, params, projected, all_layers=True, method="encode")
+    assert states[1].shape[-1] == width
+    for i in range(2):
+        np.testing.assert_allclose(states[i + 1], layers.block[i], rtol=0, atol=1e-5)
+
+
+def test_a_student_alone_gets_teacher_and_codebooks(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    golden = read_checkpoint(GOLDEN / "tiny_fairseq.pt")
+    exports.export(golden, tmp_path / "out", kind="huggingface")
+    (tmp_path / "out/dinosr.safetensors").unlink()
+    weights = safetensors.load_file(tmp_path / "out/model.safetensors")
+    (tmp_path / "out/model.safetensors").unlink()
+    weights = {f"data2vec_audio.{name}": value for name, value in weights.items()}
+    weights["lm_head.weight"] = np.zeros((5, 48), np.float32)
+    index = {name: f"model-{len(name) % 2}.safetensors" for name in weights}
+    for shard in set(index.values()):
+        part = {name: weights[name] for name in weights if index[name] == shard}
+        safetensors.save_file(part, tmp_path / "out" / shard)
+    text = json.dumps({"weight_map": index})
+    (tmp_path / "out/model.safetensors.index.json").write_text(text)
+    found = read_checkpoint(tmp_path / "out", choices=Choices(num_codebooks=2, codebook_size=8))
+    assert "not used: lm_head.weight" in found.notes
+    assert any(note.startswith("STUDENT ONLY") for note in found.notes)
+    assert found.state.codebook.sums.shape == (2, 8, 48)
+    teacher = teacher_parts(found.state.params, scope="encoder")
+    jax.tree.map(np.testing.assert_array_equal, found.state.teacher_params, teacher)
+    golden_encoder, encoder = golden.state.params["encoder"], found.state.params["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, golden_encoder, encoder)

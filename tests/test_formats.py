@@ -1,0 +1,116 @@
+"""Checkpoints of other projects become states."""
+
+import argparse
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from test_fairseq import GOLDEN
+
+from dinosr_jax.interop import fairseq
+from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
+
+
+@pytest.mark.parametrize("name", ["fairseq", "spidr"])
+def test_both_golden_files_hold_the_golden_weights(name):
+    found = read_checkpoint(GOLDEN / f"tiny_{name}.pt", choices=Choices(heads=4))
+    assert found.source == name and found.step == int(found.state.step) == 0
+    expected = dict(np.load(GOLDEN / "tiny_weights.npz"))
+    tensors = fairseq.from_state(found.state, config=found.config)
+    assert tensors.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(tensors[key], expected[key])
+
+
+@pytest.mark.parametrize("name", ["fairseq", "spidr"])
+def test_every_misfit_is_named(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / f"tiny_{name}.pt", weights_only=True)
+    keys = [key for key in saved["model"] if key.startswith("heads.")]
+    saved["model"].pop(keys[0])
+    saved["model"][keys[1]] = torch.zeros(5)
+    saved["model"]["another.weight"] = torch.zeros(5)
+    torch.save(saved, tmp_path / "x.pt")
+    with pytest.raises(InteropError) as error:
+        read_checkpoint(tmp_path / "x.pt")
+    for text in (f"{keys[0]}: missing", f"{keys[1]}: found shape [5]", "another.weight: unknown"):
+        assert text in str(error.value)
+
+
+def test_spidr_without_biases_with_prefix_in_half_precision(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_spidr.pt", weights_only=True)["model"]
+    saved = {k: v for k, v in saved.items() if not k.endswith("qkv.bias")}
+    saved = {f"module._orig_mod.{k}": v.half() for k, v in saved.items() if k != "current_step"}
+    saved["module._orig_mod.current_step"] = torch.tensor([12])
+    torch.save({"model": saved}, tmp_path / "x.pt")
+    found = read_checkpoint(tmp_path / "x.pt", choices=Choices(heads=4))
+    assert found.step == int(found.state.step) == 12
+    assert any("zeros" in note for note in found.notes)
+    attention = found.state.params["encoder"]["layers"]["attention"]
+    assert not np.any(attention["query"]["bias"]) and np.any(attention["query"]["kernel"])
+    assert {x.dtype for x in jax.tree.leaves(found.state.params)} == {np.dtype("float32")}
+
+
+def test_objects_of_packages_that_are_not_there_are_read_as_data(tmp_path):
+    """A configuration in OmegaConf's nodes, a Dictionary and a Namespace, as fairseq saves them."""
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)
+
+    def made(module, name, **state):
+        place = sys.modules.setdefault(module, types.ModuleType(module))
+        if not hasattr(place, name):
+            setattr(place, name, type(name, (), {"__module__": module}))
+        thing = getattr(place, name)()
+        thing.__dict__.update(state)
+        return thing
+
+    node = lambda value: made("omegaconf_absent", "AnyNode", _val=value)
+    section = lambda values: made("omegaconf_absent", "DictConfig", _content=values)
+    model = section({name: node(value) for name, value in saved["cfg"]["model"].items()})
+    optimization = section({"max_update": node(1000), "lr": node([0.25])})
+    schedule = section({"phase_ratio": node([0.1, 0.4, 0.5])})
+    adam = section({"adam_betas": node("(0.8, 0.95)"), "adam_eps": node(1e-5)})
+    parts = {"model": model, "optimization": optimization}
+    saved["cfg"] = section(parts | {"lr_scheduler": schedule, "optimizer": adam})
+    saved["task_state"] = {"target": made("fairseq_absent", "Dictionary", symbols=["a"])}
+    saved["args"] = argparse.Namespace(arch="dinosr")
+    saved["optimizer_history"] = [{"num_updates": 3}, {"num_updates": 400}]
+    saved["model"]["_pre_encoder_ln.weight"] = torch.zeros(2)
+    try:
+        torch.save(saved, tmp_path / "x.ckpt")
+    finally:
+        for name in [name for name in sys.modules if "_absent" in name]:
+            del sys.modules[name]
+    found = read_checkpoint(tmp_path / "x.ckpt")
+    assert found.step == 400 and found.config.model.num_heads == 4
+    assert found.config.teacher.decay_steps == 10 and found.config.num_steps == 1000
+    optimizer = found.config.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.hold_steps) == (
+        0.25,
+        100,
+        400,
+    )
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.8, 0.95, 1e-5)
+    assert {"not used: task_state", "not used: _pre_encoder_ln.weight"} <= set(found.notes)
+
+
+def test_a_network_that_the_configuration_does_not_tell_is_inferred_loudly(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = {"model": torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)["model"]}
+    torch.save(saved, tmp_path / "x.pt")
+    found = read_checkpoint(tmp_path / "x.pt")
+    assert any(note.startswith("ASSUMED 1 heads") for note in found.notes)
+    told = read_checkpoint(tmp_path / "x.pt", choices=Choices(heads=4))
+    assert told.config.model == read_checkpoint(GOLDEN / "tiny_fairseq.pt").config.model
+
+
+def test_an_absurd_configuration_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)
+    saved["cfg"]["model"]["encoder_layers"] = 10**9
+    torch.save(saved, tmp_path / "x.pt")
+    with pytest.raises(InteropError, match=r"x\.pt: its configuration says num_layers 1000000000"):
+        read_checkpoint(tmp_path / "x.pt")

@@ -1,0 +1,87 @@
+"""Imported checkpoints are runs: read, exported and trained on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_exports import found, same  # noqa: F401
+from test_fairseq import GOLDEN
+
+from dinosr_jax.config import parse
+from dinosr_jax.data.corpora import prepare
+from dinosr_jax.interop import runs
+from dinosr_jax.interop.formats import InteropError
+from dinosr_jax.objective.teacher import ema_decay
+from dinosr_jax.training.optimizer import make_schedule
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_run_is_imported_and_read(found, tmp_path):  # noqa: F811
+    runs.write_run(found, tmp_path / "run")
+    back = runs.read_any(tmp_path / "run")
+    values = found.config.to_dict() | {"workdir": str(tmp_path / "run")}
+    same(found._replace(config=parse(values)), back)
+    same(back, runs.read_any(tmp_path / "run/checkpoints/7"))
+    assert json.loads((tmp_path / "run/config.json").read_text())["model"]["width"] == 48
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="full"), runs.written_whole(tmp_path / "run") as folder:
+        (folder / "config.json").write_text("{}")
+        raise OSError("full")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine").touch()
+    with pytest.raises(InteropError, match="not empty"), runs.written_whole(tmp_path / "run"):
+        raise AssertionError("not reached")
+
+
+def test_training_goes_on_from_the_step_of_an_imported_checkpoint(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    waveform = soundfile.read(ROOT / "data/embedded/asterisk_it.ogg", frames=32 * 16_000)[0]
+    for number in range(16):
+        soundfile.write(source / f"{number}.flac", waveform[number * 32_000 :][:32_000], 16_000)
+    prepare(source, data_dir=tmp_path / "data")
+    run = tmp_path / "run"
+    checkpoint = str(GOLDEN / "tiny_fairseq.pt")
+    flags = {"data_dir": tmp_path / "data", "dataset": "audio_folder", "train_split": "train"}
+    flags |= {"eval_split": "", "max_seconds": 2.0, "max_batch_seconds": 16.0}
+    flags |= {"batch_multiple": 8, "num_workers": 2}
+    said = ""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    for command in (
+        ["-m", "dinosr_jax", "import", checkpoint, f"--output={run}", "--step=5"],
+        ["main.py", f"--config={run}/config.py", f"--workdir={run}", "--config.num_steps=7"]
+        + ["--config.log_steps=1", *(f"--config.data.{k}={v}" for k, v in flags.items())],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        said += done.stdout + done.stderr
+    assert "fairseq, 182 tensors used" in said and "not used: last_optimizer_state" in said
+    assert said.count("the checkpoint was imported: it takes these data and this recipe") == 1
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [6, 7]
+    back = runs.read_any(run)
+    assert back.step == 7
+    rate, teacher = make_schedule(back.config), back.config.teacher
+    decay = {"start": teacher.decay, "end": teacher.end_decay, "steps": teacher.decay_steps}
+    for record in records:
+        done = record["step"] - 1  # updates before it
+        np.testing.assert_allclose(record["learning_rate"], rate(done), rtol=1e-6)
+        expected = ema_decay(np.float32(done + 1), freeze_step=teacher.freeze_step, **decay)
+        np.testing.assert_allclose(record["ema_decay"], expected, rtol=1e-7)
