@@ -128,7 +128,9 @@ class Checkpoints:
         """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
-    def restore_latest(self, abstract_state: Any, *, check: Any = None) -> Restored | None:
+    def restore_latest(
+        self, abstract_state: Any, *, check: Any = None, step: int | None = None
+    ) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
         One that cannot be read is named in a warning and the one before it is read. Only when that
@@ -139,6 +141,7 @@ class Checkpoints:
           abstract_state: Shapes, types and shardings of the state.
           check: Called with the checkpoint's config and data before its state is read; raises if
             they do not fit.
+          step: Read this one and no other; None reads the newest.
 
         Returns:
           The checkpoint, or None where the run has none at all.
@@ -146,7 +149,7 @@ class Checkpoints:
         Raises:
           CheckpointError: There are checkpoints, and none can be read.
         """
-        steps, damaged = self.steps(), []
+        steps, damaged = [s for s in self.steps() if step in (None, s)], []
         for step in reversed(steps):
             try:
                 names = {"config": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}
