@@ -44,6 +44,11 @@ def of_shard(recordings: Sequence[Recording], shard: tuple[int, int]) -> list[Re
     return list(recordings[round(size * i) : round(size * (i + 1))])
 
 
+def skipped_name(shard: tuple[int, int]) -> str:
+    """Name of the list of what was left out; every shard has its own."""
+    return "skipped.tsv" if shard[1] == 1 else "skipped_{}_{}.tsv".format(*shard)
+
+
 def describe(
     model: Model, *, layers: Sequence[int], tensor: Tensor, network: Network, dtype: str
 ) -> dict[str, Any]:
@@ -96,9 +101,8 @@ def extract_files(
     Args:
       model: Of `load`.
       inputs: As `open_inputs`.
-      output: Folder: ID.npy [T, D] a recording, or layer_05/ID.npy where there are several layers;
-        with `layout` 'fairseq' NAME_i_n.npy and NAME_i_n.len, in the order of the input.
-      layout: 'files' or 'fairseq'.
+      output: Folder of ID.npy [T, D], in layer_05/ and so on where there are several layers.
+      layout: 'files' or 'fairseq': NAME_i_n.npy and NAME_i_n.len, in the order of the input.
       name: NAME of the shards.
       layer: As `parse_layers`.
       tensor: 'block' or 'ffn'.
@@ -108,7 +112,7 @@ def extract_files(
       shard: 'i/n': only part i (from 0) of n of the recordings.
       bad: 'raise' at the first recording that cannot be used, or 'skip' and list it.
       options: Batches and chunks.
-      progress: Called with seconds of audio: more done, and the total where it is known.
+      progress: As `batches.run`.
       say: Called with what the user should know.
 
     Raises:
@@ -126,15 +130,13 @@ def extract_files(
     outputs.claim(
         output, describe(model, layers=layers, tensor=tensor, network=network, dtype=dtype)
     )
-    suffix = "" if parts[1] == 1 and layout == "files" else "_{}_{}".format(*parts)
-    places = Places(output, layers, layout, f"{name}{suffix}")
+    places = Places(output, layers, layout, "{}_{}_{}".format(name, *parts))
     written, before = _complete(
         forward, recordings, places, np.dtype(dtype), on_bad=on_bad, progress=progress, say=say
     )
-    listed = "skipped.tsv" if parts[1] == 1 else "skipped_{}_{}.tsv".format(*parts)
-    outputs.write_skipped(output, skipped, name=listed)
+    outputs.write_skipped(output, skipped, name=skipped_name(parts))
     if skipped and not written + before:
-        raise audio.AudioError(f"nothing could be used: {skipped[0][1]}; all are in {output}")
+        raise audio.AudioError(f"nothing could be used; {output} lists why: {skipped[0][1]}")
     return Summary(written, before, tuple(skipped))
 
 
