@@ -192,35 +192,82 @@ _split = click.option(
 
 
 @cli.command()
-@_run
-@_inputs
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument(
+    "inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @_split
-@click.option("--layer", required=True, type=int, help="Layer, from 1.")
+@click.option("--layer", required=True, help="From 1 (0: their input); 5, or 1,5,9, or all.")
 @click.option("--tensor", type=click.Choice(["block", "ffn"]), default="block", show_default=True)
 @click.option(
     "--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-def extract(
-    run: Path, inputs: Path, split: str, layer: int, tensor: Any, model: Any, output: Path
-) -> None:
-    """Write features of recordings: one [T, D] float32 .npy an utterance, 50 frames a second.
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["files", "fairseq"]),
+    default="files",
+    show_default=True,
+    help="One .npy a recording, or one NAME_i_n.npy with its NAME_i_n.len.",
+)
+@click.option("--name", default="features", show_default=True, help="NAME of fairseq's layout.")
+@click.option("--shard", default="0/1", show_default=True, help="Part i of n, i from 0 to n - 1.")
+@click.option("--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on.")
+@click.option("--batch_seconds", type=click.FloatRange(min=0, min_open=True), help="A device.")
+@click.option("--chunk_seconds", type=float, default=120.0, show_default=True)
+@click.option("--overlap_seconds", type=float, default=20.0, show_default=True)
+@click.option("--num_workers", type=click.IntRange(min=1), help="Decode.  [default: one a core]")
+def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **options: Any) -> None:
+    """Write features of recordings: [T, D] .npy, 50 frames a second, and features.json.
 
-    RUN is the workdir of a training run. `block` is the layer's output (Hugging Face's hidden
-    state), `ffn` the output of its feed-forward block before the residual.
+    CHECKPOINT is a run, a step of one, or another project's checkpoint; INPUT audio files, folders,
+    fairseq manifests, or prepared datasets with --split. `block` is a layer's output (Hugging
+    Face's hidden state), `ffn` the output of its feed-forward block before the residual. Recordings
+    above --chunk_seconds are computed in chunks. The same command goes on where it stopped.
     """
-    import numpy as np
+    import logging
 
-    from dinosr_jax.inference import extract as features
+    from tqdm.auto import tqdm
 
-    def compute(trained: features.Trained, waveform: np.ndarray) -> np.ndarray:
-        return features.extract(trained, waveform, layer=layer, tensor=tensor, network=model)
+    from dinosr_jax.data import audio, manifest
+    from dinosr_jax.inference import batches, model, outputs
+    from dinosr_jax.inference.extract import extract_files
+    from dinosr_jax.training.checkpoint import CheckpointError
 
-    check = lambda trained: features.check_layer(trained, layer)
-    for name, array in _each_recording(run, inputs, split, check=check, compute=compute):
-        path = output / f"{name}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, array)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    errors = (
+        audio.AudioError, CheckpointError, manifest.ManifestError, outputs.OutputError, ValueError,
+        OSError,
+    )  # fmt: skip
+    fields = {field: options.pop(field) for field in batches.Options._fields}
+    bar = tqdm(unit="s of audio", unit_scale=True, dynamic_ncols=True)
+
+    def progress(done: float, total: float) -> None:
+        bar.total = total
+        bar.update(done)
+
+    try:
+        with bar:
+            trained = model.load(checkpoint)
+            bar.write(f"{checkpoint}: the network after {trained.step} updates")
+            found = extract_files(
+                trained,
+                inputs,
+                network=options.pop("model"),
+                bad="skip" if skip_bad else "raise",
+                options=batches.Options(**fields),
+                progress=progress,
+                say=bar.write,
+                **options,
+            )
+    except errors as error:
+        raise click.ClickException(str(error)) from error
+    left_out = f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""
+    there = f", {found.there_before} were there" if found.there_before else ""
+    click.echo(f"{found.written} written{there}{left_out}")
 
 
 @cli.command()
@@ -258,14 +305,14 @@ def _each_recording(
     from tqdm.auto import tqdm
 
     from dinosr_jax.data.audio import AudioError
-    from dinosr_jax.inference.extract import load_run
     from dinosr_jax.inference.inputs import open_inputs
+    from dinosr_jax.inference.model import load
     from dinosr_jax.training.checkpoint import CheckpointError
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     left_out = []
     try:
-        trained = load_run(run)
+        trained = load(run)
         check(trained)
         recordings = open_inputs(inputs, split=split)
         click.echo(f"{run}: the network after {trained.step} updates")

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "model": set(),
     "objective": set(),
     "training": {"config", "data", "model", "objective"},
-    "inference": {"config", "data", "model", "objective", "training"},
+    "inference": {"config", "data", "interop", "model", "objective", "training"},
     "evaluation": {"config", "data", "model", "objective", "training", "inference"},
     "interop": {"config", "model", "objective", "training"},
 }

@@ -100,7 +100,7 @@ def decode_samples(source: bytes | str | os.PathLike, *, name: str) -> tuple[np.
             f"({_without_path(str(error))}): the file is truncated, corrupt or not audio. "
             "Copy it again, or convert it to FLAC."
         ) from None
-    if missing := _missing_part(content, log=log, num_read=len(samples), num_declared=declared):
+    if missing := missing_part(content, log=log, num_read=len(samples), num_declared=declared):
         raise AudioError(f"{name}: the file is truncated ({missing}). Copy it again.")
     check(samples, name=name)
     return samples, sample_rate
@@ -288,8 +288,10 @@ def _without_path(message: str) -> str:
     return message.rsplit(": ", 1)[-1].strip().rstrip(".")
 
 
-def _missing_part(content: bytes, *, log: str, num_read: int, num_declared: int) -> str:
+def missing_part(content: bytes, *, log: str, num_read: int, num_declared: int) -> str:
     """Says which part of a file is missing, or '' if it is whole.
+
+    `content` may leave out the middle of the file; `log` is libsndfile's, the numbers are samples.
 
     libsndfile opens a truncated wav, ogg or mp3 without complaint and returns fewer samples: what
     the header claims is compared with what is there.

@@ -1,157 +1,232 @@
-"""Features of a trained network as NumPy arrays.
+"""Features of many recordings, written to files.
 
-Shapes: B batch, S samples, T frames, D model, L layers.
+Shapes: T frames, D model, L layers.
 """
 
-import json
-from functools import partial
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dinosr_jax.config import parse
 from dinosr_jax.data import audio
-from dinosr_jax.model.dinosr import padding_mask
-from dinosr_jax.model.feature_encoder import num_frames, receptive_field
-from dinosr_jax.model.transformer import Layers
-from dinosr_jax.objective.codebook import Codebook
-from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.sharding import make_local_state
-from dinosr_jax.training.state import init_state, make_model
-from dinosr_jax.training.step import apply
+from dinosr_jax.inference import batches, outputs
+from dinosr_jax.inference.inputs import Recording, open_inputs, printable, refuse
+from dinosr_jax.inference.model import Model
+from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
+from dinosr_jax.model.feature_encoder import receptive_field
 
-Array = jax.Array
-Tensor = Literal["ffn", "block"]
-Network = Literal["student", "teacher"]
-MAX_SECONDS = 120.0  # attention over all frames at once
-_PAD_SECONDS = 1.0  # lengths are padded to multiples of it, so that few shapes are compiled
+Layout = Literal["files", "fairseq"]
+Bad = Literal["raise", "skip"]
 
 
-class Trained(NamedTuple):
-    """A trained network, read from a run."""
+class Summary(NamedTuple):
+    """What was done: recordings written now, there before, left out (name, reason)."""
 
-    config: Any
-    params: Any
-    teacher_params: Any
-    codebook: Codebook
-    step: int
-
-    def full_params(self, network: Network) -> Any:
-        """Parameters of the student, or of the teacher with what it shares with the student."""
-        return self.params if network == "student" else {**self.params, **self.teacher_params}
+    written: int
+    there_before: int
+    skipped: tuple[tuple[str, str], ...]
 
 
-def load_run(path: str | Path) -> Trained:
-    """Reads the last checkpoint of a run.
-
-    Args:
-      path: The workdir of a run.
-
-    Returns:
-      The network, on the first device.
-
-    Raises:
-      CheckpointError: There is no run, or it has no checkpoint.
-    """
-    path = Path(path)
-    if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{path} is not a run: expected a folder with config.json and checkpoints/, the "
-            "--workdir of main.py"
-        )
-    config = parse(json.loads((path / "config.json").read_text()))
-    optimizer = make_optimizer(config)
-    abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    try:
-        restored = checkpoints.restore_latest(abstract)
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise CheckpointError(f"{path} has no complete checkpoint yet; train it further first")
-    state = restored.state
-    return Trained(config, state.params, state.teacher_params, state.codebook, restored.step)
+def parse_shard(text: str) -> tuple[int, int]:
+    """'i/n', with i from 0 to n - 1, as numbers."""
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise ValueError(f"shard: found {text!r}, expected i/n with i from 0 to n - 1, such as 0/4")
+    return int(first), int(second)
 
 
-def check_layer(trained: Trained, layer: int) -> None:
-    """Raises ValueError where `layer` is not 1 to L."""
-    if not 1 <= layer <= trained.config.model.num_layers:
-        raise ValueError(
-            f"layer {layer}: this network has layers 1 to {trained.config.model.num_layers}"
-        )
+def of_shard(recordings: Sequence[Recording], shard: tuple[int, int]) -> list[Recording]:
+    """The recordings of part i of n: neighbours, in order; the same cuts as fairseq's scripts."""
+    i, n = shard
+    size = len(recordings) / n
+    return list(recordings[round(size * i) : round(size * (i + 1))])
 
 
-def extract(
-    trained: Trained,
-    waveform: np.ndarray,
+def skipped_name(shard: tuple[int, int]) -> str:
+    """Name of the list of what was left out; every shard has its own."""
+    return "skipped.tsv" if shard[1] == 1 else "skipped_{}_{}.tsv".format(*shard)
+
+
+def describe(
+    model: Model, *, layers: Sequence[int], tensor: Tensor, network: Network, dtype: str
+) -> dict[str, Any]:
+    """What features.json says of the arrays beside it."""
+    config = model.config.model
+    field, hop = receptive_field(config.conv_layers)
+    rate = audio.SAMPLE_RATE
+    return {
+        "checkpoint": model.path,
+        "fingerprint": model.fingerprint,
+        "step": model.step,
+        "source": model.source,
+        "model": network,
+        "tensor": tensor,
+        "layers": list(layers),
+        "num_layers": config.num_layers,
+        "width": config.width,
+        "dtype": dtype,
+        "sample_rate": rate,
+        "frame_rate": rate / hop,
+        "hop_samples": hop,
+        "receptive_field_samples": field,
+        "frame_start_seconds": f"i * {hop / rate:g}",
+        "frame_centre_seconds": f"i * {hop / rate:g} + {field / 2 / rate:g}",
+        "normalisation": "mean 0, variance 1 over the whole recording (epsilon 1e-05)",
+        "padding_mode": config.padding_mode,
+    }
+
+
+def extract_files(
+    model: Model,
+    inputs: Sequence[str | Path],
     *,
-    layer: int,
+    output: Path,
+    layer: int | str | Sequence[int],
     tensor: Tensor = "block",
     network: Network = "student",
-) -> np.ndarray:
-    """Features of one utterance.
+    split: str = "",
+    dtype: Literal["float32", "float16"] = "float32",
+    layout: Layout = "files",
+    shard: str = "0/1",
+    name: str = "features",
+    bad: Bad = "raise",
+    options: batches.Options | None = None,
+    progress: Callable[[float, float], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Summary:
+    """Writes features of recordings.
 
     Args:
-      trained: The network.
-      waveform: [S] at 16 kHz, of any level; normalised here.
-      layer: 1 to L.
-      tensor: 'block' is the layer's output (Hugging Face's hidden state), 'ffn' the output of its
-        feed-forward block before the residual (what codebooks cluster).
+      model: Of `load`.
+      inputs: As `open_inputs`.
+      output: Folder of ID.npy [T, D], in layer_05/ and so on where there are several layers.
+      layout: 'files' or 'fairseq': NAME_i_n.npy and NAME_i_n.len, in the order of the input.
+      name: NAME of the shards.
+      layer: As `parse_layers`.
+      tensor: 'block' or 'ffn'.
       network: Student or teacher.
-
-    Returns:
-      [T, D] float32, one frame every 20 ms.
+      split: Split of a prepared dataset.
+      dtype: Of what is written.
+      shard: 'i/n': only part i (from 0) of n of the recordings.
+      bad: 'raise' at the first recording that cannot be used, or 'skip' and list it.
+      options: Batches and chunks.
+      progress: As `batches.run`.
+      say: Called with what the user should know.
 
     Raises:
-      ValueError: No such layer.
-      AudioError: The audio is shorter than the receptive field, or longer than 120 s.
+      AudioError: A recording cannot be used, or none can.
+      OutputError: It cannot be written, or the folder holds other features.
     """
-    check_layer(trained, layer)
-    layers, frames = padded_layers(trained, waveform, network=network)
-    return np.asarray(getattr(layers, tensor)[layer - 1, 0], np.float32)[:frames]
+    layers = parse_layers(layer, num_layers=model.config.model.num_layers, tensor=tensor)
+    parts = parse_shard(shard)
+    forward = batches.Forward(
+        model, Selection(layers, tensor), depth=max(layers), network=network, options=options
+    )
+    skipped: list[tuple[str, str]] = []
+    on_bad = refuse if bad == "raise" else lambda r, reason: skipped.append((r.name, reason))
+    recordings = of_shard(open_inputs(inputs, split=split, on_bad=on_bad), parts)
+    outputs.claim(
+        output, describe(model, layers=layers, tensor=tensor, network=network, dtype=dtype)
+    )
+    places = Places(output, layers, layout, "{}_{}_{}".format(name, *parts))
+    written, before = _complete(
+        forward, recordings, places, np.dtype(dtype), on_bad=on_bad, progress=progress, say=say
+    )
+    outputs.write_skipped(output, skipped, name=skipped_name(parts))
+    if skipped and not written + before:
+        raise audio.AudioError(f"nothing could be used; {output} lists why: {skipped[0][1]}")
+    return Summary(written, before, tuple(skipped))
 
 
-def padded_layers(
-    trained: Trained, waveform: np.ndarray, *, network: Network
-) -> tuple[Layers, int]:
-    """All layers of one utterance, padded to a whole number of seconds.
-
-    Args:
-      trained: The network.
-      waveform: [S] at 16 kHz.
-      network: Student or teacher.
-
-    Returns:
-      `Layers` with a batch of one, on the device, and the number of real frames.
-
-    Raises:
-      AudioError: The audio is too short or too long.
-    """
-    layers = trained.config.model.conv_layers
-    shortest = receptive_field(layers)[0]
-    samples, longest = len(waveform), int(MAX_SECONDS * audio.SAMPLE_RATE)
-    if samples < shortest:
-        raise audio.AudioError(f"found {samples} samples, expected at least {shortest}")
-    if samples > longest:
-        seconds = samples / audio.SAMPLE_RATE
-        raise audio.AudioError(
-            f"found {seconds:.0f} s, expected at most {MAX_SECONDS:.0f} s; cut it"
-        )
-    multiple = int(_PAD_SECONDS * audio.SAMPLE_RATE)
-    padded = np.zeros((1, -(-samples // multiple) * multiple), np.float32)
-    padded[0, :samples] = audio.normalise(waveform)
-    params = trained.full_params(network)
-    found = _forward(trained.config, params, padded, jnp.asarray([samples], jnp.int32))
-    return found, num_frames(samples, layers)
+def _complete(
+    forward: batches.Forward,
+    recordings: Sequence[Recording],
+    places: "Places",
+    dtype: np.dtype,
+    *,
+    say: Callable[[str], None],
+    **callbacks: Callable,
+) -> tuple[int, int]:
+    """Writes what is not there yet; returns how many recordings were written, and were there."""
+    shards = [places.shard(layer) for layer in places.layers]
+    if places.layout == "fairseq" and all(
+        path.with_name(path.name + ".len").exists() for path in shards
+    ):
+        say(f"{shards[0].name}.npy is complete already")
+        return 0, len(recordings)
+    todo = [r for r in recordings if not all(path.exists() for path in places.of(r.id))]
+    before = len(recordings) - len(todo)
+    if before:
+        say(f"{before} of {len(recordings)} are there already")
+    written = _write(forward, todo, places, dtype=dtype, say=say, **callbacks)
+    if places.layout == "fairseq":
+        places.join(recordings)
+    return written, before
 
 
-@partial(jax.jit, static_argnums=0)
-def _forward(config: Any, params: Any, waveforms: Array, num_samples: Array) -> Any:
-    model, layers = make_model(config), config.model.conv_layers
-    padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=layers)
-    projected = apply(model, params, waveforms, method="project")
-    return apply(model, params, projected, padding_mask=padded, all_layers=True, method="encode")
+class Places(NamedTuple):
+    """Where arrays go."""
+
+    output: Path
+    layers: tuple[int, ...]
+    layout: Layout
+    name: str
+
+    def folder(self, layer: int) -> Path:
+        """Folder of a layer."""
+        return self.output / f"layer_{layer:02}" if len(self.layers) > 1 else self.output
+
+    def shard(self, layer: int) -> Path:
+        """Path of a layer's shard, without .npy and .len."""
+        return self.folder(layer) / self.name
+
+    def of(self, id_: str) -> list[Path]:
+        """Files of one recording, one a layer."""
+        if ".." in Path(id_).parts or Path(id_).is_absolute():
+            raise outputs.OutputError(f"{printable(id_)!r} would be written outside the output")
+        if self.layout == "files":
+            return [self.folder(layer) / f"{id_}.npy" for layer in self.layers]
+        return [self.folder(layer) / f".{self.name}.parts" / f"{id_}.part" for layer in self.layers]
+
+    def join(self, recordings: Sequence[Recording]) -> None:
+        """Makes shards of the files, in order."""
+        for i, layer in enumerate(self.layers):
+            parts = [path for r in recordings if (path := self.of(r.id)[i]).exists()]
+            if parts:
+                outputs.join_shards(self.shard(layer), parts)
+                shutil.rmtree(self.folder(layer) / f".{self.name}.parts")
+
+
+def _write(
+    forward: batches.Forward,
+    recordings: Sequence[Recording],
+    places: Places,
+    *,
+    dtype: np.dtype,
+    on_bad: Callable,
+    progress: Callable[[float, float], None],
+    say: Callable[[str], None],
+) -> int:
+    """Computes and writes; returns how many recordings."""
+    written, files = 0, {}
+    try:
+        for part in batches.run(forward, recordings, on_bad=on_bad, say=say, progress=progress):
+            if part.first == 0:
+                shapes = [(part.num_frames, *array.shape[1:]) for array in part.arrays]
+                opened = zip(places.of(part.recording.id), shapes, strict=True)
+                files[part.recording.id] = [
+                    outputs.ArrayFile(path, shape=shape, dtype=dtype) for path, shape in opened
+                ]
+            for file, array in zip(files[part.recording.id], part.arrays, strict=True):
+                file.write(array)
+            if part.first + len(part.arrays[0]) == part.num_frames:
+                for file in files.pop(part.recording.id):
+                    file.close()
+                written += 1
+    except BaseException as error:
+        for file in [file for group in files.values() for file in group]:
+            file.discard()
+        raise error
+    return written

@@ -1,6 +1,9 @@
-"""The recordings that a command is given: a file, a folder, or a split of a prepared dataset."""
+"""The recordings that a command is given: files, folders, fairseq manifests, prepared datasets."""
 
-from collections.abc import Callable, Iterator
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -8,52 +11,177 @@ from typing import NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.sources import find_files, is_audio, unique_ids
+from dinosr_jax.data.sources import is_audio, unique_ids
+
+_MANIFEST_ROW = re.compile(r"[^\t]+\t\d+\s*")
 
 
 class Recording(NamedTuple):
-    """One recording: its id, and how to read it ([S] float32 at 16 kHz; raises AudioError)."""
+    """One recording.
+
+    `id` names what is written for it; `name` is what errors call it; `source` is a path, a
+    function that reads the bytes of an audio file, or samples [S] float32 at 16 kHz; `num_samples`
+    is the length at 16 kHz, where it is known.
+    """
 
     id: str
-    load: Callable[[], np.ndarray]
+    name: str
+    source: Path | Callable[[], bytes] | np.ndarray
+    num_samples: int | None = None
+
+    def load(self) -> np.ndarray:
+        """Decodes it: [S] float32 at 16 kHz, checked; raises AudioError."""
+        if isinstance(self.source, np.ndarray):
+            audio.check(self.source, name=self.name)
+            return self.source
+        return audio.load(self.read(), name=self.name)
+
+    def read(self) -> bytes | Path:
+        """What `audio.decode` takes; raises AudioError where it is not an ordinary file."""
+        if callable(self.source):
+            return self.source()
+        try:
+            mode = os.stat(self.source).st_mode
+        except OSError as error:
+            raise audio.AudioError(
+                f"{self.name}: cannot be read ({error.strerror}). Check the file, and where it "
+                "leads if it is a link."
+            ) from None
+        if not stat.S_ISREG(mode):
+            raise audio.AudioError(f"{self.name}: not an ordinary file (a pipe, socket or device)")
+        return self.source
 
 
-def open_inputs(path: str | Path, *, split: str = "") -> list[Recording]:
-    """The recordings at a path, in a fixed order.
+Bad = Callable[[Recording, str], None]
+
+
+def printable(name: str) -> str:
+    """The name, with the bytes that are no UTF-8 written as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def open_inputs(
+    paths: str | Path | Sequence[str | Path], *, split: str = "", on_bad: Bad | None = None
+) -> list[Recording]:
+    """The recordings at some paths, in a fixed order: that of the paths, then by name.
 
     Args:
-      path: An audio file; a folder of them, nested or not; or, with `split`, the data_dir of a
-        prepared dataset.
+      paths: Audio files; folders of them, nested or not; fairseq manifests (a line with the root,
+        then lines of path, tab, number of samples), known by their content; or, with `split`, the
+        data_dir of prepared datasets.
       split: Split of the prepared dataset, in TFDS syntax.
+      on_bad: Called with a recording that cannot be read, and the reason; None raises.
 
     Returns:
-      Recordings; the id is the path relative to the folder without its extension (with it, where
-      two files differ in nothing else), or the id in the dataset.
+      Recordings; the id is the path relative to the folder or root without its extension (with
+      it, where two differ in nothing else), the stem of a single file, or the id in the dataset.
 
     Raises:
-      AudioError: There is nothing at the path, or no audio in it.
-      SourceError: A folder cannot be listed.
+      AudioError: There is nothing at a path, no audio in it, or two recordings have the same id.
       ManifestError: No such dataset or split.
     """
-    path = Path(path)
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    on_bad = on_bad or refuse
+    found: list[Recording] = []
+    for path in map(Path, paths):
+        if split:
+            found += _records(path, split=split)
+        elif path.is_dir():
+            found += _folder(path, on_bad)
+        elif (root := _manifest_root(path)) is not None:
+            found += _manifest(path, root)
+        elif os.path.lexists(path):
+            found.append(Recording(path.name, printable(str(path)), path))
+        else:
+            raise audio.AudioError(f"{printable(str(path))}: no such file or folder")
+    _check_unique(found)
     if split:
-        return list(_records(path, split=split))
-    if path.is_file():
-        return [Recording(path.stem, partial(audio.load, path, name=str(path)))]
-    if not path.is_dir():
-        raise audio.AudioError(f"{path}: no such file or folder")
-    files = sorted(name for name in find_files(path) if is_audio(name))
-    if not files:
+        return found
+    ids = unique_ids([recording.id for recording in found])
+    return [recording._replace(id=ids[recording.id]) for recording in found]
+
+
+def refuse(recording: Recording, reason: str) -> None:
+    """Raises AudioError: the first recording that cannot be used ends it."""
+    del recording
+    raise audio.AudioError(reason)
+
+
+def _check_unique(found: Iterable[Recording]) -> None:
+    names: dict[str, str] = {}
+    for recording in found:
+        if recording.id in names:
+            raise audio.AudioError(
+                f"{names[recording.id]} and {recording.name} would both be written as "
+                f"{printable(recording.id)!r}; give the folder that holds both, or run them apart"
+            )
+        names[recording.id] = recording.name
+
+
+def _folder(folder: Path, on_bad: Bad) -> list[Recording]:
+    """The audio in a folder by its names; links are followed, every folder is entered once."""
+    found, visited = [], set()
+
+    def report(error: OSError) -> None:
+        where = Path(error.filename)
+        reason = f"{printable(str(where))}: cannot be listed ({error.strerror}). Check its "
+        on_bad(Recording(where.name, printable(str(where)), where), reason + "permissions.")
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=report):
+        real = os.path.realpath(root)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        for name in filter(is_audio, names):
+            path = Path(root, name)
+            found.append(Recording(path.relative_to(folder).as_posix(), printable(str(path)), path))
+    if not found:
         raise audio.AudioError(
-            f"{path}: no audio file in this folder; for a prepared dataset, name its --split"
+            f"{printable(str(folder))}: no audio file in this folder; for a prepared dataset, "
+            "name its --split"
         )
-    return [
-        Recording(id_, partial(audio.load, path / name, name=str(path / name)))
-        for name, id_ in unique_ids(files).items()
-    ]
+    return sorted(found, key=lambda recording: recording.id)
 
 
-def _records(data_dir: Path, *, split: str) -> Iterator[Recording]:
+def _manifest_root(path: Path) -> str | None:
+    """First line of a fairseq manifest, or None for another file."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        with path.open("rb") as file:
+            lines = file.read(65_536).decode("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return None
+    if len(lines) < 2 or "\0" in lines[0] or not _MANIFEST_ROW.fullmatch(lines[1]):
+        return None
+    return lines[0].rstrip("\r")
+
+
+def _manifest(path: Path, root: str) -> list[Recording]:
+    """The recordings of a fairseq manifest, in its order."""
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    found = []
+    for number, line in enumerate(text.split("\n")[1:], start=2):
+        if not line.strip():
+            continue
+        name = line.split("\t")[0]
+        if not _MANIFEST_ROW.fullmatch(line):
+            raise audio.AudioError(
+                f"{printable(str(path))}, line {number}: expected path, tab, number of samples"
+            )
+        if ".." in Path(name).parts:
+            raise audio.AudioError(
+                f"{printable(str(path))}, line {number}: {printable(name)!r} leaves the root; "
+                "expected paths below it"
+            )
+        where = path.parent / root / name  # absolute roots and names stay what they are
+        found.append(Recording(name.lstrip("/"), printable(str(where)), where))
+    return found
+
+
+def _records(data_dir: Path, *, split: str) -> list[Recording]:
     from dinosr_jax.data import manifest as manifests  # needs tensorflow-datasets
 
     datasets = ("audio_folder", "librispeech/lazy_decode")
@@ -62,8 +190,14 @@ def _records(data_dir: Path, *, split: str) -> Iterator[Recording]:
     manifest = manifests.load_manifest(data_dir, **where)
     records = manifests.Records(data_dir, **where)
 
-    def load(position: int, name: str) -> np.ndarray:
-        return audio.load(records[position][0], name=name)
+    def read(position: int, name: str) -> bytes:
+        try:
+            return records[position][0]
+        except Exception as error:  # whatever array_record or protobuf raise
+            raise audio.AudioError(f"{name}: the record is damaged ({error})") from None
 
-    for position, name in zip(manifest.positions, manifest.ids, strict=True):
-        yield Recording(str(name), partial(load, int(position), str(name)))
+    columns = (manifest.positions, manifest.ids, manifest.num_samples)
+    return [
+        Recording(str(name), str(name), partial(read, int(position), str(name)), int(length))
+        for position, name, length in zip(*columns, strict=True)
+    ]

@@ -4,17 +4,19 @@ Shapes: S samples, T frames, D model, L layers, N codebooks.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dinosr_jax.inference.extract import Trained, padded_layers
+from dinosr_jax.inference import batches
+from dinosr_jax.inference.inputs import Recording, refuse
+from dinosr_jax.inference.model import Model
+from dinosr_jax.model.transformer import Layers
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective.teacher import instance_normalise
 
 Array = jax.Array
 
 
-def codebook_of_layer(trained: Trained, layer: int) -> int:
+def codebook_of_layer(trained: Model, layer: int) -> int:
     """Number of the codebook (from 0) that clusters a layer (from 1).
 
     Raises:
@@ -29,7 +31,7 @@ def codebook_of_layer(trained: Trained, layer: int) -> int:
     return layer - first
 
 
-def extract_units(trained: Trained, waveform: np.ndarray, *, layer: int) -> np.ndarray:
+def extract_units(trained: Model, waveform: np.ndarray, *, layer: int) -> np.ndarray:
     """Units of one utterance: the nearest codeword to every frame of the teacher's layer.
 
     Args:
@@ -45,14 +47,14 @@ def extract_units(trained: Trained, waveform: np.ndarray, *, layer: int) -> np.n
       AudioError: The audio is too short or too long.
     """
     k = codebook_of_layer(trained, layer)
-    layers, frames = padded_layers(trained, waveform, network="teacher")
-    return np.asarray(_codes(trained.codebook, layers.ffn, frames, k, layer - 1))[:frames]
+    arrays = jax.tree.map(lambda x: x[k][None], trained.codebook)
+    forward = batches.Forward(trained, _codes, depth=layer, network="teacher", arrays=arrays)
+    recording = Recording("", "the waveform", np.asarray(waveform, np.float32))
+    (found,) = batches.whole(batches.run(forward, [recording], on_bad=refuse))
+    return found.arrays
 
 
-@jax.jit
-def _codes(codebook: codebooks.Codebook, ffn: Array, frames: int, k: int, layer: int) -> Array:
-    """Codes [T] of ffn [L, 1, T, D] of one utterance, of which `frames` are real."""
-    one = jax.tree.map(lambda x: x[k][None], codebook)
-    z = ffn[layer][None]  # [1, 1, T, D]
-    targets = instance_normalise(z, jnp.arange(z.shape[2])[None] >= frames)
-    return codebooks.assign(one, targets)[0, 0]
+def _codes(codebook: codebooks.Codebook, layers: Layers, padded: Array) -> Array:
+    """Codes [B, T] of the last layer's ffn; padded frames have codes without a meaning."""
+    targets = instance_normalise(layers.ffn[-1], padded)
+    return codebooks.assign(codebook, targets[None])[0]

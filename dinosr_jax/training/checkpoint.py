@@ -149,7 +149,7 @@ class Checkpoints:
           abstract_state: Shapes, types and shardings of the state.
           check: Called with the checkpoint's config and data before its state is read; raises if
             they do not fit.
-          step: Reads this one instead.
+          step: Read this one and no other; None reads the newest.
 
         Returns:
           The checkpoint, or None where the run has none at all.
@@ -157,7 +157,7 @@ class Checkpoints:
         Raises:
           CheckpointError: There are checkpoints, and none can be read.
         """
-        steps, damaged = self.steps() if step is None else [step], []
+        steps, damaged = [s for s in self.steps() if step in (None, s)], []
         for step in reversed(steps):
             try:
                 names = {"config": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}

@@ -186,3 +186,16 @@ def _on(mesh: Mesh, step: Callable) -> Callable:
             return step(*arguments)
 
     return traced
+
+
+def local_mesh() -> Mesh:
+    """All devices of this process along 'data': each computes its own rows of a batch."""
+    devices = np.asarray(jax.local_devices()).reshape(-1, 1, 1)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def jit_inference(mesh: Mesh, function: Callable) -> Callable:
+    """Compiles function(parameters, *batch): parameters whole everywhere, the batch cut."""
+    everywhere, cut = replicated(mesh), batch_sharding(mesh)
+    traced = _on(mesh, lambda params, batch: function(params, *batch))
+    return jax.jit(traced, in_shardings=(everywhere, cut), out_shardings=cut)

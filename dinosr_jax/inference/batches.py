@@ -1,0 +1,370 @@
+"""Recordings in, arrays out: decoded in threads, batched by length, computed on all devices.
+
+Attention is global, and so an utterance is computed in one pass, up to `chunk_seconds`. What is
+longer is cut into overlapping chunks of that length, normalised by the mean and variance of the
+whole; a frame is taken from the chunk in whose middle it is.
+
+Shapes: B batch, S samples, T frames, D model.
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinosr_jax.data import audio
+from dinosr_jax.inference import streams
+from dinosr_jax.inference.inputs import Bad, Recording
+from dinosr_jax.model.dinosr import DinoSR, padding_mask
+from dinosr_jax.model.feature_encoder import num_frames, receptive_field
+from dinosr_jax.training import sharding
+from dinosr_jax.training.step import apply
+
+Array = jax.Array
+_RUNG_RATIO = 2**0.25  # of neighbouring lengths: at most 19 % of a batch is padding for it
+_SHORTEST_RUNG_SECONDS = 0.5
+
+
+class Options(NamedTuple):
+    """How recordings are batched.
+
+    `batch_seconds` is the audio of a batch on each device (None: 16 on CPU, 240 elsewhere);
+    `chunk_seconds` the longest that goes in one pass; `overlap_seconds` what chunks share with
+    the one before; `num_workers` threads that decode (None: one a core).
+    """
+
+    batch_seconds: float | None = None
+    chunk_seconds: float = 120.0
+    overlap_seconds: float = 20.0
+    num_workers: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError where chunks would not advance."""
+        if not (self.chunk_seconds >= 1 and 0 <= self.overlap_seconds <= self.chunk_seconds / 2):
+            raise ValueError(
+                f"chunk_seconds {self.chunk_seconds:g}, overlap_seconds {self.overlap_seconds:g}: "
+                "expected chunks of at least 1 s that overlap by half at most"
+            )
+
+
+class Part(NamedTuple):
+    """Frames `first` to `first + T` of the `num_frames` of a recording; arrays of [T, ...]."""
+
+    recording: Recording
+    arrays: Any
+    first: int
+    num_frames: int
+    num_samples: int
+
+
+class _Piece(NamedTuple):
+    """Audio to compute in one pass, and the frames [start, stop) of it that are kept."""
+
+    recording: Recording
+    waveform: np.ndarray
+    start: int
+    stop: int
+    first: int
+    num_frames: int
+    num_samples: int
+
+
+class Forward:
+    """The network up to one layer, and a function of its layers, on all local devices.
+
+    Args:
+      model: A `Model`.
+      compute: Hashable function (arrays, Layers, padding_mask [B, T]) -> tree of [B, T, ...]; runs
+        on the devices. `Layers` has the first `depth` layers.
+      depth: Highest layer that is needed; 0 is the encoder's input.
+      network: Student or teacher.
+      arrays: Tree that `compute` is given, whole on every device: codebooks, centroids, ...
+      options: Of the batches.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        compute: Callable[[Any, Any, Array], Any],
+        *,
+        depth: int,
+        network: str = "student",
+        arrays: Any = (),
+        options: Options | None = None,
+    ):
+        if network not in ("student", "teacher"):
+            raise ValueError(f"model: found {network!r}, expected 'student' or 'teacher'")
+        self.options = options or Options()
+        self.options.check()
+        self.conv_layers = model.config.model.conv_layers
+        self.field, self.hop = receptive_field(self.conv_layers)
+        self.exact = model.config.model.padding_mode != "zero"  # padding would leak into features
+        self.mesh = sharding.local_mesh()
+        cpu = self.mesh.devices.flat[0].platform == "cpu"
+        seconds = self.options.batch_seconds or (16.0 if cpu else 240.0)
+        self.budget = int(seconds * audio.SAMPLE_RATE)
+        # compiled programs and parameters are kept with the model, for the next call
+        kept = model.__dict__.setdefault("_compiled", {})
+        key = (depth, network)
+        if kept.get("key") != key:
+            kept.clear()
+            kept.update(key=key, params=_place(model, max(depth, 1), network, self.mesh))
+        program = ("program", compute)
+        if program not in kept:
+            kept[program] = _compile(model.config, max(depth, 1), compute, self.mesh)
+        self._program = kept[program]
+        self._params = (kept["params"], jax.device_put(arrays, sharding.replicated(self.mesh)))
+
+    def rung(self, samples: int) -> int:
+        """The length that audio is padded to."""
+        if self.exact:
+            return samples
+        shortest, longest = (
+            int(seconds * audio.SAMPLE_RATE)
+            for seconds in (_SHORTEST_RUNG_SECONDS, self.options.chunk_seconds)
+        )
+        length = float(max(shortest, self.field))
+        while length < samples:
+            length *= _RUNG_RATIO
+        return max(samples, min(int(length), longest)) if samples <= longest else samples
+
+    def rows(self, rung: int) -> int:
+        """How many utterances of a length make a full batch."""
+        return max(1, self.budget // rung) * self.mesh.size
+
+    def submit(self, waveforms: Sequence[np.ndarray]) -> Any:
+        """Starts to compute a batch; returns arrays on the devices, [rows, T, ...]."""
+        rung = self.rung(max(map(len, waveforms)))
+        rows = self.mesh.size
+        while rows < len(waveforms):
+            rows *= 2
+        rows = max(len(waveforms), min(rows, self.rows(rung)))
+        batch = np.zeros((rows, rung), np.float32)
+        lengths = np.full(rows, rung if self.exact else 0, np.int32)
+        for row, waveform in enumerate(waveforms):
+            batch[row, : len(waveform)] = waveform
+            lengths[row] = len(waveform)
+        where = sharding.batch_sharding(self.mesh)
+        return self._program(
+            self._params, (jax.device_put(batch, where), jax.device_put(lengths, where))
+        )
+
+
+def _place(model: Any, depth: int, network: str, mesh: Any) -> Any:
+    """Parameters of what is computed, on every device."""
+    params = model.full_params(network)
+    parts = {name: params[name] for name in ("feature_encoder", "feature_projection", "encoder")}
+    stacked = jax.tree.map(lambda leaf: leaf[:depth], parts["encoder"]["layers"])
+    parts["encoder"] = {**parts["encoder"], "layers": stacked}
+    return jax.device_put(parts, sharding.replicated(mesh))
+
+
+def _compile(config: Any, depth: int, compute: Callable, mesh: Any) -> Callable:
+    changed = config.to_dict()["model"] | {"num_layers": depth, "attention": "xla"}
+    model = DinoSR(type(config)(changed), jnp.float32)
+    conv_layers = config.model.conv_layers
+
+    def forward(params: Any, waveforms: Array, num_samples: Array) -> Any:
+        params, arrays = params
+        padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=conv_layers)
+        with jax.default_matmul_precision("highest"):
+            x = apply(model, params, waveforms, method="project")
+            layers = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
+            return compute(arrays, layers, padded)
+
+    return sharding.jit_inference(mesh, forward)
+
+
+def run(
+    forward: Forward,
+    recordings: Iterable[Recording],
+    *,
+    on_bad: Bad,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[float, float], None] = lambda done, total: None,
+) -> Iterator[Part]:
+    """Computes recordings, the longest first.
+
+    Args:
+      forward: What to compute.
+      recordings: In any order; the results do not depend on it.
+      on_bad: Called with a recording that cannot be used, and the reason; may raise.
+      say: Called once with what is resampled and mixed down, if anything is.
+      progress: Called with the seconds of audio that more are done, and the total.
+
+    Yields:
+      `Part`s; those of one recording in the order of their frames. A recording that turns out to
+      be bad yields none.
+    """
+    batch: list[_Piece] = []
+    running: collections.deque = collections.deque()
+    ordered = by_length(recordings, num_workers=forward.options.num_workers)
+    for note in notes([header for _, header in ordered if header]):
+        say(note)
+    total = sum(header.num_samples for _, header in ordered if header) / audio.SAMPLE_RATE
+    progress(0.0, total)
+    pieces = _pieces(forward, ordered, on_bad)
+
+    def fetch() -> Iterator[Part]:
+        for part in _fetch(*running.popleft()):
+            yield part
+            progress(_length(part) / part.num_frames * part.num_samples / audio.SAMPLE_RATE, total)
+
+    try:
+        for piece in pieces:
+            if batch and not _fits(forward, batch, piece):
+                running.append((batch, forward.submit([p.waveform for p in batch])))
+                batch = []
+            batch.append(piece)
+            while len(running) > 1:
+                yield from fetch()
+        if batch:
+            running.append((batch, forward.submit([p.waveform for p in batch])))
+        while running:
+            yield from fetch()
+    finally:
+        pieces.close()
+
+
+def _fits(forward: Forward, batch: list[_Piece], piece: _Piece) -> bool:
+    rung, own = (forward.rung(len(p.waveform)) for p in (batch[0], piece))
+    if forward.exact and rung != own:
+        return False
+    return own <= rung <= 2 * own and len(batch) < forward.rows(rung)
+
+
+def _fetch(batch: list[_Piece], found: Any) -> Iterator[Part]:
+    host = jax.tree.map(np.asarray, found)
+    for row, piece in enumerate(batch):
+        # copied: a part must not keep the whole batch in memory
+        arrays = jax.tree.map(lambda x, r=row, p=piece: x[r, p.start : p.stop].copy(), host)
+        yield Part(piece.recording, arrays, piece.first, piece.num_frames, piece.num_samples)
+
+
+def whole(parts: Iterable[Part]) -> Iterator[Part]:
+    """Joins the parts of a recording."""
+    held: dict[str, list[Part]] = {}
+    for part in parts:
+        held.setdefault(part.recording.id, []).append(part)
+        if part.first + _length(part) == part.num_frames:
+            found = held.pop(part.recording.id)
+            arrays = [part.arrays for part in found]
+            joined = (
+                arrays[0]
+                if len(arrays) == 1
+                else jax.tree.map(lambda *pieces: np.concatenate(pieces), *arrays)
+            )
+            yield found[0]._replace(arrays=joined)
+
+
+def _length(part: Part) -> int:
+    return len(jax.tree.leaves(part.arrays)[0])
+
+
+def by_length(recordings: Iterable[Recording], *, num_workers: int | None = None) -> list:
+    """(recording, header or None), longest first; those without a readable header last."""
+    recordings = list(recordings)
+    with concurrent.futures.ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        headers = list(pool.map(streams.read_header, recordings))
+    length = lambda pair: -pair[1].num_samples if pair[1] else 1
+    return sorted(zip(recordings, headers, strict=True), key=length)
+
+
+def notes(headers: Sequence[streams.Header]) -> list[str]:
+    """What is resampled and mixed down, to be said once."""
+    rates = sorted({h.sample_rate for h in headers if h.sample_rate != audio.SAMPLE_RATE})
+    stereo = sum(h.num_channels > 1 for h in headers)
+    found = []
+    if rates:
+        count = sum(h.sample_rate in rates for h in headers)
+        found.append(f"{count} recordings are resampled to 16000 Hz, from {rates} Hz")
+    if stereo:
+        found.append(f"{stereo} recordings have several channels, which are mixed down")
+    return found
+
+
+def _pieces(forward: Forward, pairs: list, on_bad: Bad) -> Iterator[_Piece]:
+    """Decoded audio, a bounded number of recordings ahead."""
+    options = forward.options
+    longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
+    workers = options.num_workers or os.cpu_count() or 1
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    waiting: collections.deque = collections.deque()
+
+    def prepare(recording: Recording, header: streams.Header | None) -> np.ndarray | streams.Scan:
+        if header is not None and header.num_samples > longest:
+            return streams.scan(recording)
+        waveform = recording.load()
+        if len(waveform) > longest:  # the header said nothing, or something else
+            return streams.scan(recording)
+        return audio.normalise(waveform)
+
+    try:
+        ordered = iter(pairs)
+        while True:
+            while len(waiting) < 2 * workers + 2 and (pair := next(ordered, None)):
+                waiting.append((pair[0], pool.submit(prepare, *pair)))
+            if not waiting:
+                return
+            recording, future = waiting.popleft()
+            try:
+                yield from _cut(forward, recording, future.result())
+            except (audio.AudioError, OSError) as error:
+                on_bad(recording, str(error))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cut(forward: Forward, recording: Recording, ready: Any) -> Iterator[_Piece]:
+    samples = ready.num_samples if isinstance(ready, streams.Scan) else len(ready)
+    if samples < forward.field:
+        raise audio.AudioError(
+            f"{recording.name}: too short, {samples} samples at 16 kHz, expected at least "
+            f"{forward.field} ({forward.field / audio.SAMPLE_RATE * 1000:g} ms)"
+        )
+    frames = num_frames(samples, forward.conv_layers)
+    if isinstance(ready, np.ndarray):
+        yield _Piece(recording, ready, 0, frames, 0, frames, samples)
+        return
+    chunk, overlap = (
+        int(seconds * audio.SAMPLE_RATE) // forward.hop * forward.hop
+        for seconds in (forward.options.chunk_seconds, forward.options.overlap_seconds)
+    )
+    overlap = max(overlap, -(-2 * forward.field // forward.hop) * forward.hop)
+    starts = chunk_starts(samples, chunk=chunk, overlap=overlap, hop=forward.hop)
+    first = 0
+    for start, wave in zip(starts, _windows(recording, starts, chunk), strict=True):
+        begin = start // forward.hop
+        if start == starts[-1]:
+            last = frames
+        else:  # the middle of what it shares with the next one
+            following = starts[starts.index(start) + 1]
+            last = (following + start + chunk) // 2 // forward.hop
+        wave = (wave - ready.mean) * ready.factor
+        yield _Piece(recording, wave, first - begin, last - begin, first, frames, samples)
+        first = last
+
+
+def chunk_starts(samples: int, *, chunk: int, overlap: int, hop: int) -> list[int]:
+    """First samples of the chunks, multiples of `hop`; the last chunk ends with the recording."""
+    if samples <= chunk:
+        return [0]
+    step = chunk - overlap
+    starts = list(range(0, samples - chunk, step))
+    return [*starts, -(-(samples - chunk) // hop) * hop]
+
+
+def _windows(recording: Recording, starts: list[int], chunk: int) -> Iterator[np.ndarray]:
+    """Audio of the chunks, read block by block."""
+    held, offset = np.zeros(0, np.float32), 0
+    source = streams.blocks(recording)
+    for start in starts:
+        while offset + len(held) < start + chunk and (block := next(source, None)) is not None:
+            held = np.concatenate([held, block])
+        held, offset = held[start - offset :], start
+        yield held[:chunk]

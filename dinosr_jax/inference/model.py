@@ -1,0 +1,246 @@
+"""A trained network in the hands of its user: `dinosr_jax.load(PATH)`, and features from Python.
+
+Shapes: S samples, C channels, T frames, D model, L layers.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from dinosr_jax.config import parse
+from dinosr_jax.data import audio
+from dinosr_jax.inference import batches
+from dinosr_jax.inference.inputs import Recording, refuse
+from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
+from dinosr_jax.model.feature_encoder import num_frames
+from dinosr_jax.objective.codebook import Codebook
+from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.sharding import make_local_state
+from dinosr_jax.training.state import init_state
+
+_LOG = logging.getLogger(__name__)
+
+
+class Model:
+    """A trained network: configuration, parameters of student and teacher, codebooks, step.
+
+    `path` and `source` say where it came from: 'run', or the format of another project.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        params: Any,
+        teacher_params: Any,
+        codebook: Codebook,
+        step: int = 0,
+        path: str = "",
+        source: str = "run",
+        notes: Sequence[str] = (),
+    ):
+        self.config = config
+        self.params, self.teacher_params, self.codebook = params, teacher_params, codebook
+        self.step, self.path, self.source, self.notes = step, path, source, tuple(notes)
+        self._resampled: set[int] = set()
+
+    def full_params(self, network: Network) -> Any:
+        """Parameters of the student, or of the teacher with what it shares with the student."""
+        return self.params if network == "student" else {**self.params, **self.teacher_params}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the parameters of student, teacher and codebooks."""
+        digest = hashlib.sha256()
+        state = (self.params, self.teacher_params, tuple(self.codebook))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()[:16]
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of an utterance of so many samples at 16 kHz."""
+        return num_frames(num_samples, self.config.model.conv_layers)
+
+    def extract(
+        self,
+        waveforms: np.ndarray | Sequence[np.ndarray],
+        *,
+        sample_rate: int = audio.SAMPLE_RATE,
+        layer: int | Sequence[int] | Literal["all"],
+        tensor: Tensor = "block",
+        model: Network = "student",
+        options: batches.Options | None = None,
+    ) -> Any:
+        """Features of one utterance, or of many.
+
+        Args:
+          waveforms: [S], or [S, C] with fewer channels than samples (mixed down), of any level:
+            floating point, or integers (int16, int32, uint8), which are scaled; normalised here.
+            Or a list of them, which is batched inside.
+          sample_rate: Of all waveforms, in Hz; others than 16,000 are resampled.
+          layer: 1 to L; 0 is what the first layer reads; or several, or 'all' (1 to L).
+          tensor: 'block' is the layer's output (Hugging Face's hidden state), 'ffn' the output of
+            its feed-forward block before the residual (what codebooks cluster).
+          model: Student or teacher.
+          options: Batches, chunks and threads; None for the defaults.
+
+        Returns:
+          [T, D] float32, one frame every 20 ms; {layer: [T, D]} where `layer` is several; a list
+          of them, in the order of the waveforms, where a list is given.
+
+        Raises:
+          ValueError: No such layer, tensor or network.
+          AudioError: A waveform cannot be used; its place in the list is named.
+        """
+        several = isinstance(waveforms, (list, tuple))
+        if several and waveforms and np.ndim(waveforms[0]) == 0:
+            waveforms, several = np.asarray(waveforms), False
+        given = list(waveforms) if several else [waveforms]
+        layers = parse_layers(layer, num_layers=self.config.model.num_layers, tensor=tensor)
+        select = Selection(layers, tensor)
+        ready = [
+            self._prepare(waveform, sample_rate, f"waveform {i}" if several else "the waveform")
+            for i, waveform in enumerate(given)
+        ]
+        recordings = [
+            Recording(str(i), f"waveform {i}" if several else "the waveform", wave, len(wave))
+            for i, wave in enumerate(ready)
+        ]
+        forward = batches.Forward(self, select, depth=max(layers), network=model, options=options)
+        found = {}
+        for result in batches.whole(batches.run(forward, recordings, on_bad=refuse)):
+            arrays = dict(zip(layers, result.arrays, strict=True))
+            one = isinstance(layer, (int, np.integer))
+            found[int(result.recording.id)] = arrays[layers[0]] if one else arrays
+        ordered = [found[i] for i in range(len(given))]
+        return ordered if several else ordered[0]
+
+    def _prepare(self, waveform: Any, sample_rate: int, name: str) -> np.ndarray:
+        """A waveform of any type as [S] float32 at 16 kHz."""
+        wave = as_mono(waveform, name=name)
+        if sample_rate != audio.SAMPLE_RATE:
+            if not (isinstance(sample_rate, (int, np.integer)) and sample_rate > 0):
+                raise audio.AudioError(
+                    f"sample_rate: found {sample_rate!r}, expected whole Hz, such as 16000"
+                )
+            audio.check(wave, name=name)
+            if sample_rate not in self._resampled:
+                _LOG.warning("resampled from %d to 16,000 Hz", sample_rate)
+                self._resampled.add(sample_rate)
+            wave = audio.to_16khz(wave, sample_rate=int(sample_rate))
+        return wave
+
+
+def as_mono(waveform: Any, *, name: str) -> np.ndarray:
+    """[S] float32 of [S] or [S, C], in floating point or integers (scaled to full scale 1).
+
+    Raises:
+      AudioError: Another shape or type; more channels than samples; NaN, silence.
+    """
+    array = np.asarray(waveform)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
+        raise audio.AudioError(
+            f"{name}: found {array.dtype}{list(array.shape)}, expected numbers [samples] or "
+            "[samples, channels]"
+        )
+    if array.ndim == 2 and array.shape[1] > min(8, array.shape[0]):
+        raise audio.AudioError(
+            f"{name}: found shape {list(array.shape)}, expected [samples] or [samples, channels] "
+            "with 8 channels at most; transpose it (waveform.T), or give a list for a batch"
+        )
+    if array.dtype.kind in "iu":
+        info = np.iinfo(array.dtype)
+        middle = 0 if array.dtype.kind == "i" else (info.max + 1) // 2
+        array = (array.astype(np.float64) - middle) / (info.max + 1 - middle)
+    array = array.astype(np.float32)
+    return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
+
+
+def load(path: str | Path) -> Model:
+    """Reads a trained network.
+
+    Args:
+      path: A run (the --workdir of main.py; its last checkpoint), one step of it
+        (RUN/checkpoints/STEP), an exported folder, or a checkpoint of fairseq, spidr or Hugging
+        Face.
+
+    Returns:
+      The network, on the first device.
+
+    Raises:
+      CheckpointError: There is nothing at the path, or nothing that can be read.
+    """
+    path = Path(path).expanduser()
+    if (path / "checkpoints").is_dir() and (path / "config.json").is_file():
+        config = _read_config(path / "config.json")
+        return _restore(path / "checkpoints", config, step=None, path=path)
+    metadata = path / "config" / "metadata"
+    if path.absolute().name.isdigit() and metadata.is_file() and (path / "state").is_dir():
+        step = int(path.absolute().name)
+        return _restore(path.absolute().parent, _read_config(metadata), step=step, path=path)
+    expected = (
+        "expected a run (the --workdir of main.py, with config.json and checkpoints/), a step of "
+        "one (RUN/checkpoints/STEP), an exported folder, or a checkpoint of fairseq, spidr or "
+        "Hugging Face"
+    )
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; {expected}")
+    return _import(path, expected)
+
+
+def _import(path: Path, expected: str) -> Model:
+    """Reads the checkpoint of another project."""
+    from dinosr_jax.interop.formats import InteropError, read_checkpoint
+
+    try:
+        found = read_checkpoint(path)
+    except InteropError as error:
+        raise CheckpointError(f"{error}\n{path} is not a run either: {expected}") from None
+    state = found.state
+    return Model(
+        found.config,
+        params=state.params,
+        teacher_params=state.teacher_params,
+        codebook=state.codebook,
+        step=int(found.step),
+        path=str(path),
+        source=found.source,
+        notes=found.notes,
+    )
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return parse(json.loads(path.read_text()))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as a configuration: {error}") from None
+
+
+def _restore(checkpoints: Path, config: Any, *, step: int | None, path: Path) -> Model:
+    optimizer = make_optimizer(config)
+    abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
+    reader = Checkpoints(checkpoints, read_only=True)
+    try:
+        restored = reader.restore_latest(abstract, step=step)
+    finally:
+        reader.close()
+    if restored is None:
+        raise CheckpointError(f"{path} has no complete checkpoint yet; train it further first")
+    state = restored.state
+    return Model(
+        config,
+        params=state.params,
+        teacher_params=state.teacher_params,
+        codebook=state.codebook,
+        step=int(restored.step),
+        path=str(path),
+    )

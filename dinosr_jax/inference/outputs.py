@@ -1,0 +1,164 @@
+"""What `extract` writes: one .npy an utterance, or fairseq's shards; features.json, skipped.tsv.
+
+Everything is written under a temporary name, which no pattern such as *.npy matches, and renamed
+when it is whole.
+
+Shapes: T frames, D model.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinosr_jax.inference.inputs import printable
+
+TEMPORARY = ".tmp"
+SKIPPED = "skipped.tsv"
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file is written before it is whole; of this process alone."""
+    return path.with_name(f".{os.getpid()}{TEMPORARY}-{path.name[:64]}{TEMPORARY}")
+
+
+class OutputError(RuntimeError):
+    """Output cannot be written, or belongs to something else; the message says what to do."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path, which becomes `path` at the end, or is removed where that fails.
+
+    Raises:
+      OutputError: The disk is full, or the folder cannot be written to.
+    """
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise _failed(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _failed(path: Path, error: OSError) -> OutputError:
+    folder = next(parent for parent in path.parents if parent.exists())
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    free = shutil.disk_usage(folder).free / 2**20
+    what = f"the disk is full, {free:,.0f} MB free" if full else error.strerror or str(error)
+    advice = "Free space" if full else "Check the folder and its permissions"
+    return OutputError(
+        f"cannot write into {printable(str(path.parent))} ({what}). Nothing half-written was left. "
+        f"{advice}, and run the same command again to go on."
+    )
+
+
+class ArrayFile:
+    """An .npy file [T, ...] that is written a part at a time, and is there when it is whole.
+
+    Its methods raise OutputError where the disk is full or the folder cannot be written to; what
+    was written is removed then.
+    """
+
+    def __init__(self, path: Path, *, shape: tuple[int, ...], dtype: np.dtype):
+        self._path, self._dtype, self._file = path, dtype, None
+        self._temporary = temporary_path(path)
+        with self._discarding():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("wb")
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(self._file, header | {"shape": shape})
+
+    def write(self, array: np.ndarray) -> None:
+        """Appends rows."""
+        with self._discarding():
+            self._file.write(memoryview(np.ascontiguousarray(array, self._dtype)).cast("B"))
+
+    def close(self) -> None:
+        """Gives the file its name."""
+        with self._discarding():
+            self._file.close()
+            self._temporary.replace(self._path)
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.discard()
+            if isinstance(error, OSError):
+                raise _failed(self._path, error) from error
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def claim(folder: Path, description: Mapping[str, Any], *, name: str = "features.json") -> None:
+    """Writes the description of a folder's arrays, or checks that it is that of those there.
+
+    Raises:
+      OutputError: The folder holds other arrays; each field that differs is named.
+    """
+    path = folder / name
+    plain = json.loads(json.dumps(description))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_text(path, json.dumps(plain, indent=2) + "\n")
+        return
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged ({error}); choose another --output") from None
+    names = [name for name in plain if name != "checkpoint" and found.get(name) != plain[name]]
+    if names:
+        lines = [
+            f"  {name}: there {found.get(name)!r}, asked for {plain[name]!r}" for name in names
+        ]
+        raise OutputError(
+            "\n".join([f"{path} belongs to other features:", *lines, "Choose another --output."])
+        )
+
+
+def write_skipped(folder: Path, rows: Sequence[tuple[str, str]], *, name: str = SKIPPED) -> None:
+    """Writes the files that were left out: file, tab, reason; removes the list where none was."""
+    if not rows:
+        (folder / name).unlink(missing_ok=True)
+        return
+    clean = lambda text: printable(text).replace("\t", " ").replace("\n", " ")
+    lines = [f"{clean(file)}\t{clean(reason)}" for file, reason in rows]
+    write_text(folder / name, "\n".join(["file\treason", *lines]) + "\n")
+
+
+def join_shards(path: Path, parts: Sequence[Path]) -> None:
+    """Joins arrays [T, D] in order to fairseq's PATH.npy [sum T, D] and PATH.len; removes them."""
+    arrays = (np.load(part, mmap_mode="r") for part in parts)
+    shapes = [(array.shape, array.dtype) for array in arrays]
+    frames = [shape[0] for shape, _ in shapes]
+    (_, *width), dtype = shapes[0]
+    whole = path.with_name(path.name + ".npy")
+    file = ArrayFile(whole, shape=(sum(frames), *width), dtype=dtype)
+    for part in parts:
+        file.write(np.load(part))
+    file.close()
+    write_text(path.with_name(path.name + ".len"), "".join(f"{count}\n" for count in frames))

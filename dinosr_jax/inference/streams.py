@@ -1,0 +1,139 @@
+"""Long recordings, decoded a block at a time: never held as a whole.
+
+Shapes: S samples, C channels.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dinosr_jax.data import audio
+from dinosr_jax.inference.inputs import Recording
+
+_BLOCK_SECONDS = 30
+
+
+class Header(NamedTuple):
+    """What the header of a file says; `num_samples` is the length at 16 kHz."""
+
+    num_samples: int
+    sample_rate: int
+    num_channels: int
+
+
+def read_header(recording: Recording) -> Header | None:
+    """The header of a recording, or None where there is none that libsndfile reads."""
+    if isinstance(recording.source, np.ndarray):
+        return Header(len(recording.source), audio.SAMPLE_RATE, 1)
+    if callable(recording.source) and recording.num_samples is not None:
+        return Header(recording.num_samples, audio.SAMPLE_RATE, 1)
+    import soundfile
+
+    try:
+        info = soundfile.info(_opened(recording))
+    except (audio.AudioError, RuntimeError, OSError):
+        return None
+    if info.samplerate <= 0 or not 0 <= info.frames < 2**48:
+        return None
+    length = -(-info.frames * audio.SAMPLE_RATE // info.samplerate)
+    return Header(length, info.samplerate, info.channels)
+
+
+class Scan(NamedTuple):
+    """Length at 16 kHz, mean, and the factor that brings the variance to 1."""
+
+    num_samples: int
+    mean: np.float32
+    factor: np.float32
+
+
+def scan(recording: Recording) -> Scan:
+    """Reads a recording once, block by block, for its statistics; as `audio.normalise` has them.
+
+    Raises:
+      AudioError: It is truncated, corrupt, silent, NaN, ...
+    """
+    count, total, squares, lowest, highest = 0, 0.0, 0.0, np.inf, -np.inf
+    for block in blocks(recording):
+        if not np.isfinite(block).all():
+            audio.check(block, name=recording.name)
+        wide = block.astype(np.float64)
+        count += len(wide)
+        total += float(wide.sum())
+        squares += float(np.einsum("s,s->", wide, wide))
+        lowest, highest = min(lowest, wide.min()), max(highest, wide.max())
+    if count == 0 or lowest == highest:
+        audio.check(np.full(min(count, 1), lowest), name=recording.name)
+    mean = total / count
+    variance = max(squares / count - mean * mean, 0.0)
+    factor = 1 / np.sqrt(variance + audio.NORMALISE_EPSILON)
+    return Scan(count, np.float32(mean), np.float32(factor))
+
+
+def blocks(recording: Recording) -> Iterator[np.ndarray]:
+    """Decodes a recording: [S] float32 at 16 kHz, mixed down, half a minute at a time.
+
+    Raises:
+      AudioError: It cannot be decoded, or ends too early.
+    """
+    if isinstance(recording.source, np.ndarray):
+        size = _BLOCK_SECONDS * audio.SAMPLE_RATE
+        wave = recording.source
+        yield from (wave[start : start + size] for start in range(0, len(wave), size))
+        return
+    import soundfile
+
+    source = _opened(recording)
+    try:
+        with soundfile.SoundFile(source) as file:
+            rate, read = file.samplerate, 0
+            resample = _resampler(rate)
+            while True:
+                block = file.read(_BLOCK_SECONDS * rate, dtype="float32", always_2d=True)
+                read += len(block)
+                mono = block[:, 0] if block.shape[1] == 1 else block.mean(1, dtype=np.float32)
+                last = len(block) < _BLOCK_SECONDS * rate
+                ready = resample(mono, last)
+                if len(ready):
+                    yield ready
+                if last:
+                    break
+            log, declared = file.extra_info, file.frames
+    except RuntimeError as error:
+        raise audio.AudioError(
+            f"{recording.name}: libsndfile cannot decode it ({str(error).rsplit(': ', 1)[-1]}): "
+            "the file is truncated, corrupt or not audio. Copy it again."
+        ) from None
+    missing = audio.missing_part(_ends(source), log=log, num_read=read, num_declared=declared)
+    if missing:
+        raise audio.AudioError(
+            f"{recording.name}: the file is truncated ({missing}). Copy it again."
+        )
+
+
+def _resampler(rate: int):
+    if rate == audio.SAMPLE_RATE:
+        return lambda block, last: block
+    import soxr
+
+    stream = soxr.ResampleStream(rate, audio.SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    return lambda block, last: stream.resample_chunk(np.ascontiguousarray(block), last=last)
+
+
+def _opened(recording: Recording) -> bytes | io.BytesIO:
+    """Path or content; the path as bytes, since soundfile refuses names that are no UTF-8."""
+    source = recording.read()
+    return io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
+
+
+def _ends(source: bytes | io.BytesIO, *, size: int = 2**17) -> bytes:
+    """Start and end of a file, at most twice `size`."""
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()
+    with open(source, "rb") as file:
+        start = file.read(size)
+        file.seek(max(os.path.getsize(source) - size, len(start)))
+        return start + file.read()
