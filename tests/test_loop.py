@@ -19,7 +19,7 @@ import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.data.corpora import prepare
 from dinosr_jax.data.pipeline import open_split
-from dinosr_jax.inference.extract import load_run
+from dinosr_jax.inference.model import load
 from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.loop import TrainingError, train
 
@@ -110,7 +110,7 @@ def reference(data_dir, cache, tmp_path_factory) -> Path:
 def assert_same_run(workdir: Path, reference: Path) -> None:
     assert [record["step"] for record in records(workdir)] == list(range(1, STEPS + 1))
     assert records(workdir) == records(reference)  # bit for bit, every metric of every step
-    ours, theirs = load_run(workdir), load_run(reference)
+    ours, theirs = load(workdir), load(reference)
     assert ours.step == theirs.step == STEPS
     for name in ("params", "teacher_params", "codebook"):
         pairs = zip(
@@ -185,7 +185,7 @@ def test_sigterm_saves_and_a_larger_num_steps_goes_on(data_dir, reference, cache
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "SIGTERM" in output and "checkpoint saved" in output
-    stopped = load_run(workdir).step
+    stopped = load(workdir).step
     assert 5 <= stopped < STEPS and records(workdir)[-1]["step"] == stopped
     done = run(data_dir, workdir, cache, f"--config.num_steps={STEPS + 2}")
     assert f"config.num_steps changes from {STEPS} to {STEPS + 2}" in done
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     message = str(raised.value)
     assert "is not finite: loss" in message and "is safe" in message
     assert any(name in message for name in data.manifest.ids)
-    trained = load_run(tmp_path)  # the last good state is there
+    trained = load(tmp_path)  # the last good state is there
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
 
 
@@ -280,7 +280,7 @@ def test_damaged_and_half_written_checkpoints(data_dir, tmp_path, caplog):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     train(config, workdir=tmp_path, train_data=data, eval_data=None)
     assert "DAMAGED checkpoint 4" in caplog.text
-    assert (checkpoints / "damaged-4").is_dir() and load_run(tmp_path).step == 4
+    assert (checkpoints / "damaged-4").is_dir() and load(tmp_path).step == 4
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4 and last["loss"] == whole
     for step in ("2", "4"):
