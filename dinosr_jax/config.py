@@ -4,9 +4,12 @@ Trailing comments give the name of the field in fairseq, where it has one. Durat
 unit; all `*_steps` count optimizer updates.
 """
 
+import ast
 import difflib
 import json
 import math
+import runpy
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -244,6 +247,39 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     need(m.num_codebooks <= m.num_layers, "model.num_codebooks", m.num_codebooks, layers)
     longer = f"at least min_seconds = {d.min_seconds}"
     need(d.max_seconds >= d.min_seconds, "data.max_seconds", d.max_seconds, longer)
+
+
+def read_file(path: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A configuration file, changed by flags, as a checked nested dict.
+
+    Args:
+      path: A Python file with `get_config()`.
+      overrides: Flags as main.py takes them, --config.FIELD=VALUE.
+
+    Returns:
+      All fields.
+
+    Raises:
+      ValueError: A flag or a field is not what was expected.
+    """
+    values = runpy.run_path(path)["get_config"]().to_dict()
+    for override in overrides:
+        name, found, text = override.removeprefix("--config.").partition("=")
+        if not override.startswith("--config.") or not found:
+            raise ValueError(f"found {override!r}, expected --config.FIELD=VALUE")
+        *parents, field = name.split(".")
+        part = values
+        for parent in parents:
+            part = part.setdefault(parent, {})
+            if not isinstance(part, dict):
+                raise ValueError(f"{override}: config.{name}: unknown field")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        part[field] = text if isinstance(part.get(field), str) else value
+    parse(values)
+    return values
 
 
 def _nested(config: ml_collections.ConfigDict, field: str) -> Any:
