@@ -268,9 +268,8 @@ def _in_two_passes(
     given = dataclasses.replace(wanted.compute, normalisation="given")
     forward = batches.Forward(wanted.model, given, arrays=arrays, **where)
     parts = batches.run(forward, [recording], on_bad=on_bad, progress=progress)
-    for part in batches.whole(parts):
-        return Utterance(part.recording, part.arrays, part.num_samples)
-    return None
+    found = [Utterance(p.recording, p.arrays, p.num_samples) for p in batches.whole(parts)]
+    return found[0] if found else None
 
 
 class Moments:
