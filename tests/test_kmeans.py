@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -23,13 +24,13 @@ def make_model(*, width=32, seed=0):
     config = tiny.get_config()
     config.model.width, config.seed = width, seed
     config = parse(config)
-    state = init_state(config, optimizer=make_optimizer(config))
+    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     parts = {"params": state.params, "teacher_params": state.teacher_params}
     return Model(config, **parts, codebook=state.codebook, step=3)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(compile_quickly):
     return make_model()
 
 

@@ -24,12 +24,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(compile_quickly):
     """An untrained network, whose teacher is not its student."""
     config = tiny.get_config()
     config.teacher.init = "reinit"
     config = parse(config)
-    state = init_state(config, optimizer=make_optimizer(config))
+    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     parts = {"params": state.params, "teacher_params": state.teacher_params}
     return Model(config, **parts, codebook=state.codebook)
 

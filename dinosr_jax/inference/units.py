@@ -154,7 +154,8 @@ def plan(
     if source == "head":
         heads = {name: leaf[books] for name, leaf in model.params["heads"].items()}
         return Plan(*what, HeadCodes(len(books)), heads, config.num_layers, config.codebook_size)
-    words = np.asarray(codebooks.codewords(jax.tree.map(lambda x: x[books], model.codebook)))
+    some = jax.tree.map(lambda x: jnp.asarray(x)[books], model.codebook)
+    words = np.asarray(codebooks.codewords(some))
     for number, array in zip(layers, words, strict=True):
         if not np.isfinite(array).all():
             raise ValueError(f"layer {number}: its codebook has codewords that are not finite")
