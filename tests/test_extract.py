@@ -160,7 +160,7 @@ def test_a_wrong_layer_is_one_line(run, recordings, tmp_path):
 
 def test_neighbours_order_and_chunks_leave_features_alone(trained):
     rng = np.random.default_rng(0)
-    waves = [rng.standard_normal(n) for n in (5_000, 33_000, 20_000, 400, 16_000)]
+    waves = [rng.standard_normal(n) for n in (9_000, 16_000, 400)]
     together = trained.extract(waves, layer=2)
     backwards = trained.extract(waves[::-1], layer=2)[::-1]
     for wave, one, other in zip(waves, together, backwards, strict=True):

@@ -44,6 +44,11 @@ def of_shard(recordings: Sequence[Recording], shard: tuple[int, int]) -> list[Re
     return list(recordings[round(size * i) : round(size * (i + 1))])
 
 
+def skipped_name(shard: tuple[int, int]) -> str:
+    """Name of the list of what was left out; every shard has its own."""
+    return "skipped.tsv" if shard[1] == 1 else "skipped_{}_{}.tsv".format(*shard)
+
+
 def describe(
     model: Model, *, layers: Sequence[int], tensor: Tensor, network: Network, dtype: str
 ) -> dict[str, Any]:
@@ -96,28 +101,23 @@ def extract_files(
     Args:
       model: Of `load`.
       inputs: As `open_inputs`.
-      output: Folder: ID.npy [T, D] a recording, or layer_05/ID.npy where there are several layers;
-        with `layout` 'fairseq' NAME_i_n.npy and NAME_i_n.len, in the order of the input.
+      output: Folder of ID.npy [T, D], in layer_05/ and so on where there are several layers.
+      layout: 'files' or 'fairseq': NAME_i_n.npy and NAME_i_n.len, in the order of the input.
+      name: NAME of the shards.
       layer: As `parse_layers`.
       tensor: 'block' or 'ffn'.
       network: Student or teacher.
       split: Split of a prepared dataset.
       dtype: Of what is written.
-      layout: 'files' or 'fairseq'.
       shard: 'i/n': only part i (from 0) of n of the recordings.
-      name: NAME of the shards.
       bad: 'raise' at the first recording that cannot be used, or 'skip' and list it.
       options: Batches and chunks.
-      progress: Called with seconds of audio: more done, and the total where it is known.
+      progress: As `batches.run`.
       say: Called with what the user should know.
-
-    Returns:
-      What was done.
 
     Raises:
       AudioError: A recording cannot be used, or none can.
       OutputError: It cannot be written, or the folder holds other features.
-      ValueError: No such layer, shard, ...
     """
     layers = parse_layers(layer, num_layers=model.config.model.num_layers, tensor=tensor)
     parts = parse_shard(shard)
@@ -130,27 +130,40 @@ def extract_files(
     outputs.claim(
         output, describe(model, layers=layers, tensor=tensor, network=network, dtype=dtype)
     )
-    suffix = "" if parts[1] == 1 and layout == "files" else "_{}_{}".format(*parts)
-    places = Places(output, layers, layout, f"{name}{suffix}")
-    if layout == "fairseq" and all(
-        places.shard(layer).with_suffix(".len").exists() for layer in layers
+    places = Places(output, layers, layout, "{}_{}_{}".format(name, *parts))
+    written, before = _complete(
+        forward, recordings, places, np.dtype(dtype), on_bad=on_bad, progress=progress, say=say
+    )
+    outputs.write_skipped(output, skipped, name=skipped_name(parts))
+    if skipped and not written + before:
+        raise audio.AudioError(f"nothing could be used; {output} lists why: {skipped[0][1]}")
+    return Summary(written, before, tuple(skipped))
+
+
+def _complete(
+    forward: batches.Forward,
+    recordings: Sequence[Recording],
+    places: "Places",
+    dtype: np.dtype,
+    *,
+    say: Callable[[str], None],
+    **callbacks: Callable,
+) -> tuple[int, int]:
+    """Writes what is not there yet; returns how many recordings were written, and were there."""
+    shards = [places.shard(layer) for layer in places.layers]
+    if places.layout == "fairseq" and all(
+        path.with_name(path.name + ".len").exists() for path in shards
     ):
-        return Summary(0, len(recordings), tuple(skipped))
+        say(f"{shards[0].name}.npy is complete already")
+        return 0, len(recordings)
     todo = [r for r in recordings if not all(path.exists() for path in places.of(r.id))]
     before = len(recordings) - len(todo)
     if before:
         say(f"{before} of {len(recordings)} are there already")
-    written = _write(
-        forward, todo, places, dtype=np.dtype(dtype), on_bad=on_bad, progress=progress, say=say
-    )
-    if layout == "fairseq":
+    written = _write(forward, todo, places, dtype=dtype, say=say, **callbacks)
+    if places.layout == "fairseq":
         places.join(recordings)
-    outputs.write_skipped(
-        output, skipped, name=f"skipped{'' if parts[1] == 1 else suffix[-4:]}.tsv"
-    )
-    if skipped and not written + before:
-        raise audio.AudioError(f"nothing could be used: {skipped[0][1]}; all are in {output}")
-    return Summary(written, before, tuple(skipped))
+    return written, before
 
 
 class Places(NamedTuple):

@@ -6,7 +6,6 @@ Shapes: S samples, C channels.
 import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -124,16 +123,17 @@ def _resampler(rate: int):
     return lambda block, last: stream.resample_chunk(np.ascontiguousarray(block), last=last)
 
 
-def _opened(recording: Recording) -> str | bytes | io.BytesIO:
+def _opened(recording: Recording) -> bytes | io.BytesIO:
+    """Path or content; the path as bytes, since soundfile refuses names that are no UTF-8."""
     source = recording.read()
-    return io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+    return io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
 
 
-def _ends(source: str | io.BytesIO, *, size: int = 2**17) -> bytes:
+def _ends(source: bytes | io.BytesIO, *, size: int = 2**17) -> bytes:
     """Start and end of a file, at most twice `size`."""
     if isinstance(source, io.BytesIO):
         return source.getvalue()
-    with Path(source).open("rb") as file:
+    with open(source, "rb") as file:
         start = file.read(size)
         file.seek(max(os.path.getsize(source) - size, len(start)))
         return start + file.read()

@@ -1,0 +1,81 @@
+"""A folder of bad files, shards, restarts and a full disk, without the command line."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+
+from dinosr_jax.config import parse
+from dinosr_jax.data.audio import AudioError
+from dinosr_jax.inference import outputs
+from dinosr_jax.inference.extract import extract_files
+from dinosr_jax.inference.model import Model
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import init_state
+
+NOISE = np.random.default_rng(0).standard_normal(16_000) / 10
+
+
+@pytest.fixture(scope="module")
+def model(compile_quickly):
+    config = parse(tiny.get_config())
+    state = init_state(config, optimizer=make_optimizer(config))
+    fields = ("params", "teacher_params", "codebook")
+    return Model(config, **{name: getattr(state, name) for name in fields})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "dir.wav").mkdir(parents=True)
+    soundfile.write(folder / "dir.wav" / "é a.flac", NOISE, 16_000)
+    soundfile.write(folder / "z.wav", NOISE[:9_000], 16_000, subtype="PCM_U8")
+    return folder
+
+
+def test_a_bad_folder_is_gone_through(model, folder, tmp_path):
+    soundfile.write(folder / "ten_ms.wav", NOISE[:160], 16_000)
+    (folder / "text.wav").write_text("no audio")
+    (folder / "loop").symlink_to(folder)
+    (folder / "self.wav").symlink_to("self.wav")
+    os.mkfifo(folder / "fifo.wav")
+    os.rename(folder / "z.wav", os.fsencode(folder) + b"/z\xff.wav")
+    with pytest.raises(AudioError, match="text|ten_ms|self|fifo"):
+        extract_files(model, folder, output=tmp_path / "stops", layer=1)
+    found = extract_files(model, folder, output=tmp_path / "out", layer=1, bad="skip")
+    assert (found.written, found.there_before, len(found.skipped)) == (2, 0, 4)
+    rows = (tmp_path / "out" / "skipped.tsv").read_text().splitlines()
+    assert sorted(row.split("\t")[0].rsplit("/", 1)[1] for row in rows[1:]) == [
+        "fifo.wav", "self.wav", "ten_ms.wav", "text.wav",
+    ]  # fmt: skip
+    assert np.load(tmp_path / "out" / "dir.wav" / "é a.npy").shape == (49, 32)
+    again = extract_files(model, folder, output=tmp_path / "out", layer=1, bad="skip")
+    assert (again.written, again.there_before) == (0, 2)
+    with pytest.raises(outputs.OutputError, match="tensor: there 'block', asked for 'ffn'"):
+        extract_files(model, folder, output=tmp_path / "out", layer=1, tensor="ffn", bad="skip")
+
+
+def test_shards_are_the_files_in_the_order_of_the_manifest(model, folder, tmp_path):
+    (tmp_path / "m.tsv").write_text(f"{folder}\nz.wav\t9000\ndir.wav/é a.flac\t16000\n")
+    extract_files(model, folder, output=tmp_path / "files", layer=1)
+    options = {"layer": 1, "layout": "fairseq", "name": "m"}
+    extract_files(model, tmp_path / "m.tsv", output=tmp_path / "s", **options)
+    assert (tmp_path / "s" / "m_0_1.len").read_text() == "27\n49\n"
+    expected = [np.load(tmp_path / "files" / name) for name in ("z.npy", "dir.wav/é a.npy")]
+    shard = np.load(tmp_path / "s" / "m_0_1.npy", mmap_mode="r")
+    np.testing.assert_allclose(shard, np.concatenate(expected), atol=1e-5)
+
+
+def test_a_full_disk_leaves_nothing_half_written(model, folder, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs.np.lib.format, "write_array_header_1_0", full)
+        with pytest.raises(outputs.OutputError, match="disk is full.*Free space"):
+            extract_files(model, folder, output=tmp_path / "out", layer=1)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["dir.wav", "features.json"]
+    assert extract_files(model, folder, output=tmp_path / "out", layer=1).written == 2
