@@ -292,9 +292,16 @@ def units(
     fit = unit_files.Fit(**given) if options.pop("fit") else None
     if given and fit is None:
         raise click.UsageError(f"--{sorted(given)[0]} is for --fit")
-    renamed = {"network": "model", "kmeans_file": "kmeans", "textgrids": "textgrid"}
-    options |= {new: options.pop(old) for new, old in renamed.items()}
-    options |= {"fit": fit, "form": "runs" if deduplicate else "frames"}
+    take = lambda *fields: {field: options.pop(field) for field in fields}
+    wish = unit_files.Wish(
+        fit=fit,
+        network=options.pop("model"),
+        kmeans_file=options.pop("kmeans"),
+        **take("layer", "source", "tensor"),
+    )
+    form = "runs" if deduplicate else "frames"
+    style = unit_files.Style(form=form, textgrids=options.pop("textgrid"), **take("key"))
+    options |= {"wish": wish, "style": style}
     with _network(checkpoint, options, skip_bad) as (trained, settings):
         found = unit_files.write_units(trained, inputs, **settings)
     click.echo(unit_files.to_text(found))

@@ -49,6 +49,15 @@ def folder(tmp_path_factory):
     return folder
 
 
+def write_units(model, inputs, *, output, **settings):
+    """`unit_files.write_units`, whose settings are of the wish, of the style, or its own."""
+    parts = {}
+    for name, kind in (("wish", unit_files.Wish), ("style", unit_files.Style)):
+        of_kind = {field: settings.pop(field) for field in kind._fields if field in settings}
+        parts[name] = kind(**of_kind)
+    return unit_files.write_units(model, inputs, output=output, **parts, **settings)
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -58,7 +67,7 @@ def of(model, path, **more):
 
 
 def test_lines_are_in_the_order_of_the_input(model, folder, tmp_path):
-    done = unit_files.write_units(model, [folder], output=tmp_path / "u.jsonl", layer="3")
+    done = write_units(model, [folder], output=tmp_path / "u.jsonl", layer="3")
     found = lines(tmp_path / "u.jsonl")
     assert [list(line) for line in found] == [["file", "units"]] * 3
     assert [line["file"] for line in found] == ["a/one", "b/two words é", "c/two"]
@@ -81,13 +90,13 @@ def test_lines_are_in_the_order_of_the_input(model, folder, tmp_path):
 def test_runs_with_durations_and_names(model, folder, tmp_path):
     """The names of each key, and the same codes, as runs."""
     plain = tmp_path / "plain.jsonl"
-    unit_files.write_units(model, [folder], output=plain, layer=2)
+    write_units(model, [folder], output=plain, layer=2)
     for key, names in (
         ("audio", ["one", "two words é", "two"]),
         ("fileid", ["one", "two words é", "two"]),
     ):
         output = tmp_path / f"{key}.jsonl"
-        unit_files.write_units(model, [folder], output=output, layer=2, key=key, form="runs")
+        write_units(model, [folder], output=output, layer=2, key=key, form="runs")
         found = lines(output)
         assert [list(line) for line in found] == [[key, "units", "durations"]] * 3
         assert [line[key] for line in found] == names
@@ -101,15 +110,15 @@ def test_the_same_basename_twice_is_refused(model, folder, tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes((folder / "a/one.wav").read_bytes())
     with pytest.raises(audio.AudioError, match="both be called 'one'; use --key=file"):
-        unit_files.write_units(model, [tmp_path], output=tmp_path / "u.jsonl", layer=2, key="name")
-    done = unit_files.write_units(model, [tmp_path], output=tmp_path / "u.jsonl", layer=2)
+        write_units(model, [tmp_path], output=tmp_path / "u.jsonl", layer=2, key="name")
+    done = write_units(model, [tmp_path], output=tmp_path / "u.jsonl", layer=2)
     assert done.num_utterances == 2
 
 
 def test_several_layers_shards_and_textgrids(model, folder, tmp_path):
     whole = tmp_path / "whole"
     what = {"layer": "all", "source": "head", "textgrids": tmp_path / "grids"}
-    unit_files.write_units(model, [folder], output=whole / "u.jsonl", **what)
+    write_units(model, [folder], output=whole / "u.jsonl", **what)
     names = ["u-layer02.jsonl", "u-layer03.jsonl", "u.stats.json"]
     assert sorted(path.name for path in whole.iterdir()) == names
     assert lines(whole / names[0])[2]["units"] == of(
@@ -120,7 +129,7 @@ def test_several_layers_shards_and_textgrids(model, folder, tmp_path):
     assert len(list((tmp_path / "grids").rglob("*"))) == 6  # three folders, three files
     parts = tmp_path / "parts"
     for i in (1, 0):
-        unit_files.write_units(
+        write_units(
             model, [folder], output=parts / "u.jsonl", shard=f"{i}/2", layer=[2, 3], source="head"
         )
     for layer in ("02", "03"):
@@ -136,10 +145,10 @@ def test_bad_files_end_it_or_are_listed(model, folder, tmp_path):
     soundfile.write(short, np.random.default_rng(0).standard_normal(399) / 9, 16_000)
     output = tmp_path / "out" / "u.jsonl"
     with pytest.raises(audio.AudioError, match="text.wav"):
-        unit_files.write_units(model, [folder, bad], output=output, layer=2)
+        write_units(model, [folder, bad], output=output, layer=2)
     assert not output.exists() and not list(output.parent.glob("*"))
     inputs = [bad, folder, short]
-    done = unit_files.write_units(model, inputs, output=output, layer=2, bad="skip")
+    done = write_units(model, inputs, output=output, layer=2, bad="skip")
     assert len(lines(output)) == 3 and len(done.skipped) == 2
     rows = (output.parent / "skipped.tsv").read_text().splitlines()
     assert rows[0] == "file\treason" and {row.split("\t")[0] for row in rows[1:]} == {
@@ -148,13 +157,13 @@ def test_bad_files_end_it_or_are_listed(model, folder, tmp_path):
     }
     before = output.read_bytes()
     with pytest.raises(audio.AudioError, match="no recording could be used"):
-        unit_files.write_units(model, [bad], output=output, layer=2, bad="skip")
+        write_units(model, [bad], output=output, layer=2, bad="skip")
     assert output.read_bytes() == before  # what was there stays
     assert len((output.parent / "skipped.tsv").read_text().splitlines()) == 2
-    unit_files.write_units(model, [folder], output=output, layer=2)
+    write_units(model, [folder], output=output, layer=2)
     assert not (output.parent / "skipped.tsv").exists()
     (output.parent / "skipped.tsv").write_text("of another command")
-    unit_files.write_units(model, [folder], output=output.with_name("v.jsonl"), layer=2)
+    write_units(model, [folder], output=output.with_name("v.jsonl"), layer=2)
     assert (output.parent / "skipped.tsv").exists()
 
 
@@ -167,7 +176,7 @@ def test_a_full_disk_leaves_what_was_there(model, folder, tmp_path, monkeypatch)
 
     monkeypatch.setattr(unit_files, "to_line", full)
     with pytest.raises(outputs.OutputError, match="the disk is full"):
-        unit_files.write_units(model, [folder], output=output, layer=2)
+        write_units(model, [folder], output=output, layer=2)
     assert output.read_text() == "before" and list(tmp_path.iterdir()) == [output]
 
 
@@ -175,20 +184,18 @@ def test_kmeans_is_fitted_kept_and_used(model, folder, tmp_path):
     output, file = tmp_path / "u.jsonl", tmp_path / "km.npz"
     fit = unit_files.Fit(num_clusters=6, seed=2)
     what = {"layer": "1", "source": "kmeans"}
-    unit_files.write_units(model, [folder], output=output, fit=fit, **what)
+    write_units(model, [folder], output=output, fit=fit, **what)
     (tmp_path / "u.kmeans.npz").rename(file)
     assert {unit for line in lines(output) for unit in line["units"]} <= set(range(6))
     assert json.loads((tmp_path / "u.stats.json").read_text())["tensor"] == "block"
     again = tmp_path / "again.jsonl"
-    unit_files.write_units(model, [folder], output=again, kmeans_file=file, **what)
+    write_units(model, [folder], output=again, kmeans_file=file, **what)
     assert again.read_text() == output.read_text()
     only = tmp_path / "only.npz"
-    unit_files.write_units(model, [folder], output=None, fit=fit, kmeans_file=only, **what)
+    write_units(model, [folder], output=None, fit=fit, kmeans_file=only, **what)
     np.testing.assert_array_equal(kmeans.load(only).centroids[1], kmeans.load(file).centroids[1])
     with pytest.raises(kmeans.KMeansError, match="layer: the k-means file is for"):
-        unit_files.write_units(
-            model, [folder], output=again, kmeans_file=file, layer=2, source="kmeans"
-        )
+        write_units(model, [folder], output=again, kmeans_file=file, layer=2, source="kmeans")
 
 
 @pytest.mark.parametrize(
@@ -204,12 +211,12 @@ def test_kmeans_is_fitted_kept_and_used(model, folder, tmp_path):
 def test_settings_that_contradict_each_other(tmp_path, changes, message):
     settings = {"output": tmp_path / "u.jsonl", "layer": 2} | changes
     with pytest.raises(ValueError, match=message):
-        unit_files.write_units(None, [tmp_path], **settings)
+        write_units(None, [tmp_path], **settings)
 
 
 def test_the_output_is_a_folder(tmp_path):
     with pytest.raises(outputs.OutputError, match="is a folder"):
-        unit_files.write_units(None, [tmp_path], output=tmp_path, layer=2)
+        write_units(None, [tmp_path], output=tmp_path, layer=2)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches, outputs
-from dinosr_jax.inference.inputs import Bad, Recording, printable, refuse
+from dinosr_jax.inference.inputs import Recording, printable, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
 from dinosr_jax.model.feature_encoder import receptive_field
 
@@ -94,9 +94,7 @@ def fit(
     seed: int = 0,
     max_frames: int = MAX_FRAMES,
     options: batches.Options | None = None,
-    on_bad: Bad = refuse,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[float, float], None] = lambda done, total: None,
+    **run: Any,
 ) -> KMeans:
     """Clusters features with scikit-learn's MiniBatchKMeans and the settings of HuBERT.
 
@@ -108,12 +106,9 @@ def fit(
       tensor: 'block' or 'ffn'.
       network: Student or teacher.
       seed: Of the sample and of k-means.
-      max_frames: So many frames of a layer are held in memory at most (4 D bytes each; up to 2.25
-        times that for a moment): a uniform sample, which does not depend on the order.
+      max_frames: Of a larger corpus a uniform sample is used; see `FrameSample`.
       options: Batches and chunks.
-      on_bad: As in `batches.run`.
-      say: As in `batches.run`.
-      progress: As in `batches.run`.
+      **run: `on_bad`, `say` and `progress` of `batches.run`.
 
     Returns:
       Centroids and convention.
@@ -133,23 +128,16 @@ def fit(
     forward = batches.Forward(
         model, Selection(layers, tensor), depth=max(layers), network=network, options=options
     )
-    width = model.config.model.width
-    samples = FrameSample(max_frames, num_layers=len(layers), width=width)
-    total = 0
-    for part in batches.run(forward, recordings, on_bad=on_bad, say=say, progress=progress):
-        frames = len(part.arrays[0])
-        keys = _keys(seed, part.recording.id, part.num_frames)[part.first : part.first + frames]
-        samples.add(keys, part.arrays)
-        total += frames
+    size = (max_frames, len(layers), model.config.model.width)
+    samples, total = _sample(forward, recordings, size, seed, {"on_bad": refuse} | run)
     if total < num_clusters:
         raise KMeansError(f"{total} frames cannot make {num_clusters} clusters; give more audio")
-    say(f"k-means: {num_clusters} clusters of {min(total, max_frames):,} of {total:,} frames")
-    centroids = {}
-    for i, number in enumerate(layers):
-        found = MiniBatchKMeans(
-            num_clusters, random_state=seed, compute_labels=False, **_SETTINGS
-        ).fit(samples.sorted(i))
-        centroids[number] = np.asarray(found.cluster_centers_, np.float32)
+    cluster = lambda frames: (
+        MiniBatchKMeans(num_clusters, random_state=seed, compute_labels=False, **_SETTINGS)
+        .fit(frames)
+        .cluster_centers_.astype(np.float32)
+    )
+    centroids = {number: cluster(samples.sorted(i)) for i, number in enumerate(layers)}
     convention = {
         "layers": list(layers),
         **convention_of(model, tensor=tensor, network=network),
@@ -161,6 +149,25 @@ def fit(
     return KMeans(centroids, convention)
 
 
+def _sample(
+    forward: batches.Forward,
+    recordings: Sequence[Recording],
+    size: tuple[int, int, int],
+    seed: int,
+    run: Mapping[str, Any],
+) -> tuple["FrameSample", int]:
+    """A sample of (frames, layers, width) of the features, and how many frames there were."""
+    samples, total = FrameSample(size[0], num_layers=size[1], width=size[2]), 0
+    for part in batches.run(forward, recordings, **run):
+        frames = len(part.arrays[0])
+        keys = _keys(seed, part.recording.id, part.num_frames)[part.first : part.first + frames]
+        samples.add(keys, part.arrays)
+        total += frames
+    if "say" in run:
+        run["say"](f"k-means: fitting on {min(total, size[0]):,} of {total:,} frames")
+    return samples, total
+
+
 def _keys(seed: int, id_: str, num_frames: int) -> np.ndarray:
     """A random number for each frame of a recording: a function of seed and id alone."""
     text = f"{seed}\0{id_}".encode("utf-8", "surrogateescape")
@@ -170,6 +177,9 @@ def _keys(seed: int, id_: str, num_frames: int) -> np.ndarray:
 
 class FrameSample:
     """The frames with the smallest keys among all that are added: a uniform sample.
+
+    It does not depend on the order, and holds 5 D bytes a layer and frame of `size` in memory, 4 D
+    more while one layer is clustered.
 
     Args:
       size: How many are kept.

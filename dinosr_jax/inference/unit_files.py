@@ -10,16 +10,16 @@ Shapes: T frames, R runs of equal units.
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.inference import batches, kmeans, outputs, textgrid, units
+from dinosr_jax.inference import kmeans, outputs, textgrid, units
 from dinosr_jax.inference import unit_statistics as statistics
-from dinosr_jax.inference.extract import of_shard, parse_shard
+from dinosr_jax.inference.extract import of_shard, parse_shard, skipped_name
 from dinosr_jax.inference.inputs import Recording, open_inputs, printable, refuse
 
 Key = Literal["file", "name", "fileid", "audio"]
@@ -42,6 +42,29 @@ class Fit(NamedTuple):
     num_clusters: int = 500
     seed: int = 0
     max_frames: int = kmeans.MAX_FRAMES
+
+
+class Wish(NamedTuple):
+    """Which units: the arguments of `units.plan`; `fit` fits k-means on the input first.
+
+    Then `tensor` and `network` are 'block' and 'student' where they are None, and `kmeans_file` is
+    written: OUTPUT's stem with .kmeans.npz, if it is None.
+    """
+
+    layer: int | str | Sequence[int]
+    source: units.Source = "codebook"
+    tensor: units.Tensor | None = None
+    network: units.Network | None = None
+    kmeans_file: Path | None = None
+    fit: Fit | None = None
+
+
+class Style(NamedTuple):
+    """How units are written: field of the utterance's name, frames or runs, folder of TextGrids."""
+
+    key: Key = "file"
+    form: Form = "frames"
+    textgrids: Path | None = None
 
 
 def label(id_: str, *, key: Key) -> str:
@@ -86,21 +109,12 @@ def write_units(
     inputs: Sequence[str | Path],
     *,
     output: Path | None,
-    layer: int | str | Sequence[int],
-    source: units.Source = "codebook",
-    tensor: units.Tensor | None = None,
-    network: units.Network | None = None,
-    kmeans_file: Path | None = None,
-    fit: Fit | None = None,
+    wish: Wish,
+    style: Style | None = None,
     split: str = "",
-    key: Key = "file",
-    form: Form = "frames",
-    textgrids: Path | None = None,
     shard: str = "0/1",
     bad: Literal["raise", "skip"] = "raise",
-    options: batches.Options | None = None,
-    progress: Callable[[float, float], None] = lambda done, total: None,
-    say: Callable[[str], None] = lambda text: None,
+    **run: Any,
 ) -> UnitSummary:
     """Writes units of recordings; what is there already is replaced at the end.
 
@@ -109,21 +123,12 @@ def write_units(
       inputs: As `open_inputs`.
       output: JSON lines, see `paths_of`; beside it OUTPUT's stem with .stats.json, and skipped.tsv.
         None where k-means is fitted and nothing else.
-      layer: As `units.plan`.
-      source: 'codebook', 'head' or 'kmeans'.
-      tensor: As `units.plan`; 'block' where k-means is fitted.
-      network: As `units.plan`; 'student' where k-means is fitted.
-      kmeans_file: To be used, or where it is fitted to be written; then beside `output` if None.
-      fit: Fits k-means on the inputs first.
+      wish: Which units.
+      style: How they are written; None for the defaults.
       split: Split of a prepared dataset.
-      key: Field of the utterance's name.
-      form: 'frames', or 'runs' with durations.
-      textgrids: Folder for one TextGrid an utterance, or None.
       shard: 'i/n': only part i (from 0) of n of the recordings.
       bad: 'raise' at the first recording that cannot be used, or 'skip' and list it.
-      options: Batches and chunks.
-      progress: Called with seconds of audio: more done, and the total.
-      say: Called with what the user should know.
+      **run: `options`, `say` and `progress` of `batches.run`.
 
     Returns:
       What was written.
@@ -133,54 +138,62 @@ def write_units(
       OutputError: It cannot be written.
       ValueError: As `units.plan`, `kmeans.fit`; or settings that contradict each other.
     """
-    parts = parse_shard(shard)
-    kmeans_file = _check(output, source, fit, kmeans_file, parts)
+    parts, style = parse_shard(shard), style or Style()
+    file = _check(output, wish, parts)
+    # what contradicts the network is said before the files are looked at
+    wanted = None if wish.fit else _plan(model, wish, file)
     skipped: dict[str, str] = {}
-    on_bad = refuse if bad == "raise" else lambda r, why: skipped.setdefault(r.name, why)
-    if fit is None:  # what contradicts the network is said before the files are looked at
-        which = {"layer": layer, "source": source, "kmeans_file": kmeans_file}
-        wanted = units.plan(model, **which, tensor=tensor, network=network)
-    recordings = of_shard(open_inputs(inputs, split=split, on_bad=on_bad), parts)
+    run["on_bad"] = refuse if bad == "raise" else lambda r, why: skipped.setdefault(r.name, why)
+    found = open_inputs(inputs, split=split, on_bad=run["on_bad"])
+    recordings = of_shard(found, parts)
     if output is not None:
-        _check_names(recordings, key)
-    told = {"options": options, "on_bad": on_bad, "say": say, "progress": progress}
-    if fit is not None:
-        what = {"layer": layer, "tensor": tensor or "block", "network": network or "student"}
-        found = kmeans.fit(model, recordings, **what, **fit._asdict(), **told)
-        kmeans.save(kmeans_file, found)
-        say(f"{kmeans_file}: centroids of layer {', '.join(map(str, found.centroids))}")
-        if output is None:
-            return UnitSummary((kmeans_file,), {}, 0, 0.0, tuple(skipped.items()))
+        _check_names(recordings, style.key)
+    if wanted is None:
+        wanted = _fitted(model, recordings, wish, file, run)
         recordings = [r for r in recordings if r.name not in skipped]
-        wanted = units.plan(model, layer=layer, source=source, kmeans_file=found)
-    files = paths_of(output, layers=wanted.layers, shard=parts)
-    writer = _Writer(wanted, files, key, form, textgrids)
+    if output is None:
+        return UnitSummary((file,), {}, 0, 0.0, tuple(skipped.items()))
+    writer = _Writer(wanted, paths_of(output, layers=wanted.layers, shard=parts), style)
     try:
-        written = writer.write(units.compute(wanted, recordings, **told), recordings)
+        written = writer.write(units.compute(wanted, recordings, **run), recordings)
     finally:
         _list_skipped(output, parts, tuple(skipped.items()))
     written = written._replace(skipped=tuple(skipped.items()))
-    outputs.write_text(
-        _side(output, parts), json.dumps(_described(written, writer), indent=2) + "\n"
-    )
+    described = _described(written, writer)
+    outputs.write_text(_side(output, parts), json.dumps(described, indent=2) + "\n")
     return written
 
 
-def _check(
-    output: Path | None, source: str, fit: Fit | None, file: Path | None, shard: tuple[int, int]
-) -> Path | None:
+def _plan(model: Any, wish: Wish, file: Any) -> units.Plan:
+    what = {"layer": wish.layer, "source": wish.source, "kmeans_file": file}
+    return units.plan(model, **what, tensor=wish.tensor, network=wish.network)
+
+
+def _fitted(
+    model: Any, recordings: Sequence[Recording], wish: Wish, file: Path, run: dict[str, Any]
+) -> units.Plan:
+    """Fits k-means and writes it."""
+    what = {"tensor": wish.tensor or "block", "network": wish.network or "student"}
+    found = kmeans.fit(model, recordings, layer=wish.layer, **what, **wish.fit._asdict(), **run)
+    kmeans.save(file, found)
+    run.get("say", lambda text: None)(f"{file}: centroids of layer {wish.layer}")
+    return _plan(model, wish, found)
+
+
+def _check(output: Path | None, wish: Wish, shard: tuple[int, int]) -> Path | None:
     """Refuses settings that contradict each other; returns the k-means file."""
-    if fit is not None and source != "kmeans":
-        raise ValueError(f"--fit is for --source=kmeans, found --source={source}")
+    file, fit = wish.kmeans_file, wish.fit
+    if fit is not None and wish.source != "kmeans":
+        raise ValueError(f"--fit is for --source=kmeans, found --source={wish.source}")
     if fit is not None and shard[1] > 1:
         raise ValueError("--fit needs all of the input; fit without --shard, then use --kmeans")
     if output is None and (fit is None or file is None):
         raise ValueError("--output is missing (only --fit with --kmeans=FILE does without)")
-    if file is None and fit is not None:
-        return output.with_name(f"{output.stem}.kmeans.npz")
     if output is not None and output.is_dir():
         raise outputs.OutputError(f"{output} is a folder; expected a file, such as units.jsonl")
-    if file is None and source == "kmeans":
+    if file is None and fit is not None:
+        return output.with_name(f"{output.stem}.kmeans.npz")
+    if file is None and wish.source == "kmeans":
         raise ValueError("--source=kmeans needs --kmeans=FILE, or --fit to make one")
     return file
 
@@ -201,9 +214,7 @@ class _Writer(NamedTuple):
 
     wanted: units.Plan
     files: list[Path]
-    key: Key
-    form: Form
-    textgrids: Path | None
+    style: Style
 
     def write(self, found: Any, recordings: Sequence[Recording]) -> UnitSummary:
         """Computes, holds the codes in a file without a name, then writes them in order."""
@@ -223,12 +234,12 @@ class _Writer(NamedTuple):
                 if (entry := spool.places.get(recording.id)) is None:
                     continue
                 samples += entry[2]
-                name, codes = label(recording.id, key=self.key), spool.codes(recording.id)
+                name, codes = label(recording.id, key=self.style.key), spool.codes(recording.id)
                 for i, row in enumerate(codes):
-                    lines[i].write(to_line(name, row, key=self.key, form=self.form))
+                    lines[i].write(to_line(name, row, key=self.style.key, form=self.style.form))
                     frames[i] += statistics.count(row, num_units=size)
                     runs[i] += statistics.count(statistics.run_lengths(row)[0], num_units=size)
-                if self.textgrids is not None:
+                if self.style.textgrids is not None:
                     self._textgrid(recording.id, codes, entry[2] / audio.SAMPLE_RATE)
         rate = _frame_rate(self.wanted.model)
         described = {
@@ -249,7 +260,7 @@ class _Writer(NamedTuple):
             for layer, row in zip(layers, codes, strict=True)
         }
         text = textgrid.to_textgrid(tiers, end=end)
-        outputs.write_text(self.textgrids / f"{id_}.TextGrid", text)
+        outputs.write_text(self.style.textgrids / f"{id_}.TextGrid", text)
 
 
 class _Spool:
@@ -285,9 +296,8 @@ def _side(output: Path, shard: tuple[int, int]) -> Path:
 
 def _list_skipped(output: Path, shard: tuple[int, int], rows: Sequence[tuple[str, str]]) -> None:
     """Writes skipped.tsv; where nothing is left out, one that is not of this command stays."""
-    part = "" if shard[1] == 1 else "_{}_{}".format(*shard)
     if rows or _side(output, shard).exists():
-        outputs.write_skipped(output.parent, rows, name=f"skipped{part}.tsv")
+        outputs.write_skipped(output.parent, rows, name=skipped_name(shard))
 
 
 def _described(written: UnitSummary, writer: _Writer) -> dict[str, Any]:
@@ -297,8 +307,8 @@ def _described(written: UnitSummary, writer: _Writer) -> dict[str, Any]:
         "source": wanted.source,
         "layers": list(wanted.layers),
         **kmeans.convention_of(wanted.model, tensor=wanted.tensor, network=wanted.network),
-        "key": writer.key,
-        "form": writer.form,
+        "key": writer.style.key,
+        "form": writer.style.form,
         "num_utterances": written.num_utterances,
         "seconds": round(written.seconds, 3),
         "skipped": len(written.skipped),
