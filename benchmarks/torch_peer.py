@@ -26,7 +26,7 @@ def make_torch_step(config: Any, waveforms: np.ndarray, mask: np.ndarray) -> Cal
     """
     torch.manual_seed(config.seed)
     m, n = config.model, config.model.num_codebooks
-    student = Data2VecAudioModel(_model_config(m)).train()
+    student = Data2VecAudioModel(model_config(m)).train()
     student.feature_extractor._requires_grad = False  # no gradient of the audio itself
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     heads = nn.Linear(m.width, n * m.codebook_size)
@@ -83,7 +83,8 @@ def make_torch_step(config: Any, waveforms: np.ndarray, mask: np.ndarray) -> Cal
     return step
 
 
-def _model_config(m: Any) -> Data2VecAudioConfig:
+def model_config(m: Any) -> Data2VecAudioConfig:
+    """The configuration of `transformers` for a `config.model`."""
     channels, kernels, strides = zip(*m.conv_layers, strict=True)
     return Data2VecAudioConfig(
         hidden_size=m.width,

@@ -1,5 +1,7 @@
 """The tools, as commands: `python -m dinosr_jax COMMAND --help`. Training is `main.py`."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,7 @@ def compile_command(
     import json
     import sys
 
+    from dinosr_jax.config import read_file
     from dinosr_jax.training import ahead
 
     terminal, told = sys.stderr.isatty(), []
@@ -121,39 +124,12 @@ def compile_command(
             click.echo("\r" + text if terminal else text, nl=not terminal, err=True)
 
     try:
-        values = _read_config(config, overrides)
+        values = read_file(config, overrides)
         found = ahead.compile_ahead(values, libtpu=libtpu, progress=progress, **options)
     except (ahead.AheadError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo("\n" * terminal, nl=False, err=True)
     click.echo(json.dumps(found.to_dict()) if as_json else found.to_text(values["num_steps"]))
-
-
-def _read_config(path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """A configuration file with --config.FIELD=VALUE flags, as a checked nested dict."""
-    import ast
-    import runpy
-
-    from dinosr_jax.config import parse
-
-    values = runpy.run_path(path)["get_config"]().to_dict()
-    for override in overrides:
-        name, found, text = override.removeprefix("--config.").partition("=")
-        if not override.startswith("--config.") or not found:
-            raise ValueError(f"found {override!r}, expected --config.FIELD=VALUE")
-        *parents, field = name.split(".")
-        part = values
-        for parent in parents:
-            part = part.setdefault(parent, {})
-            if not isinstance(part, dict):
-                raise ValueError(f"{override}: config.{name}: unknown field")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        part[field] = text if isinstance(part.get(field), str) else value
-    parse(values)
-    return values
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
@@ -174,29 +150,47 @@ def scale(config: str, overrides: tuple[str, ...], **options: Any) -> None:
     The batch stays, and with it the whole recipe, by gradient accumulation. With --batch_seconds it
     gets smaller; learning rate, Adam, EMA, codebook decay and schedule follow.
     """
+    from dinosr_jax.config import read_file
     from dinosr_jax.training import scaling
 
     try:
-        changed = scaling.scale(_read_config(config, overrides), **options)
+        changed = scaling.scale(read_file(config, overrides), **options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     flags = [f"--config.{name}={value}" for name, value in changed.items()]
     click.echo(" \\\n  ".join([f"python main.py --config={config}", *overrides, *flags]))
 
 
-_run = click.argument("run", type=click.Path(path_type=Path))
-_inputs = click.argument("inputs", metavar="FILE_OR_FOLDER", type=click.Path(path_type=Path))
-_split = click.option(
-    "--split", default="", help="FILE_OR_FOLDER is a prepared dataset; read this."
+def _together(*decorators: Callable) -> Callable:
+    """One decorator of several, the first on top."""
+    return lambda command: functools.reduce(lambda f, add: add(f), reversed(decorators), command)
+
+
+_run_over_inputs = _together(
+    click.argument("checkpoint", type=click.Path(path_type=Path)),
+    click.argument(
+        "inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+    ),
+    click.option("--split", default="", help="INPUT are prepared datasets; read this."),
+)
+_run_options = _together(
+    click.option(
+        "--shard", default="0/1", show_default=True, help="Part i of n, i from 0 to n - 1."
+    ),
+    click.option(
+        "--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on."
+    ),
+    click.option("--batch_seconds", type=click.FloatRange(min=0, min_open=True), help="A device."),
+    click.option("--chunk_seconds", type=float, default=120.0, show_default=True),
+    click.option("--overlap_seconds", type=float, default=20.0, show_default=True),
+    click.option(
+        "--num_workers", type=click.IntRange(min=1), help="Decode.  [default: one a core]"
+    ),
 )
 
 
 @cli.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument(
-    "inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
-@_split
+@_run_over_inputs
 @click.option("--layer", required=True, help="From 1 (0: their input); 5, or 1,5,9, or all.")
 @click.option("--tensor", type=click.Choice(["block", "ffn"]), default="block", show_default=True)
 @click.option(
@@ -214,12 +208,7 @@ _split = click.option(
     help="One .npy a recording, or one NAME_i_n.npy with its NAME_i_n.len.",
 )
 @click.option("--name", default="features", show_default=True, help="NAME of fairseq's layout.")
-@click.option("--shard", default="0/1", show_default=True, help="Part i of n, i from 0 to n - 1.")
-@click.option("--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on.")
-@click.option("--batch_seconds", type=click.FloatRange(min=0, min_open=True), help="A device.")
-@click.option("--chunk_seconds", type=float, default=120.0, show_default=True)
-@click.option("--overlap_seconds", type=float, default=20.0, show_default=True)
-@click.option("--num_workers", type=click.IntRange(min=1), help="Decode.  [default: one a core]")
+@_run_options
 def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **options: Any) -> None:
     """Write features of recordings: [T, D] .npy, 50 frames a second, and features.json.
 
@@ -228,13 +217,90 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     Face's hidden state), `ffn` the output of its feed-forward block before the residual. Recordings
     above --chunk_seconds are computed in chunks. The same command goes on where it stopped.
     """
+    from dinosr_jax.inference.extract import extract_files
+
+    options["network"] = options.pop("model")
+    with _network(checkpoint, options, skip_bad) as (trained, settings):
+        found = extract_files(trained, inputs, **settings)
+    left_out = f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""
+    there = f", {found.there_before} were there" if found.there_before else ""
+    click.echo(f"{found.written} written{there}{left_out}")
+
+
+@cli.command()
+@_run_over_inputs
+@click.option("--layer", required=True, help="5, or 10,11,12, or all that have units.")
+@click.option(
+    "--source",
+    type=click.Choice(["codebook", "head", "kmeans"]),
+    default="codebook",
+    show_default=True,
+    help="Teacher's codebook, student's head, or --kmeans.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON lines to write.")
+@click.option(
+    "--key",
+    type=click.Choice(["file", "name", "fileid", "audio"]),
+    default="file",
+    show_default=True,
+    help="Field of the path (file) or of the basename (spidr, minimal-hubert, fastabx).",
+)
+@click.option("--deduplicate", is_flag=True, help="One unit a run, with `durations` in frames.")
+@click.option("--textgrid", type=click.Path(path_type=Path), help="Folder for TextGrids, too.")
+@click.option("--kmeans", type=click.Path(path_type=Path), help="File of centroids (.npz).")
+@click.option("--fit", is_flag=True, help="Fit k-means on INPUT, write --kmeans, use it.")
+@click.option("--num_clusters", type=click.IntRange(min=1), help="--fit.  [default: 500]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="--fit.  [default: 0]")
+@click.option(
+    "--max_frames",
+    type=click.IntRange(min=1),
+    help="--fit: a sample of so many frames is held in memory.  [default: 500,000]",
+)
+@click.option("--tensor", type=click.Choice(["block", "ffn"]), help="kmeans.  [--fit: block]")
+@click.option("--model", type=click.Choice(["student", "teacher"]), help="kmeans. [--fit: student]")
+@_run_options
+def units(
+    checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, deduplicate: bool, **options: Any
+) -> None:
+    """Write discrete units of recordings: a JSON object a line, {"file": ..., "units": [...]}.
+
+    One unit every 20 ms. CHECKPOINT and INPUT as in `extract`. Several layers have a file each,
+    OUTPUT's stem with -layer05; OUTPUT's stem with .stats.json has the statistics. A file that is
+    there is replaced when the new one is whole; a run that was stopped starts anew.
+    """
+    from dinosr_jax.inference import unit_files
+
+    names = {"num_clusters", "seed", "max_frames"}
+    given = {name: value for name in names if (value := options.pop(name)) is not None}
+    fit = unit_files.Fit(**given) if options.pop("fit") else None
+    if given and fit is None:
+        raise click.UsageError(f"--{sorted(given)[0]} is for --fit")
+    take = lambda *fields: {field: options.pop(field) for field in fields}
+    wish = unit_files.Wish(
+        fit=fit,
+        network=options.pop("model"),
+        kmeans_file=options.pop("kmeans"),
+        **take("layer", "source", "tensor"),
+    )
+    form = "runs" if deduplicate else "frames"
+    style = unit_files.Style(form=form, textgrids=options.pop("textgrid"), **take("key"))
+    options |= {"wish": wish, "style": style}
+    with _network(checkpoint, options, skip_bad) as (trained, settings):
+        found = unit_files.write_units(trained, inputs, **settings)
+    click.echo(unit_files.to_text(found))
+
+
+@contextlib.contextmanager
+def _network(
+    checkpoint: Path, options: dict[str, Any], skip_bad: bool
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The network, and settings with progress and batches; errors become one line."""
     import logging
 
     from tqdm.auto import tqdm
 
     from dinosr_jax.data import audio, manifest
     from dinosr_jax.inference import batches, model, outputs
-    from dinosr_jax.inference.extract import extract_files
     from dinosr_jax.training.checkpoint import CheckpointError
 
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -253,82 +319,18 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
         with bar:
             trained = model.load(checkpoint)
             bar.write(f"{checkpoint}: the network after {trained.step} updates")
-            found = extract_files(
+            yield (
                 trained,
-                inputs,
-                network=options.pop("model"),
-                bad="skip" if skip_bad else "raise",
-                options=batches.Options(**fields),
-                progress=progress,
-                say=bar.write,
-                **options,
+                options
+                | {
+                    "bad": "skip" if skip_bad else "raise",
+                    "options": batches.Options(**fields),
+                    "progress": progress,
+                    "say": bar.write,
+                },
             )
     except errors as error:
         raise click.ClickException(str(error)) from error
-    left_out = f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""
-    there = f", {found.there_before} were there" if found.there_before else ""
-    click.echo(f"{found.written} written{there}{left_out}")
-
-
-@cli.command()
-@_run
-@_inputs
-@_split
-@click.option("--layer", required=True, type=int, help="Layer, from 1; the top ones have units.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="JSONL to write.")
-def units(run: Path, inputs: Path, split: str, layer: int, output: Path) -> None:
-    """Write discrete units of recordings: one JSON object a line with `file` and `units`.
-
-    RUN is the workdir of a training run. Units are the codes of the teacher's codebook, one every
-    20 ms.
-    """
-    import json
-
-    from dinosr_jax.inference import units as discrete
-
-    compute = lambda trained, waveform: discrete.extract_units(trained, waveform, layer=layer)
-    check = lambda trained: discrete.codebook_of_layer(trained, layer)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    with temporary.open("w") as file:
-        for name, codes in _each_recording(run, inputs, split, check=check, compute=compute):
-            file.write(json.dumps({"file": name, "units": codes.tolist()}) + "\n")
-    temporary.replace(output)
-
-
-def _each_recording(
-    run: Path, inputs: Path, split: str, *, check: Callable, compute: Callable
-) -> Iterator[tuple[str, Any]]:
-    """Computes something of every recording; lists those that cannot be used, with the reason."""
-    import logging
-
-    from tqdm.auto import tqdm
-
-    from dinosr_jax.data.audio import AudioError
-    from dinosr_jax.inference.inputs import open_inputs
-    from dinosr_jax.inference.model import load
-    from dinosr_jax.training.checkpoint import CheckpointError
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    left_out = []
-    try:
-        trained = load(run)
-        check(trained)
-        recordings = open_inputs(inputs, split=split)
-        click.echo(f"{run}: the network after {trained.step} updates")
-        for recording in tqdm(recordings, unit="utterance", dynamic_ncols=True):
-            try:
-                result = compute(trained, recording.load())
-            except AudioError as error:
-                left_out.append(f"  {recording.id}: {error}")
-                continue
-            yield recording.id, result
-    except (CheckpointError, ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    if left_out:
-        click.echo("\n".join([f"{len(left_out)} of {len(recordings)} left out:", *left_out]))
-    if len(left_out) == len(recordings):
-        raise click.ClickException(f"nothing in {inputs} could be used")
 
 
 @cli.command("import")

@@ -1,6 +1,5 @@
 """Features and units of a trained network, in Python and by command."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,6 @@ from dinosr_jax.data import audio
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import open_inputs
 from dinosr_jax.inference.model import Model, load
-from dinosr_jax.inference.units import extract_units
-from dinosr_jax.objective import codebook as codebooks
-from dinosr_jax.objective.teacher import instance_normalise
 from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, make_model
@@ -83,24 +79,11 @@ def test_features_are_those_of_the_utterance_alone(trained, recordings):
     assert np.abs(student - found).max() > 0.01  # the teacher is another network
 
 
-def test_units_are_the_nearest_codewords_of_the_teacher(trained, recordings):
-    waveform = audio.load(recordings / "a" / "long.flac", name="long")
-    for layer, k in ((2, 0), (3, 1)):
-        z = instance_normalise(jnp.asarray(alone(trained, waveform, "teacher", layer, "ffn"))[None])
-        words = np.asarray(codebooks.codewords(trained.codebook))[k]
-        distances = np.square(np.asarray(z)[0][:, None] - words).sum(-1)
-        np.testing.assert_array_equal(
-            extract_units(trained, waveform, layer=layer), distances.argmin(1)
-        )
-
-
 def test_layers_and_lengths_that_are_not_there(trained):
     noise = np.random.default_rng(0).standard_normal(16_000)
     for layer in (-1, 4):
         with pytest.raises(ValueError, match="layers 1 to 3"):
             trained.extract(noise, layer=layer)
-    with pytest.raises(ValueError, match="layers 2 to 3 have one"):
-        extract_units(trained, noise, layer=1)
     with pytest.raises(audio.AudioError, match="at least 400"):
         trained.extract(noise[:399], layer=1)
 
@@ -168,18 +151,11 @@ def test_commands_write_what_they_promise(run, trained, recordings, tmp_path):
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, trained.extract(waveform, layer=3), atol=1e-5)
 
-    output = tmp_path / "units.jsonl"
-    done = command("units", run, recordings, "--layer=3", f"--output={output}")
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [line["file"] for line in lines] == ["a/long", "a/stereo"]
-    assert lines[0]["units"] == extract_units(trained, waveform, layer=3).tolist()
-
 
 def test_a_wrong_layer_is_one_line(run, recordings, tmp_path):
-    done = command("units", run, recordings, "--layer=1", f"--output={tmp_path / 'u.jsonl'}")
-    assert done.returncode == 1 and "layer 1 has no codebook" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "u.jsonl").exists()
+    done = command("extract", run, recordings, "--layer=4", f"--output={tmp_path / 'features'}")
+    assert done.returncode == 1 and "layers 1 to 3" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "features").exists()
 
 
 def test_neighbours_order_and_chunks_leave_features_alone(trained):

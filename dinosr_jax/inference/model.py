@@ -101,28 +101,76 @@ class Model:
           ValueError: No such layer, tensor or network.
           AudioError: A waveform cannot be used; its place in the list is named.
         """
-        several = isinstance(waveforms, (list, tuple))
-        if several and waveforms and np.ndim(waveforms[0]) == 0:
-            waveforms, several = np.asarray(waveforms), False
-        given = list(waveforms) if several else [waveforms]
+        recordings, several = self._recordings(waveforms, sample_rate)
         layers = parse_layers(layer, num_layers=self.config.model.num_layers, tensor=tensor)
         select = Selection(layers, tensor)
-        ready = [
-            self._prepare(waveform, sample_rate, f"waveform {i}" if several else "the waveform")
-            for i, waveform in enumerate(given)
-        ]
-        recordings = [
-            Recording(str(i), f"waveform {i}" if several else "the waveform", wave, len(wave))
-            for i, wave in enumerate(ready)
-        ]
         forward = batches.Forward(self, select, depth=max(layers), network=model, options=options)
         found = {}
         for result in batches.whole(batches.run(forward, recordings, on_bad=refuse)):
             arrays = dict(zip(layers, result.arrays, strict=True))
             one = isinstance(layer, (int, np.integer))
             found[int(result.recording.id)] = arrays[layers[0]] if one else arrays
-        ordered = [found[i] for i in range(len(given))]
+        ordered = [found[i] for i in range(len(recordings))]
         return ordered if several else ordered[0]
+
+    def units(
+        self,
+        waveforms: np.ndarray | Sequence[np.ndarray],
+        *,
+        sample_rate: int = audio.SAMPLE_RATE,
+        layer: int | Sequence[int] | Literal["all"],
+        source: Literal["codebook", "head", "kmeans"] = "codebook",
+        kmeans: Any = None,
+        tensor: Tensor | None = None,
+        model: Network | None = None,
+        options: batches.Options | None = None,
+    ) -> Any:
+        """Discrete units of one utterance, or of many.
+
+        Args:
+          waveforms: As `extract` takes them.
+          sample_rate: Of all waveforms, in Hz.
+          layer: One, several, or 'all' that have units.
+          source: 'codebook', the nearest codeword of the teacher's codebook; 'head', the most
+            probable code of the student's head; 'kmeans', the nearest centroid.
+          kmeans: File of `units --fit`, for 'kmeans'.
+          tensor: What k-means was fitted on; None takes it from the file.
+          model: The same.
+          options: Batches, chunks and threads; None for the defaults.
+
+        Returns:
+          [T] int32, one unit every 20 ms; {layer: [T]} where `layer` is several; a list of them,
+          in the order of the waveforms, where a list is given.
+
+        Raises:
+          ValueError: The layer has no units, or k-means is of other features.
+          AudioError: A waveform cannot be used; its place in the list is named.
+        """
+        from dinosr_jax.inference import units
+
+        which = {"layer": layer, "source": source, "kmeans_file": kmeans}
+        wanted = units.plan(self, **which, tensor=tensor, network=model)
+        recordings, several = self._recordings(waveforms, sample_rate)
+        found = units.of_waveforms(wanted, recordings, options=options)
+        if isinstance(layer, (int, np.integer)):
+            found = [codes[int(layer)] for codes in found]
+        return found if several else found[0]
+
+    def _recordings(self, waveforms: Any, sample_rate: int) -> tuple[list[Recording], bool]:
+        """Waveforms as recordings, and whether they are several."""
+        several = isinstance(waveforms, (list, tuple))
+        if several and waveforms and np.ndim(waveforms[0]) == 0:
+            waveforms, several = np.asarray(waveforms), False
+        names = [f"waveform {i}" for i in range(len(waveforms))] if several else ["the waveform"]
+        given = waveforms if several else [waveforms]
+        ready = [
+            self._prepare(waveform, sample_rate, name)
+            for waveform, name in zip(given, names, strict=True)
+        ]
+        return [
+            Recording(str(i), name, wave, len(wave))
+            for i, (name, wave) in enumerate(zip(names, ready, strict=True))
+        ], several
 
     def _prepare(self, waveform: Any, sample_rate: int, name: str) -> np.ndarray:
         """A waveform of any type as [S] float32 at 16 kHz."""

@@ -1,60 +1,306 @@
-"""Discrete units: the codes of the teacher's codebooks.
+"""Discrete units: codes of the teacher's codebooks, of the student's heads, or of k-means.
 
-Shapes: S samples, T frames, D model, L layers, N codebooks.
+Codes are found on the devices, frame by frame. Codebooks cluster features that are normalised over
+the utterance: what goes in one pass is normalised there; a recording in several chunks is gone
+through twice, first for mean and variance.
+
+Shapes: B batch, S samples, T frames, D model, L layers, N codebooks, V codewords.
 """
 
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dinosr_jax.inference import batches
-from dinosr_jax.inference.inputs import Recording, refuse
-from dinosr_jax.inference.model import Model
+from dinosr_jax.data import audio
+from dinosr_jax.inference import batches, kmeans
+from dinosr_jax.inference.inputs import Bad, Recording, refuse
+from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
+from dinosr_jax.model.dinosr import Heads
 from dinosr_jax.model.transformer import Layers
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective.teacher import instance_normalise
 
 Array = jax.Array
+Source = Literal["codebook", "head", "kmeans"]
+_EPSILON = 1e-5  # of instance_normalise
+_READS = {"codebook": ("ffn", "teacher"), "head": ("block", "student")}
 
 
-def codebook_of_layer(trained: Model, layer: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class NearestCodes:
+    """Nearest codeword to every frame of some layers; a function for `batches.Forward`.
+
+    `normalisation` is 'utterance' (over the frames of this pass), 'given' (mean and factor are in
+    the arrays) or 'none'.
+    """
+
+    layers: tuple[int, ...]
+    tensor: Tensor
+    normalisation: Literal["utterance", "given", "none"]
+
+    def __call__(self, arrays: Any, layers: Layers, padded: Array) -> tuple[Array, ...]:
+        """Codes [B, T] of each layer, whose arrays are a codebook [1, V, D] and moments [D]."""
+        found = []
+        for z, (codebook, moments) in zip(
+            Selection(self.layers, self.tensor)((), layers, padded), arrays, strict=True
+        ):
+            if self.normalisation == "utterance":
+                z = instance_normalise(z, padded)
+            elif self.normalisation == "given":
+                z = (z - moments[0][None, None]) * moments[1][None, None]
+            found.append(codebooks.assign(codebook, z.astype(jnp.float32)[None])[0])
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadCodes:
+    """Most probable code of some heads; a function for `batches.Forward`, which has all layers."""
+
+    num_heads: int
+
+    def __call__(self, arrays: Any, layers: Layers, padded: Array) -> tuple[Array, ...]:
+        """Codes [B, T] of each head; their kernels [N, D, V] and biases [N, V] are the arrays."""
+        del padded
+        heads = Heads(self.num_heads, arrays["bias"].shape[1])
+        logits = heads.apply({"params": arrays}, layers.output)
+        return tuple(jnp.argmax(logits, axis=-1).astype(jnp.int32))
+
+
+class Plan(NamedTuple):
+    """What is read of a network, and what is made of it; `num_units` is V."""
+
+    model: Any
+    source: Source
+    layers: tuple[int, ...]
+    tensor: Tensor
+    network: Network
+    compute: NearestCodes | HeadCodes
+    arrays: Any
+    depth: int
+    num_units: int
+
+
+class Utterance(NamedTuple):
+    """Units of a recording: [T] int32 of each layer; `num_samples` at 16 kHz."""
+
+    recording: Recording
+    codes: tuple[np.ndarray, ...]
+    num_samples: int
+
+
+def codebook_of_layer(model: Any, layer: int) -> int:
     """Number of the codebook (from 0) that clusters a layer (from 1).
 
     Raises:
       ValueError: The layer has no codebook.
     """
-    model = trained.config.model
-    first = model.num_layers - model.num_codebooks + 1
-    if not first <= layer <= model.num_layers:
+    config = model.config.model
+    first = config.num_layers - config.num_codebooks + 1
+    if not first <= layer <= config.num_layers:
         raise ValueError(
-            f"layer {layer} has no codebook; layers {first} to {model.num_layers} have one"
+            f"layer {layer} has no codebook; layers {first} to {config.num_layers} have one"
         )
     return layer - first
 
 
-def extract_units(trained: Model, waveform: np.ndarray, *, layer: int) -> np.ndarray:
-    """Units of one utterance: the nearest codeword to every frame of the teacher's layer.
+def plan(
+    model: Any,
+    *,
+    layer: int | str | Sequence[int],
+    source: Source = "codebook",
+    kmeans_file: kmeans.KMeans | str | Path | None = None,
+    tensor: Tensor | None = None,
+    network: Network | None = None,
+) -> Plan:
+    """What to compute for units of some layers.
 
     Args:
-      trained: The network.
-      waveform: [S] at 16 kHz.
-      layer: One of the top N layers, from 1.
+      model: Of `load`.
+      layer: One, several or 'all': those with a codebook, or in the k-means file. The head of
+        layer l predicts the codes of layer l, from the student's last layer.
+      source: 'codebook', 'head' or 'kmeans'.
+      kmeans_file: Of `kmeans.fit` or its path, for 'kmeans'.
+      tensor: For 'kmeans'; None is what it was fitted on.
+      network: The same.
 
     Returns:
-      [T] int32, one unit every 20 ms, 0 to V - 1.
+      The plan.
 
     Raises:
-      ValueError: The layer has no codebook.
-      AudioError: The audio is too short or too long.
+      ValueError: No such source, layer or codebook; or k-means is of other features.
     """
-    k = codebook_of_layer(trained, layer)
-    arrays = jax.tree.map(lambda x: x[k][None], trained.codebook)
-    forward = batches.Forward(trained, _codes, depth=layer, network="teacher", arrays=arrays)
-    recording = Recording("", "the waveform", np.asarray(waveform, np.float32))
-    (found,) = batches.whole(batches.run(forward, [recording], on_bad=refuse))
-    return found.arrays
+    if source not in get_args(Source):
+        raise ValueError(f"source: found {source!r}, expected 'codebook', 'head' or 'kmeans'")
+    if (source == "kmeans") != (kmeans_file is not None):
+        raise ValueError("source kmeans needs a k-means file, and only it takes one")
+    if source == "kmeans":
+        return _kmeans_plan(model, layer, kmeans_file, tensor, network)
+    for name, found, reads in zip(
+        ("tensor", "model"), (tensor, network), _READS[source], strict=True
+    ):
+        if found not in (None, reads):
+            raise ValueError(f"{name}: found {found!r}; source {source} reads {reads!r}")
+    config = model.config.model
+    top = range(config.num_layers - config.num_codebooks + 1, config.num_layers + 1)
+    wanted = list(top) if layer == "all" else layer
+    layers = parse_layers(wanted, num_layers=config.num_layers)
+    books = np.asarray([codebook_of_layer(model, number) for number in layers])
+    what = (model, source, layers, *_READS[source])
+    if source == "head":
+        heads = {name: leaf[books] for name, leaf in model.params["heads"].items()}
+        return Plan(*what, HeadCodes(len(books)), heads, config.num_layers, config.codebook_size)
+    some = jax.tree.map(lambda x: jnp.asarray(x)[books], model.codebook)
+    words = np.asarray(codebooks.codewords(some))
+    for number, array in zip(layers, words, strict=True):
+        if not np.isfinite(array).all():
+            raise ValueError(f"layer {number}: its codebook has codewords that are not finite")
+    compute = NearestCodes(layers, "ffn", "utterance")
+    return Plan(*what, compute, _as_codebooks(words), max(layers), config.codebook_size)
 
 
-def _codes(codebook: codebooks.Codebook, layers: Layers, padded: Array) -> Array:
-    """Codes [B, T] of the last layer's ffn; padded frames have codes without a meaning."""
-    targets = instance_normalise(layers.ffn[-1], padded)
-    return codebooks.assign(codebook, targets[None])[0]
+def _kmeans_plan(
+    model: Any, layer: Any, file: Any, tensor: Tensor | None, network: Network | None
+) -> Plan:
+    found = file if isinstance(file, kmeans.KMeans) else kmeans.load(file)
+    tensor = tensor or found.convention["tensor"]
+    network = network or found.convention["model"]
+    num_layers = model.config.model.num_layers
+    wanted = list(found.centroids) if layer == "all" else layer
+    found.check(model, layers=(), tensor=tensor, network=network)
+    layers = parse_layers(wanted, num_layers=num_layers, tensor=tensor)
+    found.check(model, layers=layers, tensor=tensor, network=network)
+    centroids = [found.centroids[number] for number in layers]
+    compute = NearestCodes(layers, tensor, "none")
+    arrays, size = _as_codebooks(centroids), len(centroids[0])
+    return Plan(model, "kmeans", layers, tensor, network, compute, arrays, max(layers), size)
+
+
+def _as_codebooks(words: Sequence[np.ndarray], moments: Sequence[Any] | None = None) -> list:
+    """Codewords [V, D] of each layer as `NearestCodes` takes them."""
+    moments = moments or [None] * len(words)
+    ones = np.ones((1, len(words[0])), np.float32)
+    return [
+        (codebooks.Codebook(np.asarray(array, np.float32)[None], ones), moment)
+        for array, moment in zip(words, moments, strict=True)
+    ]
+
+
+def compute(
+    wanted: Plan,
+    recordings: Sequence[Recording],
+    *,
+    options: batches.Options | None = None,
+    on_bad: Bad = refuse,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[float, float], None] = lambda done, total: None,
+) -> Iterator[Utterance]:
+    """Computes units of recordings.
+
+    Args:
+      wanted: Of `plan`.
+      recordings: In any order; the results do not depend on it.
+      options: Batches and chunks.
+      on_bad: As in `batches.run`.
+      say: As in `batches.run`.
+      progress: As in `batches.run`.
+
+    Yields:
+      The utterances, the longest first.
+    """
+    options = options or batches.Options()
+    forward = batches.Forward(
+        wanted.model,
+        wanted.compute,
+        depth=wanted.depth,
+        network=wanted.network,
+        arrays=wanted.arrays,
+        options=options,
+    )
+    told = {"on_bad": on_bad, "say": say}
+    if wanted.source != "codebook":
+        for part in batches.whole(batches.run(forward, recordings, progress=progress, **told)):
+            yield Utterance(part.recording, part.arrays, part.num_samples)
+        return
+    ordered = batches.by_length(recordings, num_workers=options.num_workers)
+    longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
+    is_long = lambda header: header is not None and header.num_samples > longest
+    # by id: the header of a recording may have said that it is short
+    long = {recording.id: recording for recording, header in ordered if is_long(header)}
+    short = [recording for recording, header in ordered if not is_long(header)]
+    seconds = [sum(h.num_samples for _, h in ordered if h) / audio.SAMPLE_RATE]
+    share = lambda part: lambda done, _: progress(done * part, seconds[0])
+    for note in batches.notes([h for _, h in ordered if is_long(h)]):
+        say(note)
+    for part in batches.run(forward, short, progress=share(1.0), **told):
+        if len(part.arrays[0]) == part.num_frames:
+            yield Utterance(part.recording, part.arrays, part.num_samples)
+        else:
+            long[part.recording.id] = part.recording
+    for recording in long.values():
+        found = _in_two_passes(wanted, recording, options, on_bad, share(0.5))
+        if found is not None:
+            yield found
+
+
+def _in_two_passes(
+    wanted: Plan,
+    recording: Recording,
+    options: batches.Options,
+    on_bad: Bad,
+    progress: Callable[[float, float], None],
+) -> Utterance | None:
+    """Codes of a recording in several chunks: moments of the whole first; None where it is bad."""
+    where = {"depth": wanted.depth, "network": wanted.network, "options": options}
+    forward = batches.Forward(wanted.model, Selection(wanted.layers, wanted.tensor), **where)
+    moments, seen = [Moments() for _ in wanted.layers], (0, -1)
+    for part in batches.run(forward, [recording], on_bad=on_bad, progress=progress):
+        for of_layer, array in zip(moments, part.arrays, strict=True):
+            of_layer.add(array)
+        seen = (part.first + len(part.arrays[0]), part.num_frames)
+    if seen[0] != seen[1]:
+        return None
+    words = [codebook.sums[0] for codebook, _ in wanted.arrays]
+    arrays = _as_codebooks(words, [of_layer.mean_and_factor() for of_layer in moments])
+    given = dataclasses.replace(wanted.compute, normalisation="given")
+    forward = batches.Forward(wanted.model, given, arrays=arrays, **where)
+    parts = batches.run(forward, [recording], on_bad=on_bad, progress=progress)
+    found = [Utterance(p.recording, p.arrays, p.num_samples) for p in batches.whole(parts)]
+    return found[0] if found else None
+
+
+class Moments:
+    """Mean and variance of every channel over arrays that come one after the other, in float64."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, array: np.ndarray) -> None:
+        """Adds frames [T, D]."""
+        wide = np.asarray(array, np.float64)
+        mean, count = wide.mean(axis=0), self._count + len(wide)
+        delta = mean - self._mean
+        self._squares += np.square(wide - mean[None]).sum(axis=0)
+        self._squares += np.square(delta) * (self._count * len(wide) / count)
+        self._mean += delta * (len(wide) / count)
+        self._count = count
+
+    def mean_and_factor(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean [D] and the factor [D] that brings the variance to 1, float32."""
+        factor = 1 / np.sqrt(self._squares / self._count + _EPSILON)
+        return np.asarray(self._mean, np.float32), np.asarray(factor, np.float32)
+
+
+def of_waveforms(
+    wanted: Plan, recordings: Sequence[Recording], *, options: batches.Options | None = None
+) -> list[Mapping[int, np.ndarray]]:
+    """Units of waveforms, in their order: {layer: [T] int32} of each."""
+    found = {
+        utterance.recording.id: dict(zip(wanted.layers, utterance.codes, strict=True))
+        for utterance in compute(wanted, recordings, options=options)
+    }
+    return [found[recording.id] for recording in recordings]

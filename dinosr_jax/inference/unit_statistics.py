@@ -1,0 +1,93 @@
+"""What a set of units is like: how many are used, how evenly, how fast they change.
+
+Seconds are frames divided by the frame rate, as in the published figures. Pure functions on arrays.
+
+Shapes: T frames, R runs of equal units, K units.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class UnitStatistics(NamedTuple):
+    """Statistics of the units of a corpus; rates are 0 where there is no frame.
+
+    `bit_rate` is log2(K) times the deduplicated units a second; `entropy_bit_rate` the entropy of
+    the deduplicated units, in bits, times the same: another number, never the greater one.
+    """
+
+    num_units: int  # K
+    units_in_use: int
+    perplexity: float  # 2^H of the units of the frames
+    units_per_second: float  # before de-duplication
+    deduplicated_units_per_second: float
+    bit_rate: float
+    entropy_bit_rate: float
+
+
+def run_lengths(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Joins equal neighbours.
+
+    Args:
+      units: [T] integers.
+
+    Returns:
+      Units [R] and durations [R] in frames, whose sum is T.
+    """
+    units = np.asarray(units)
+    starts = np.flatnonzero(np.concatenate([[True], units[1:] != units[:-1]])[: len(units)])
+    return units[starts], np.diff(np.append(starts, len(units)))
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in bits of the distribution that counts [K] estimate; 0 where nothing is counted."""
+    counts = np.asarray(counts, np.float64)
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.sum(share * np.log2(1 / share)))
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """2^entropy of counts [K]: as many units, used evenly, are as hard to guess."""
+    return 2.0 ** entropy(counts)
+
+
+def count(units: np.ndarray, *, num_units: int) -> np.ndarray:
+    """How often each of K units occurs in units [T]: [K] int64.
+
+    Raises:
+      ValueError: A unit is not 0 to K - 1.
+    """
+    units = np.asarray(units)
+    if len(units) and not (0 <= units.min() and units.max() < num_units):
+        raise ValueError(
+            f"units: found {units.min()} to {units.max()}, expected 0 to {num_units - 1}"
+        )
+    return np.bincount(units, minlength=num_units)
+
+
+def describe(
+    frame_counts: np.ndarray, run_counts: np.ndarray, *, frame_rate: float
+) -> UnitStatistics:
+    """Statistics of a corpus.
+
+    Args:
+      frame_counts: [K], frames of each unit; sums of `count` of the utterances.
+      run_counts: [K], runs of each unit: the same after `run_lengths` of each utterance.
+      frame_rate: Frames a second.
+
+    Returns:
+      `UnitStatistics`.
+    """
+    seconds = float(np.sum(frame_counts)) / frame_rate
+    a_second = lambda total: float(total) / seconds if seconds else 0.0
+    changes = a_second(np.sum(run_counts))
+    return UnitStatistics(
+        num_units=len(frame_counts),
+        units_in_use=int(np.count_nonzero(frame_counts)),
+        perplexity=perplexity(frame_counts),
+        units_per_second=a_second(np.sum(frame_counts)),
+        deduplicated_units_per_second=changes,
+        bit_rate=float(np.log2(len(frame_counts))) * changes,
+        entropy_bit_rate=entropy(run_counts) * changes,
+    )
