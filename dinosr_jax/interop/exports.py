@@ -79,13 +79,9 @@ def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, 
     full = found.config.teacher.scope == "full"
     main = {}
     for entry in fairseq.student_entries(found.config.model):
-        source = entry.name
-        if source.startswith("heads."):
+        source = huggingface.in_main_file(entry.name, teacher=model == "teacher", full=full)
+        if source is None:
             continue
-        if model == "teacher" and full and source != "mask_emb":
-            source = f"_ema.{source}"
-        elif model == "teacher" and source.startswith("encoder."):
-            source = "_ema." + source.removeprefix("encoder.")
         main[naming.huggingface(entry.name)] = tensors.pop(source)
     save_file(main, folder / "model.safetensors", metadata={"format": "pt"})
     metadata = ours | {"step": str(found.step), "model": model}
