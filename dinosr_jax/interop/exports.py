@@ -93,8 +93,9 @@ def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, 
 
 def _card(found: Imported, kind: Kind, model: Network) -> str:
     """The model card, in Markdown."""
-    metrics = [json.loads(line) for line in found.data.get("metrics", [])]
-    shown = "\n".join(f"- {k}: {v}" for k, v in (metrics[-1] if metrics else {}).items())
+    shown = ""
+    for part, record in sorted(found.data.get("metrics", {}).items()):
+        shown += "".join([f"\n### {part.capitalize()}\n\n", *_rows(record)])
     seen = found.data.get("origin") or found.data.get("fingerprint") or "not known"
     c = found.config
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
@@ -112,7 +113,7 @@ Self-supervised speech representations (Liu et al., NeurIPS 2023), written by di
 
 ## Last metrics
 
-{shown or "none recorded"}
+{shown.strip() or "none recorded"}
 
 ## Configuration
 
@@ -120,3 +121,7 @@ Self-supervised speech representations (Liu et al., NeurIPS 2023), written by di
 {to_text(c)}
 ```
 """
+
+
+def _rows(record: dict[str, Any]) -> list[str]:
+    return [f"- {name}: {value}\n" for name, value in record.items()]
