@@ -137,3 +137,38 @@ def test_a_student_alone_gets_teacher_and_codebooks(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.state.teacher_params, teacher)
     golden_encoder, encoder = golden.state.params["encoder"], found.state.params["encoder"]
     jax.tree.map(np.testing.assert_array_equal, golden_encoder, encoder)
+
+
+@pytest.mark.parametrize("prefix", ["", "data2vec_audio."])
+def test_misfits_of_hugging_face_have_its_names(prefix, tmp_path):
+    """Also a pytorch_model.bin in the place of the safetensors."""
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    exports.export(
+        read_checkpoint(GOLDEN / "tiny_fairseq.pt"), tmp_path / "out", kind="huggingface"
+    )
+    weights = safetensors.load_file(tmp_path / "out/model.safetensors")
+    (tmp_path / "out/model.safetensors").unlink()
+    weights = {f"{prefix}{name}": value for name, value in weights.items()}
+    weights["version"] = 3
+    torch.save(weights, tmp_path / "out/pytorch_model.bin")
+    found = read_checkpoint(tmp_path / "out")
+    assert "not used: version, which is no tensor" in found.notes
+    layer = f"{prefix}encoder.layers.1"
+    norm = weights[f"{layer}.layer_norm.bias"]
+    del weights[f"{layer}.attention.q_proj.bias"]
+    weights |= {f"{layer}.layer_norm.bias": norm[1:], f"{layer}.layer_norm.weight": norm.long()}
+    torch.save(weights | {"another": norm}, tmp_path / "out/pytorch_model.bin")
+    expected = [
+        f"  {layer}.attention.q_proj.bias: missing, expected shape [48]",
+        f"  {layer}.layer_norm.bias: found shape [47], expected [48]",
+        f"  {layer}.layer_norm.weight: found int64, expected floating point",
+        "  another: unknown",
+    ]
+    for beside in (True, False):
+        with pytest.raises(InteropError) as error:
+            read_checkpoint(tmp_path / "out")
+        lines = str(error.value).splitlines()[1:]
+        assert len(lines) == 4
+        assert all(any(line.startswith(text) for line in lines) for text in expected)
+        (tmp_path / "out/dinosr.safetensors").unlink(missing_ok=not beside)

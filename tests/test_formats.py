@@ -31,12 +31,50 @@ def test_every_misfit_is_named(name, tmp_path):
     keys = [key for key in saved["model"] if key.startswith("heads.")]
     saved["model"].pop(keys[0])
     saved["model"][keys[1]] = torch.zeros(5)
+    saved["model"][keys[2]] = saved["model"][keys[2]].to(torch.int64)
+    saved["model"][keys[3]] = saved["model"][keys[3]] > 0
     saved["model"]["another.weight"] = torch.zeros(5)
     torch.save(saved, tmp_path / "x.pt")
     with pytest.raises(InteropError) as error:
         read_checkpoint(tmp_path / "x.pt")
-    for text in (f"{keys[0]}: missing", f"{keys[1]}: found shape [5]", "another.weight: unknown"):
+    for text in (
+        f"{keys[0]}: missing",
+        f"{keys[1]}: found shape [5]",
+        f"{keys[2]}: found int64, expected floating point",
+        f"{keys[3]}: found bool, expected floating point",
+        "another.weight: unknown",
+    ):
         assert text in str(error.value)
+
+
+def test_the_same_tensor_twice_is_an_error(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_spidr.pt", weights_only=True)
+    saved["model"]["module.mask_embedding"] = saved["model"]["mask_embedding"]
+    torch.save(saved, tmp_path / "x.pt")
+    with pytest.raises(InteropError, match="mask_embedding is there twice"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_what_a_spidr_file_holds_besides_is_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_spidr.pt", weights_only=True)
+    saved |= {"optimizer": {"state": torch.zeros(2)}, "scaler": None, "config": {}}
+    saved["model"]["version"] = "1"
+    torch.save(saved, tmp_path / "x.pt")
+    notes = read_checkpoint(tmp_path / "x.pt").notes
+    assert {"not used: optimizer, scaler, config", "not used: version, which is no tensor"} <= {
+        *notes
+    }
+
+
+def test_some_biases_are_missing_is_an_error(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_spidr.pt", weights_only=True)
+    del saved["model"]["student.layers.1.attention.qkv.bias"]
+    torch.save(saved, tmp_path / "x.pt")
+    with pytest.raises(InteropError, match=r"student\.layers\.1\.attention\.qkv\.bias: missing"):
+        read_checkpoint(tmp_path / "x.pt")
 
 
 def test_spidr_without_biases_with_prefix_in_half_precision(tmp_path):
@@ -79,6 +117,7 @@ def test_objects_of_packages_that_are_not_there_are_read_as_data(tmp_path):
     saved["args"] = argparse.Namespace(arch="dinosr")
     saved["optimizer_history"] = [{"num_updates": 3}, {"num_updates": 400}]
     saved["model"]["_pre_encoder_ln.weight"] = torch.zeros(2)
+    saved["model"]["num_updates"] = 400
     try:
         torch.save(saved, tmp_path / "x.ckpt")
     finally:
@@ -94,7 +133,9 @@ def test_objects_of_packages_that_are_not_there_are_read_as_data(tmp_path):
         400,
     )
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.8, 0.95, 1e-5)
-    assert {"not used: task_state", "not used: _pre_encoder_ln.weight"} <= set(found.notes)
+    unused = {"not used: args, last_optimizer_state, task_state"}
+    unused |= {"not used: _pre_encoder_ln.weight", "not used: num_updates, which is no tensor"}
+    assert unused <= set(found.notes)
 
 
 def test_a_network_that_the_configuration_does_not_tell_is_inferred_loudly(tmp_path):

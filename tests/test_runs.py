@@ -14,7 +14,7 @@ from test_fairseq import GOLDEN
 
 from dinosr_jax.config import parse
 from dinosr_jax.data.corpora import prepare
-from dinosr_jax.interop import runs
+from dinosr_jax.interop import exports, runs
 from dinosr_jax.interop.formats import InteropError
 from dinosr_jax.objective.teacher import ema_decay
 from dinosr_jax.training.optimizer import make_schedule
@@ -29,6 +29,18 @@ def test_a_run_is_imported_and_read(found, tmp_path):  # noqa: F811
     same(found._replace(config=parse(values)), back)
     same(back, runs.read_any(tmp_path / "run/checkpoints/7"))
     assert json.loads((tmp_path / "run/config.json").read_text())["model"]["width"] == 48
+    records = [
+        {"step": 5, "loss": 3.5},
+        {"step": 6, "loss": 2.5, "eval_loss": 4.5, "eval_target_perplexity": 11.0},
+        {"step": 7, "loss": 1.5},
+        {"step": 8, "loss": 0.5, "eval_loss": 0.25},  # after the checkpoint
+    ]
+    text = "\n".join([*map(json.dumps, records), '{"step": 9'])
+    (tmp_path / "run/metrics.jsonl").write_text(text)
+    exports.export(runs.read_any(tmp_path / "run"), tmp_path / "out", kind="fairseq")
+    card = (tmp_path / "out/README.md").read_text()
+    held_out = "### Held out\n\n- step: 6\n- eval_loss: 4.5\n- eval_target_perplexity: 11.0\n"
+    assert f"{held_out}\n### Training\n\n- step: 7\n- loss: 1.5\n" in card
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):

@@ -79,13 +79,9 @@ def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, 
     full = found.config.teacher.scope == "full"
     main = {}
     for entry in fairseq.student_entries(found.config.model):
-        source = entry.name
-        if source.startswith("heads."):
+        source = huggingface.in_main_file(entry.name, teacher=model == "teacher", full=full)
+        if source is None:
             continue
-        if model == "teacher" and full and source != "mask_emb":
-            source = f"_ema.{source}"
-        elif model == "teacher" and source.startswith("encoder."):
-            source = "_ema." + source.removeprefix("encoder.")
         main[naming.huggingface(entry.name)] = tensors.pop(source)
     save_file(main, folder / "model.safetensors", metadata={"format": "pt"})
     metadata = ours | {"step": str(found.step), "model": model}
@@ -97,8 +93,9 @@ def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, 
 
 def _card(found: Imported, kind: Kind, model: Network) -> str:
     """The model card, in Markdown."""
-    metrics = [json.loads(line) for line in found.data.get("metrics", [])]
-    shown = "\n".join(f"- {k}: {v}" for k, v in (metrics[-1] if metrics else {}).items())
+    shown = ""
+    for part, record in sorted(found.data.get("metrics", {}).items()):
+        shown += "".join([f"\n### {part.capitalize()}\n\n", *_rows(record)])
     seen = found.data.get("origin") or found.data.get("fingerprint") or "not known"
     c = found.config
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
@@ -116,7 +113,7 @@ Self-supervised speech representations (Liu et al., NeurIPS 2023), written by di
 
 ## Last metrics
 
-{shown or "none recorded"}
+{shown.strip() or "none recorded"}
 
 ## Configuration
 
@@ -124,3 +121,7 @@ Self-supervised speech representations (Liu et al., NeurIPS 2023), written by di
 {to_text(c)}
 ```
 """
+
+
+def _rows(record: dict[str, Any]) -> list[str]:
+    return [f"- {name}: {value}\n" for name, value in record.items()]

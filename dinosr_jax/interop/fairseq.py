@@ -349,6 +349,8 @@ def _fill(
         elif np.shape(tensors[name]) != expected:
             found = list(np.shape(tensors[name]))
             error = f"  {name}: found shape {found}, expected {list(expected)}"
+        elif not jnp.issubdtype(np.asarray(tensors[name]).dtype, jnp.floating):
+            error = f"  {name}: found {np.asarray(tensors[name]).dtype}, expected floating point"
         else:
             value = tensors[name]
             if third is not None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dinosr_jax.config import parse
 from dinosr_jax.interop import fairseq, huggingface, naming
+from dinosr_jax.interop.shapes import infer_config
 from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
@@ -81,29 +82,25 @@ def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Impo
 def _read_file(path: Path, choices: Choices) -> Imported:
     with TorchFile(path) as file:
         content = file.content
-        model = content.get("model") if isinstance(content, dict) else None
-        model = content if model is None and isinstance(content, dict) else model
+        whole = isinstance(content, dict) and "model" in content
+        model = content["model"] if whole else content
         if not isinstance(model, dict) or not model:
             raise InteropError(f"{path}: holds no mapping `model` of names to tensors")
-        tensors: dict[str, Any] = {}
-        beside = content.get("dinosr_jax_teacher")  # what spidr has no place for
-        for name, value in [*model.items(), *(beside or {}).items()]:
-            short = _PREFIX.sub("", str(name))
-            if isinstance(value, dict) and short == "_ema":
-                arrays = {f"_ema.{k}": v for k, v in value.items() if isinstance(v, Tensor)}
-                tensors |= {name: file.array(v) for name, v in arrays.items()}
-            elif isinstance(value, Tensor):
-                tensors[short] = file.array(value)
-        rest = {k: plain(v) for k, v in content.items() if k not in ("model", "optimizer")}
+        beside = content.get("dinosr_jax_teacher") if whole else None  # spidr has no place for it
+        tensors, others = _tensors(file, model, beside if isinstance(beside, dict) else {})
+        rest = {k: plain(v) for k, v in content.items() if k != "model"} if whole else {}
+    if beside is not None:
+        del rest["dinosr_jax_teacher"]
     if any(name.startswith("w2v_encoder.") for name in tensors):
         raise InteropError(
             f"{path}: a fine-tuned fairseq model (w2v_encoder.*), without heads and codebooks; "
             "expected the pre-trained dinosr.ckpt that it started from"
         )
+    notes = [f"not used: {name}, which is no tensor" for name in others]
     if "mask_emb" in tensors:
-        return _from_fairseq(path, tensors, rest, choices)
+        return _from_fairseq(tensors, rest, choices, notes)
     if "mask_embedding" in tensors:
-        return _from_spidr(path, tensors, rest, choices)
+        return _from_spidr(tensors, rest, choices, notes)
     some = ", ".join(list(tensors)[:3])
     raise InteropError(
         f"{path}: not a checkpoint of DinoSR: expected fairseq's mask_emb or spidr's "
@@ -111,36 +108,64 @@ def _read_file(path: Path, choices: Choices) -> Imported:
     )
 
 
+def _tensors(
+    file: TorchFile, model: dict[Any, Any], beside: dict[Any, Any]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Arrays by name, without the prefixes of wrappers; and the names of what is no tensor."""
+    named: list[tuple[str, Any]] = []
+    for name, value in [*model.items(), *beside.items()]:
+        name = _PREFIX.sub("", str(name))
+        if name == "_ema" and isinstance(value, dict):
+            named += [(f"_ema.{_PREFIX.sub('', str(k))}", v) for k, v in value.items()]
+        else:
+            named.append((name, value))
+    tensors: dict[str, np.ndarray] = {}
+    for name, value in named:
+        if name in tensors:
+            raise InteropError(f"{file.path}: {name} is there twice, with and without a prefix")
+        if isinstance(value, Tensor):
+            tensors[name] = file.array(value)
+    return tensors, [name for name, value in named if not isinstance(value, Tensor)]
+
+
+def _unused(rest: dict[str, Any], *used: str) -> list[str]:
+    """One note for all entries of a file that nothing was taken of."""
+    names = [str(name) for name in rest if name not in used]
+    return [f"not used: {', '.join(names)}"] if names else []
+
+
 def _from_fairseq(
-    path: Path, tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices
+    tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices, notes: list[str]
 ) -> Imported:
-    notes = []
-    whole = rest.get("cfg") or rest.get("args") or {}
+    source = "cfg" if rest.get("cfg") else "args"
+    whole = rest.get(source)
     whole = whole if isinstance(whole, dict) else {}
     fields = whole.get("model") if isinstance(whole.get("model"), dict) else whole
     ours = _saved(rest.get("extra_state"))
     if ours.get("config"):
         config = ml_collections.ConfigDict(json.loads(ours["config"]))
     else:
-        config = infer_config(tensors, lambda name: name, choices, notes, said=fields)
+        config = infer_config(tensors, lambda name: name, choices.heads, notes, said=fields)
         if {"encoder_layers", "conv_pos"} & fields.keys():
-            notes.append("network: as its cfg says")
+            notes.append(f"network: as its {source} says")
         taken = fairseq.add_recipe(config, whole)
-        notes.append(f"recipe: {', '.join(taken)} of its cfg" if taken else "recipe: published")
+        notes.append(f"recipe: {', '.join(taken)} of its {source}" if taken else _PUBLISHED)
     if f"_ema.encoder.{_LAST_NORM}" in tensors:
         config.teacher.scope = "full"
-    unused = [name for name in tensors if re.match(r"_pre_encoder_|_?pre_encoder", name)]
-    unused += [k for k in rest if k in ("last_optimizer_state", "task_state", "criterion")]
+    unused = [name for name in tensors if re.match(r"_?pre_encoder", name)]
     tensors = {name: value for name, value in tensors.items() if name not in unused}
     state = _state(tensors, config)
     notes += [f"not used: {name}" for name in unused]
-    step = _fairseq_step(rest)
+    place, step = _fairseq_step(rest)
     if step is None:
         notes.append("step: the checkpoint has none; 0 is taken (--step=N says another)")
+    used = [place, source if whole else "", "extra_state" if ours else ""]
+    notes += _unused({k: v for k, v in rest.items() if v is not None}, *used)
     return _imported(config, state, step or 0, "fairseq", notes, ours, len(tensors))
 
 
 _LAST_NORM = "layer_norm.weight"
+_PUBLISHED = "recipe: published"
 
 
 def _saved(extra: Any) -> dict[str, Any]:
@@ -148,29 +173,29 @@ def _saved(extra: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _fairseq_step(rest: dict[str, Any]) -> int | None:
+def _fairseq_step(rest: dict[str, Any]) -> tuple[str, int | None]:
+    """The entry of the file that tells the number of updates, and the number."""
     history = rest.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}
-    extra = rest.get("extra_state") if isinstance(rest.get("extra_state"), dict) else {}
-    for place in (last, extra, rest):
+    places = {"optimizer_history": last, "extra_state": rest.get("extra_state"), "": rest}
+    for name, place in places.items():
         value = place.get("num_updates") if isinstance(place, dict) else None
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-    return None
+            return name or "num_updates", value
+    return "", None
 
 
 def _from_spidr(
-    path: Path, tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices
+    tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices, notes: list[str]
 ) -> Imported:
-    notes: list[str] = []
     ours = _saved(rest)
     step = tensors.pop("current_step", None)
     found = {
         naming.spidr_of_shared_teacher(f"{net}layers.{i}.self_attn.q_proj.bias").name
-        for i in range(_count(tensors, r"student\.layers\.(\d+)\."))
+        for i in range(_num_layers(tensors))
         for net in ("encoder.", "_ema.")
     }
-    missing = sorted(found - tensors.keys())
+    missing = [] if found & tensors.keys() else sorted(found)
     for name in missing:
         weight = tensors.get(name.removesuffix("bias") + "weight")
         if weight is not None and weight.ndim:
@@ -180,14 +205,27 @@ def _from_spidr(
     if ours.get("config"):
         config = ml_collections.ConfigDict(json.loads(ours["config"]))
     else:
-        config = infer_config(tensors, _spidr_name, choices, notes, said={})
+        config = infer_config(tensors, _spidr_name, choices.heads, notes, said={})
+        notes.append(_PUBLISHED)
     shared = config.teacher.scope == "encoder"
     places = naming.spidr_of_shared_teacher if shared else naming.spidr
     state = _state(tensors, config, naming=places, source="spidr")
+    number = 0
     if step is None:
         notes.append("step: the checkpoint has no current_step; 0 is taken (--step=N)")
-    steps = 0 if step is None else int(np.asarray(step).reshape(-1)[0])
-    return _imported(config, state, steps, "spidr", notes, ours, len(tensors) - len(missing))
+    elif step.size == 1 and step.dtype.kind in "iu" and 0 <= step.item() < 2**31:
+        number = int(step.item())
+    else:
+        raise ValueError(
+            f"current_step: found {step.dtype}{list(step.shape)}, expected one number from 0"
+        )
+    notes += _unused(rest, "dinosr_jax" if ours else "")
+    return _imported(config, state, number, "spidr", notes, ours, len(tensors) - len(missing))
+
+
+def _num_layers(tensors: Mapping[str, Any]) -> int:
+    layers = (re.match(r"student\.layers\.(\d+)\.", name) for name in tensors)
+    return len({int(found[1]) for found in layers if found})
 
 
 def _spidr_name(name: str) -> str:
@@ -211,95 +249,6 @@ def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainS
     return fairseq.to_state(tensors, config=config, **kwargs)
 
 
-def _count(tensors: Mapping[str, Any], pattern: str) -> int:
-    numbers = {int(m[1]) for name in tensors if (m := re.match(pattern, name))}
-    return len(numbers)
-
-
-def infer_config(
-    tensors: Mapping[str, np.ndarray],
-    name_of: Any,
-    choices: Choices,
-    notes: list[str],
-    *,
-    said: dict[str, Any],
-) -> ml_collections.ConfigDict:
-    """The configuration that tensors of these shapes have.
-
-    Args:
-      tensors: Name -> array.
-      name_of: The format's name of a fairseq tensor.
-      choices: What a person says.
-      notes: Gets a line for everything that shapes do not tell.
-      said: fairseq's fields, where the checkpoint has them; they are believed.
-
-    Returns:
-      Unparsed configuration; the recipe is the published one where `said` does not say.
-
-    Raises:
-      InteropError: Tensors that tell the shape are missing.
-    """
-    config = fairseq.config_from_fields({k: v for k, v in said.items() if v is not None})
-    config.compute_dtype = "float32"
-    model = config.model
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        value = tensors.get(name_of(name))
-        if value is None or value.ndim != rank:
-            found = "missing" if value is None else f"found shape {list(value.shape)}"
-            raise InteropError(f"{name_of(name)}: {found}, expected {rank} axes")
-        return value.shape
-
-    def number(pattern: str) -> int:
-        k = 0
-        while name_of(pattern.format(k)) in tensors:
-            k += 1
-        return k
-
-    if "encoder_embed_dim" not in said:
-        model.width = shape("mask_emb", 1)[0]
-    if "encoder_layers" not in said:
-        model.num_layers = number("encoder.layers.{}.fc1.weight")
-    if "encoder_ffn_embed_dim" not in said:
-        model.ffn_dim = shape("encoder.layers.0.fc1.weight", 2)[0]
-    _infer_convolutions(model, shape, number, notes, said)
-    if choices.heads is not None:
-        model.num_heads = choices.heads
-    elif "encoder_attention_heads" not in said:
-        model.num_heads = max(1, model.width // 64)
-        notes.append(
-            f"ASSUMED {model.num_heads} heads, width / 64 as published: shapes do not tell "
-            "(--heads=N says another; the features are wrong if it is wrong)"
-        )
-    if "average_top_k_layers" not in said:
-        model.num_codebooks = number("_codebook{}")
-    if "codebook_size" not in said:
-        model.codebook_size = shape("_codebook0", 2)[0]
-    return config
-
-
-def _infer_convolutions(
-    model: Any, shape: Any, number: Any, notes: list[str], said: dict[str, Any]
-) -> None:
-    if "conv_feature_layers" not in said:
-        count = number("feature_extractor.conv_layers.{}.0.weight")
-        layers = []
-        for i in range(count):
-            channels, _, kernel = shape(f"feature_extractor.conv_layers.{i}.0.weight", 3)
-            layers.append((channels, kernel, 2 if i else 5))
-        model.conv_layers = tuple(layers)
-        strides = ", ".join(str(layer[2]) for layer in layers)
-        notes.append(f"ASSUMED strides {strides}, as published: shapes do not tell")
-    depth = number("encoder.pos_conv.{}.0.weight")
-    if "pos_conv_depth" not in said:
-        model.pos_conv_depth = depth
-    _, inputs, kernel = shape("encoder.pos_conv.0.0.weight", 3)
-    if "conv_pos" not in said:
-        model.pos_conv_width = kernel * model.pos_conv_depth
-    if "conv_pos_groups" not in said:
-        model.pos_conv_groups = model.width // max(inputs, 1)
-
-
 def _read_folder(path: Path, choices: Choices) -> Imported:
     if not (path / "config.json").is_file():
         raise InteropError(f"{path}: no checkpoint: expected a file, or a folder with config.json")
@@ -312,7 +261,8 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
         config.model.codebook_size = choices.codebook_size or config.model.codebook_size
         config.seed = choices.seed
     config = parse(config)
-    tensors, unused = huggingface.to_fairseq(folder, config=config)
+    places = huggingface.naming_of(folder, config=config)
+    tensors, unused = huggingface.used_tensors(folder)
     notes = [f"not used: {name}" for name in unused]
     count = len(tensors)
     if not folder.side:
@@ -320,23 +270,28 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
             "STUDENT ONLY: the teacher is its copy; heads and codebooks are fresh, from seed "
             f"{config.seed}: units mean nothing before it is trained on"
         )
-        tensors = _complete(tensors, config)
-    state = _state(tensors, config, source="Hugging Face")
+        tensors = _complete(tensors, config, places)
+    state = _state(tensors, config, naming=places, source="Hugging Face")
     saved = {"data": folder.metadata.get("data")}
     step = int(folder.metadata.get("step", 0))
     return _imported(config, state, step, "huggingface", notes, saved, count)
 
 
-def _complete(tensors: dict[str, np.ndarray], config: Any) -> dict[str, np.ndarray]:
+def _complete(
+    tensors: dict[str, np.ndarray], config: Any, places: fairseq.Naming
+) -> dict[str, np.ndarray]:
     """Adds the teacher as a copy of the student, and fresh heads and codebooks."""
     fresh = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    named = fairseq.from_state(fresh, config=config)
-    for name in named:
-        if name.startswith(("heads.", "_codebook")):
-            tensors.setdefault(name, named[name])
-        elif name.startswith("_ema.") and f"encoder.{name[5:]}" in tensors:
-            tensors[name] = tensors[f"encoder.{name[5:]}"]
-    return tensors
+    added = {}
+    for name, value in fairseq.from_state(fresh, config=config).items():
+        if name.startswith("_ema."):
+            # a student's tensor that does not fit is named by itself, not by its copy
+            copied = tensors.get(places(f"encoder.{name[5:]}").name)
+            fits = copied is not None and copied.shape == value.shape
+            added[places(name).name] = copied if fits and copied.dtype.kind not in "iub" else value
+        elif name.startswith(("heads.", "_codebook")):
+            added[places(name).name] = value
+    return tensors | added
 
 
 def _imported(

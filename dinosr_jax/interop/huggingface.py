@@ -14,10 +14,11 @@ import numpy as np
 
 from dinosr_jax.config import published_recipe
 from dinosr_jax.interop import naming
-from dinosr_jax.interop.fairseq import student_entries
+from dinosr_jax.interop.fairseq import Naming, Place, student_entries
 from dinosr_jax.interop.torch_files import Tensor, TorchFile
 
 SIDE_FILE = "dinosr.safetensors"
+_PREFIX = "data2vec_audio."  # of a model with a head
 _FIELDS = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "width",
@@ -60,6 +61,7 @@ class Folder(NamedTuple):
 
     fields: dict[str, Any]  # config.json
     tensors: dict[str, np.ndarray]  # theirs, by their names
+    others: list[str]  # names of what is no tensor
     side: dict[str, np.ndarray]  # ours beside, by fairseq's names
     metadata: dict[str, str]  # of the side file; empty where there is none
 
@@ -90,13 +92,17 @@ def read_folder(path: Path) -> Folder:
                 "is not the network of DinoSR"
             )
     tensors: dict[str, np.ndarray] = {}
+    others: list[str] = []
     for file in _weight_files(path):
-        tensors |= read_tensors(file)
-    tensors = {name.removeprefix("data2vec_audio."): value for name, value in tensors.items()}
+        found, no_tensors = read_tensors(file)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise ValueError(f"{file}: {twice[0]} is in another file of {path} as well")
+        tensors |= found
+        others += no_tensors
     side, metadata = {}, {}
     if (path / SIDE_FILE).exists():
         side, metadata = _read_safetensors(path / SIDE_FILE)
-    return Folder(fields, tensors, side, metadata)
+    return Folder(fields, tensors, others, side, metadata)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -123,17 +129,18 @@ def _weight_files(path: Path) -> Iterator[Path]:
     raise ValueError(f"{path}: found config.json, but no model.safetensors or pytorch_model.bin")
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a .safetensors or .bin file, by its content."""
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tensors of a .safetensors or .bin file, by its content; names of what is no tensor."""
     with path.open("rb") as file:
         head = file.read(9)
     if len(head) == 9 and head[8:] == b"{":
-        return _read_safetensors(path)[0]
+        return _read_safetensors(path)[0], []
     with TorchFile(path) as file:
         if not isinstance(file.content, dict):
             raise ValueError(f"{path}: expected a mapping of names to tensors")
         found = {k: v for k, v in file.content.items() if isinstance(v, Tensor)}
-        return {str(name): file.array(value) for name, value in found.items()}
+        tensors = {str(name): file.array(value) for name, value in found.items()}
+        return tensors, [str(name) for name in file.content if name not in found]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -184,31 +191,40 @@ def fields_of_config(config: Any) -> dict[str, Any]:
     }
 
 
-def to_fairseq(folder: Folder, *, config: Any) -> tuple[dict[str, np.ndarray], list[str]]:
-    """All tensors of a folder under fairseq's names, the side file's among them.
+def naming_of(folder: Folder, *, config: Any) -> Naming:
+    """Where a folder has each of fairseq's tensors.
 
     Args:
       folder: Of `read_folder`.
       config: Parsed configuration of its network.
 
     Returns:
-      Tensors, and the names that are not used. What does not belong keeps Hugging Face's name.
+      fairseq's name -> the file's own name; of the side file, with that file's name before it.
     """
-    ours = {
-        naming.huggingface(entry.name): entry.name
-        for entry in student_entries(config.model)
-        if not entry.name.startswith("heads.")
-    }
-    used, unused = {}, []
-    teacher = folder.metadata.get("model") == "teacher"
-    for name, value in folder.tensors.items():
-        if name.startswith(("lm_head.", "classifier.", "projector.")):
-            unused.append(name)
-            continue
-        target = ours.get(name, name)
-        if teacher and config.teacher.scope == "full" and target != "mask_emb":
-            target = f"_ema.{target}"
-        elif teacher and target.startswith("encoder."):
-            target = "_ema." + target.removeprefix("encoder.")
-        used[target] = value
-    return used | folder.side, unused
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in folder.tensors) else ""
+    teacher, full = folder.metadata.get("model") == "teacher", config.teacher.scope == "full"
+    main = {}
+    for entry in student_entries(config.model):
+        source = in_main_file(entry.name, teacher=teacher, full=full)
+        if source is not None:
+            main[source] = f"{prefix}{naming.huggingface(entry.name)}"
+    return lambda name: Place(main.get(name, f"{SIDE_FILE}: {name}"))
+
+
+def in_main_file(name: str, *, teacher: bool, full: bool) -> str | None:
+    """What model.safetensors has as a tensor of the student, by fairseq's name; None for heads."""
+    if name.startswith("heads."):
+        return None
+    if teacher and full and name != "mask_emb":
+        return f"_ema.{name}"
+    if teacher and name.startswith("encoder."):
+        return "_ema." + name.removeprefix("encoder.")
+    return name
+
+
+def used_tensors(folder: Folder) -> tuple[dict[str, np.ndarray], list[str]]:
+    """All tensors of a folder under the names of `naming_of`, and the names that are not used."""
+    unused = [n for n in folder.tensors if n.startswith(("lm_head.", "classifier.", "projector."))]
+    tensors = {name: value for name, value in folder.tensors.items() if name not in unused}
+    tensors |= {f"{SIDE_FILE}: {name}": value for name, value in folder.side.items()}
+    return tensors, unused + [f"{name}, which is no tensor" for name in folder.others]

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.interop.formats import Imported, InteropError, at_step, read_checkpoint
@@ -119,7 +120,21 @@ def read_any(path: Path) -> Imported:
     if restored is None:
         raise InteropError(f"{path} has no complete checkpoint yet; train it further first")
     data = dict(restored.data)
-    metrics = path / "metrics.jsonl"
-    if metrics.is_file():
-        data["metrics"] = metrics.read_text().splitlines()[-1:]
+    data["metrics"] = _last_metrics(path / "metrics.jsonl", restored.step)
     return Imported(config, restored.state, restored.step, "run", [], data)
+
+
+def _last_metrics(path: Path, step: int) -> dict[str, dict[str, Any]]:
+    """The last records up to `step`: of training, and of the held-out split where there is one."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a line that a killed run did not finish
+        if isinstance(record, dict) and record.get("step", 0) <= step:
+            held_out = {k: v for k, v in record.items() if k.startswith("eval_")}
+            found["training"] = {k: v for k, v in record.items() if k not in held_out}
+            if "eval_loss" in record:
+                found["held out"] = {"step": record.get("step"), **held_out}
+    return found

@@ -1,0 +1,93 @@
+"""The network that a checkpoint holds, of the shapes of its tensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dinosr_jax.interop import fairseq
+
+
+def infer_config(
+    tensors: Mapping[str, np.ndarray],
+    name_of: Any,
+    heads: int | None,
+    notes: list[str],
+    *,
+    said: dict[str, Any],
+) -> ml_collections.ConfigDict:
+    """The configuration that tensors of these shapes have.
+
+    Args:
+      tensors: Name -> array.
+      name_of: The format's name of a fairseq tensor.
+      heads: Attention heads, where a person says them.
+      notes: Gets a line for everything that shapes do not tell.
+      said: fairseq's fields, where the checkpoint has them; they are believed.
+
+    Returns:
+      Unparsed configuration; the recipe is the published one where `said` does not say.
+
+    Raises:
+      ValueError: Tensors that tell the shape are missing.
+    """
+    config = fairseq.config_from_fields({k: v for k, v in said.items() if v is not None})
+    config.compute_dtype = "float32"
+    model = config.model
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        value = tensors.get(name_of(name))
+        if value is None or value.ndim != rank:
+            found = "missing" if value is None else f"found shape {list(value.shape)}"
+            raise ValueError(f"{name_of(name)}: {found}, expected {rank} axes")
+        return value.shape
+
+    def number(pattern: str) -> int:
+        k = 0
+        while name_of(pattern.format(k)) in tensors:
+            k += 1
+        return k
+
+    if "encoder_embed_dim" not in said:
+        model.width = shape("mask_emb", 1)[0]
+    if "encoder_layers" not in said:
+        model.num_layers = number("encoder.layers.{}.fc1.weight")
+    if "encoder_ffn_embed_dim" not in said:
+        model.ffn_dim = shape("encoder.layers.0.fc1.weight", 2)[0]
+    _infer_convolutions(model, shape, number, notes, said)
+    if heads is not None:
+        model.num_heads = heads
+    elif "encoder_attention_heads" not in said:
+        model.num_heads = max(1, model.width // 64)
+        notes.append(
+            f"ASSUMED {model.num_heads} heads, width / 64 as published: shapes do not tell "
+            "(--heads=N says another; the features are wrong if it is wrong)"
+        )
+    if "average_top_k_layers" not in said:
+        model.num_codebooks = number("_codebook{}")
+    if "codebook_size" not in said:
+        model.codebook_size = shape("_codebook0", 2)[0]
+    return config
+
+
+def _infer_convolutions(
+    model: Any, shape: Any, number: Any, notes: list[str], said: dict[str, Any]
+) -> None:
+    if "conv_feature_layers" not in said:
+        count = number("feature_extractor.conv_layers.{}.0.weight")
+        layers = []
+        for i in range(count):
+            channels, _, kernel = shape(f"feature_extractor.conv_layers.{i}.0.weight", 3)
+            layers.append((channels, kernel, 2 if i else 5))
+        model.conv_layers = tuple(layers)
+        strides = ", ".join(str(layer[2]) for layer in layers)
+        notes.append(f"ASSUMED strides {strides}, as published: shapes do not tell")
+    depth = number("encoder.pos_conv.{}.0.weight")
+    if "pos_conv_depth" not in said:
+        model.pos_conv_depth = depth
+    _, inputs, kernel = shape("encoder.pos_conv.0.0.weight", 3)
+    if "conv_pos" not in said:
+        model.pos_conv_width = kernel * model.pos_conv_depth
+    if "conv_pos_groups" not in said:
+        model.pos_conv_groups = model.width // max(inputs, 1)
