@@ -7,6 +7,9 @@ batches in order of length under the same budget of seconds. Both decode ahead i
 (JAX, PyTorch, JAX, ...), each side in a process of its own that sleeps in the turns of the other.
 A first pass, which compiles on one side and chooses the batches on the other, is timed apart. The
 utterances are cut from `--source`, with about LibriSpeech's lengths.
+
+Threads of PyTorch that wait for each other spin, and seem to compute, where other jobs hold the
+cores: --cores=1 compares on one core, where CPU seconds are those of computing.
 """
 
 import argparse
@@ -124,6 +127,8 @@ def _batches(paths: list[Path], waves: Iterator[np.ndarray], budget: float) -> I
 
 def serve(side: str, arguments: argparse.Namespace, scratch: Path, pipe: Any) -> None:
     """Child process of a side: a first pass of each way, then one pass of the best a message."""
+    if arguments.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     make = {"jax": make_jax_pass, "torch": make_torch_pass}[side]
     ways = make(scratch / "audio", arguments.shape, arguments.batch_seconds)
     first = {}
@@ -168,9 +173,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=["base", "small", "quickstart"], default="base")
     parser.add_argument("--source", type=Path, default=ROOT / "data/embedded", help="of .ogg files")
-    parser.add_argument("--seconds", type=float, default=100.0, help="of audio a pass")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of audio a pass")
     parser.add_argument("--batch_seconds", type=float, default=16.0, help="budget of either side")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, help="(default: all); 1 where others are at work")
     return parser.parse_args()
 
 
@@ -182,12 +188,20 @@ def main() -> None:
         seconds = write_utterances(arguments.source, scratch / "audio", seconds=arguments.seconds)
         measured, first = time_in_turn(arguments, scratch)
         count = len(list((scratch / "audio").iterdir()))
-        for side in measured:
-            written = len(list((scratch / f"{side}_0").glob("*.npy")))
-            if written != count:
-                sys.exit(f"error: {side} wrote {written} of {count} files")
+        check(scratch / "jax_0", scratch / "torch_0", count=count)
     print(f"{arguments.shape}: {count} FLAC files, {seconds:.0f} s of audio, float32")
     report(seconds, measured, first)
+
+
+def check(ours: Path, theirs: Path, *, count: int) -> None:
+    """Exits unless both sides wrote all files, finite and of the same shapes."""
+    names = sorted(path.name for path in ours.glob("*.npy"))
+    for name in names:
+        one, other = np.load(ours / name), np.load(theirs / name)
+        if one.shape != other.shape or not (np.isfinite(one) & np.isfinite(other)).all():
+            sys.exit(f"error: {name}: found {one.shape} and {other.shape}, or numbers not finite")
+    if len(names) != count:
+        sys.exit(f"error: {len(names)} of {count} files were written")
 
 
 def time_in_turn(arguments: argparse.Namespace, scratch: Path) -> tuple[dict, dict]:
