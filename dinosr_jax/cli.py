@@ -174,9 +174,7 @@ _run_over_inputs = _together(
     click.option("--split", default="", help="INPUT are prepared datasets; read this."),
 )
 _run_options = _together(
-    click.option(
-        "--shard", default="0/1", show_default=True, help="Part i of n, i from 0 to n - 1."
-    ),
+    click.option("--shard", default="0/1", show_default=True, help="Part i of n, from 0."),
     click.option(
         "--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on."
     ),
