@@ -17,7 +17,6 @@ from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, make_model
 from dinosr_jax.training.step import apply
 
-
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
