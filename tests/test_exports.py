@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from click.testing import CliRunner
 from test_fairseq import GOLDEN
 
+from dinosr_jax.cli import cli
 from dinosr_jax.config import parse
 from dinosr_jax.interop import exports
 from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
@@ -52,6 +54,19 @@ def test_exports_come_back(kind, found, tmp_path):
     with pytest.raises(InteropError, match="not empty"):
         exports.export(found, tmp_path / "out", kind=kind)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_command(tmp_path):
+    golden = str(GOLDEN / "tiny_fairseq.pt")
+    arguments = ["export", golden, "--format=spidr", f"--output={tmp_path / 'out'}"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0 and "written for spidr" in done.output
+    same(read_checkpoint(golden), read_checkpoint(tmp_path / "out/dinosr.pt"))
+    again = CliRunner().invoke(cli, arguments)
+    assert again.exit_code == 1 and again.output.startswith("Error: ")
+    assert "not empty" in again.output and again.output.count("\n") == 1
+    done = CliRunner().invoke(cli, [*arguments[:3], f"--output={tmp_path}/b", "--model=teacher"])
+    assert done.exit_code == 2 and "--model" in done.output and not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("kind", ["fairseq", "spidr"])
