@@ -391,6 +391,8 @@ def export(run: Path, kind: Any, output: Path, model: Any) -> None:
 
     from dinosr_jax.interop import exports, runs
 
+    if model == "teacher" and kind != "huggingface":
+        raise click.UsageError(f"--model: a checkpoint for {kind} holds student and teacher")
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         exports.export(runs.read_any(run), output, kind=kind, model=model)

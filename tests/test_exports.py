@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from click.testing import CliRunner
 from test_fairseq import GOLDEN
 
+from dinosr_jax.cli import cli
 from dinosr_jax.config import parse
 from dinosr_jax.interop import exports
 from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
@@ -16,6 +18,8 @@ from dinosr_jax.objective.teacher import teacher_parts
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, make_model
 from dinosr_jax.training.step import apply
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module", params=["encoder", "full"])
@@ -52,6 +56,19 @@ def test_exports_come_back(kind, found, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_command(tmp_path):
+    golden = str(GOLDEN / "tiny_fairseq.pt")
+    arguments = ["export", golden, "--format=spidr", f"--output={tmp_path / 'out'}"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0 and "written for spidr" in done.output
+    same(read_checkpoint(golden), read_checkpoint(tmp_path / "out/dinosr.pt"))
+    again = CliRunner().invoke(cli, arguments)
+    assert again.exit_code == 1 and again.output.startswith("Error: ")
+    assert "not empty" in again.output and again.output.count("\n") == 1
+    done = CliRunner().invoke(cli, [*arguments[:3], f"--output={tmp_path}/b", "--model=teacher"])
+    assert done.exit_code == 2 and "--model" in done.output and not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("kind", ["fairseq", "spidr"])
 def test_torch_reads_the_golden_layout(kind, tmp_path):
     torch = pytest.importorskip("torch")
@@ -65,18 +82,41 @@ def test_torch_reads_the_golden_layout(kind, tmp_path):
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs), name
 
 
-def test_transformers_computes_the_same(tmp_path):
+def hidden_states(folder, waveforms):
+    """Those of transformers' model."""
     torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(waveforms), output_hidden_states=True).hidden_states
+
+
+def our_layers(config, params, waveforms):
+    """The encoder's input and every layer's output."""
+    network = make_model(config)
+
+    @jax.jit
+    def compute(params, waveforms):
+        projected = apply(network, params, waveforms, method="project")
+        return apply(network, params, projected, all_layers=True, method="encode")
+
+    with jax.default_matmul_precision("highest"):
+        layers = compute(params, waveforms)
+    return [layers.input, *layers.block]
+
+
+def test_transformers_computes_the_same(tmp_path):
     transformers = pytest.importorskip("transformers")
     golden = dict(np.load(GOLDEN / "tiny.npz"))
     found = read_checkpoint(GOLDEN / "tiny_fairseq.pt")
     exports.export(found, tmp_path / "out", kind="huggingface")
-    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "out")
     assert extractor.do_normalize and extractor.return_attention_mask
-    with torch.no_grad():
-        waveforms = torch.from_numpy(golden["waveforms"])
-        states = model(waveforms, output_hidden_states=True).hidden_states
+    states = hidden_states(tmp_path / "out", golden["waveforms"])
+    ours = our_layers(found.config, found.state.params, golden["waveforms"])
+    assert len(states) == len(ours) == 5
+    for i in range(5):
+        np.testing.assert_allclose(states[i], ours[i], rtol=0, atol=1e-5)
     for i in range(4):
         np.testing.assert_allclose(states[i + 1], golden[f"student_layer_{i}"], rtol=0, atol=1e-5)
     _, info = transformers.AutoModelForCTC.from_pretrained(
@@ -86,32 +126,25 @@ def test_transformers_computes_the_same(tmp_path):
     assert not info["unexpected_keys"]
 
 
-@pytest.mark.parametrize("width", [32, 64])
-def test_transformers_computes_the_same_with_other_networks(width, tmp_path, compile_quickly):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+@pytest.mark.parametrize(("width", "num_layers"), [(32, 2), (64, 1)])
+def test_transformers_computes_the_same_with_other_networks(width, num_layers, tmp_path):
     config = tiny.get_config()
-    config.model.width, config.model.num_layers = width, 2
+    config.model.width, config.model.num_layers = width, num_layers
+    config.model.num_codebooks = 1
     config.model.conv_layers = ((24, 8, 4), (16, 4, 3), (20, 3, 2))
     config.model.pos_conv_depth, config.model.pos_conv_width = 2, 8  # an even kernel
     config = parse(config)
-    state = init_state(config, optimizer=make_optimizer(config))
+    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     noise = lambda x: x + 0.1 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
     state = state.replace(teacher_params=jax.tree.map(noise, state.teacher_params))
     found = Imported(config, state, 0, "run", [], {})
     exports.export(found, tmp_path / "out", kind="huggingface", model="teacher")
     waveforms = np.random.default_rng(1).normal(size=(2, 1200)).astype(np.float32)
-    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
-    with torch.no_grad():
-        states = model(torch.from_numpy(waveforms), output_hidden_states=True).hidden_states
-    network = make_model(config)
-    params = {**state.params, **state.teacher_params}
-    with jax.default_matmul_precision("highest"):
-        projected = apply(network, params, waveforms, method="project")
-        layers = apply(network, params, projected, all_layers=True, method="encode")
-    assert states[1].shape[-1] == width
-    for i in range(2):
-        np.testing.assert_allclose(states[i + 1], layers.block[i], rtol=0, atol=1e-5)
+    states = hidden_states(tmp_path / "out", waveforms)
+    ours = our_layers(config, {**state.params, **state.teacher_params}, waveforms)
+    assert states[0].shape[-1] == width and len(states) == len(ours) == num_layers + 1
+    for i in range(num_layers + 1):
+        np.testing.assert_allclose(states[i], ours[i], rtol=0, atol=1e-5)
 
 
 def test_a_student_alone_gets_teacher_and_codebooks(tmp_path):

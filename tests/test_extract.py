@@ -94,14 +94,14 @@ def test_not_a_run(trained, tmp_path, monkeypatch):
     class Refused(ValueError):
         pass
 
-    def read(path):
+    def read(path, *, choices):
         if path.suffix == ".pt":
             return SimpleNamespace(
                 config=trained.config, state=trained, step=5, source="spidr", notes=["no heads"]
             )
         raise Refused("no checkpoint of anyone")
 
-    stand_in = SimpleNamespace(InteropError=Refused, read_checkpoint=read)
+    stand_in = SimpleNamespace(InteropError=Refused, read_checkpoint=read, Choices=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "dinosr_jax.interop.formats", stand_in)
     with pytest.raises(CheckpointError, match="no checkpoint of anyone\n.* is not a run"):
         load(tmp_path)

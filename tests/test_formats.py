@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_fairseq import GOLDEN
 
+import dinosr_jax
 from dinosr_jax.interop import fairseq
 from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
 
@@ -22,6 +23,31 @@ def test_both_golden_files_hold_the_golden_weights(name):
     assert tensors.keys() == expected.keys()
     for key in expected:
         np.testing.assert_array_equal(tensors[key], expected[key])
+
+
+@pytest.mark.parametrize("name", ["fairseq", "spidr"])
+def test_features_are_the_golden_ones(name, compile_quickly):
+    model = dinosr_jax.load(GOLDEN / f"tiny_{name}.pt", heads=4)
+    golden = dict(np.load(GOLDEN / "tiny.npz"))
+    waveforms = list(golden["waveforms"])  # normalised already
+    cases = [("student", "block", "layer"), ("student", "ffn", "ffn"), ("teacher", "ffn", "ffn")]
+    for network, tensor, key in cases:
+        with jax.default_matmul_precision("highest"):
+            found = model.extract(waveforms, layer="all", tensor=tensor, model=network)
+        for b in range(2):
+            assert list(found[b]) == [1, 2, 3, 4]
+            for layer, features in found[b].items():
+                expected = golden[f"{network}_{key}_{layer - 1}"][b]
+                np.testing.assert_allclose(features, expected, rtol=0, atol=2e-5)
+
+
+def test_a_fine_tuned_model_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)["model"]
+    saved = {f"w2v_encoder.w2v_model.{k}": v for k, v in saved.items() if k != "_ema"}
+    torch.save({"model": saved, "cfg": {}}, tmp_path / "x.pt")
+    with pytest.raises(InteropError, match=r"x\.pt: a fine-tuned fairseq model.*dinosr\.ckpt"):
+        read_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("name", ["fairseq", "spidr"])

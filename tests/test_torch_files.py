@@ -1,5 +1,6 @@
 """PyTorch's files are read as data; hostile ones are refused and run nothing."""
 
+import enum
 import pickle
 import zipfile
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinosr_jax.interop.torch_files import Tensor, TorchFile, TorchFileError
+from dinosr_jax.interop.inert import Inert, TorchFileError
+from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
 
 GOLDEN = Path(__file__).parent / "golden"
 TOUCH = b"X\x05\x00\x00\x00touch"
@@ -19,6 +21,19 @@ HOSTILE = {
     "NEWOBJ_EX": b"\x80\x04csubprocess\nPopen\n" + TOUCH + b"\x85}\x92.",
     "eval": b"\x80\x02cbuiltins\neval\n(" + TOUCH + b"tR.",
     "getattr": b"\x80\x02c__builtin__\ngetattr\n.",
+    "getattr of a module": b"\x80\x02c__builtin__\ngetattr\n(X\x02\x00\x00\x00os" + TOUCH + b"tR.",
+    "getattr of a function": b"\x80\x02cbuiltins\ngetattr\n(ctorch._utils\n_rebuild_tensor\n"
+    + TOUCH
+    + b"tR.",
+    "getattr of a member": b"\x80\x02cbuiltins\ngetattr\nq\x00(h\x00(cfairseq\nA\n"
+    + TOUCH
+    + b"tR"
+    + TOUCH
+    + b"tR.",
+    "getattr of a dunder": b"\x80\x02cbuiltins\ngetattr\n(cfairseq\nA\nX\x07\x00\x00\x00__new__tR.",
+    "nested in task_state": b"\x80\x02}X\x0a\x00\x00\x00task_state](cos\nsystem\n"
+    + TOUCH
+    + b"\x85Res.",
     "memo": b"\x80\x02cos\nsystem\nq\x000h\x00(" + TOUCH + b"tR.",
     "third party function": b"\x80\x02cnumpy.testing._private.utils\nrunstring\n(tR.",
     "dotted": b"\x80\x04\x8c\x07pathlib\x8c\x0bPath.unlink\x93.",
@@ -28,8 +43,16 @@ HOSTILE = {
 BROKEN = {
     "calls a tuple": b"\x80\x02)" + TOUCH + b"\x85R.",
     "state for a class": b"\x80\x02cfairseq.x\nModel\n}b.",
-    "huge memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
     "no end": b"\x80\x02}",
+    "calls a member": b"\x80\x02cbuiltins\ngetattr\n(cfairseq\nA\n" + TOUCH + b"tR)R.",
+    "deep": b"\x80\x02N" + b"\x85" * 100_000 + b".",
+    "deep key": b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.",
+    "doubled key": b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",
+    "doubled keys": b"\x80\x02}()" + b"2\x86" * 60 + b"Nu.",
+    "doubled key of a call": b"\x80\x02ccollections\nOrderedDict\n(])"
+    + b"2\x86" * 60
+    + b"N\x86atR.",
+    "doubled item": b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.",
 }
 
 
@@ -70,6 +93,68 @@ def test_broken_pickles_are_errors(name, tmp_path):
 def test_other_files_are_named(content, message, tmp_path):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(TorchFileError, match=message):
+        TorchFile(tmp_path / "x.pt")
+
+
+def test_work_without_bounds_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(
+        TorchFileError, match=r"bad\.pt: refused: .* 2,000,000 instructions or 64 MB"
+    ):
+        TorchFile(written(tmp_path / "bad.pt", b"\x80\x02" + b"N0" * 1_000_001 + b"N."))
+    monkeypatch.setattr("dinosr_jax.interop.torch_files.MAX_BYTES", 2**20)
+    with pytest.raises(TorchFileError, match="its pickle has 3 MB, more than 1"):
+        TorchFile(written(tmp_path / "bad.pt", b" " * 3 * 2**20))
+
+
+def test_what_is_shared_is_made_plain_once(tmp_path):
+    doubled = b"\x80\x02]q\x00" + b"".join(
+        b"](h%ch%ceq%c" % (k, k, k + 1) for k in range(60)
+    )  # 2^60 lists where they are not shared
+    with TorchFile(written(tmp_path / "x.pt", doubled + b".")) as file:
+        found = plain(file.content)
+    assert len(found) == 2 and found[0] is found[1]
+    own = b"\x80\x02]q\x00h\x00a."  # a list in itself
+    with TorchFile(written(tmp_path / "x.pt", own)) as file:
+        assert plain(file.content) == [None]
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("form", ["3.11", "3.12"])
+def test_members_of_enumerations(form, tmp_path):
+    call = b"\x80\x02cfairseq.choices\nColour\n(X\x03\x00\x00\x00redtR."
+    if form == "3.11":
+        call = b"\x80\x02c__builtin__\ngetattr\n(cfairseq.choices\nColour\nX\x03\x00\x00\x00REDtR."
+    with TorchFile(written(tmp_path / "x.pt", call)) as file:
+        assert isinstance(file.content, Inert) and plain({"a": file.content}) == {"a": None}
+    own = pickle.dumps([Colour.RED, Colour.RED], protocol=2)  # of the Python that runs this
+    with TorchFile(written(tmp_path / "x.pt", own)) as file:
+        assert all(isinstance(member, Inert) for member in file.content)
+
+
+def test_keys_that_are_tuples(tmp_path):
+    content = pickle.dumps({("a", 1): 2, "b": {(1, (2, 3)): 4}}, protocol=2)
+    with TorchFile(written(tmp_path / "x.pt", content)) as file:
+        assert file.content == {("a", 1): 2, "b": {(1, (2, 3)): 4}}
+        assert plain(file.content) == {"b": {}}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_big_endian_is_refused(zipped, tmp_path):
+    torch = pytest.importorskip("torch")
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
+            file.writestr("archive/data.pkl", b"\x80\x02}.")
+            file.writestr("archive/byteorder", "big")
+    else:
+        torch.save({}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+        data = (tmp_path / "x.pt").read_bytes()
+        little = b"little_endianq\x02\x88"
+        assert data.count(little) == 1
+        (tmp_path / "x.pt").write_bytes(data.replace(little, little[:-1] + b"\x89"))
+    with pytest.raises(TorchFileError, match="big-endian"):
         TorchFile(tmp_path / "x.pt")
 
 

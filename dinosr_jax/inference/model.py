@@ -213,13 +213,15 @@ def as_mono(waveform: Any, *, name: str) -> np.ndarray:
     return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, heads: int | None = None) -> Model:
     """Reads a trained network.
 
     Args:
       path: A run (the --workdir of main.py; its last checkpoint), one step of it
         (RUN/checkpoints/STEP), an exported folder, or a checkpoint of fairseq, spidr or Hugging
         Face.
+      heads: Attention heads of another project's checkpoint that does not say them (spidr's); None
+        for width / 64, as published.
 
     Returns:
       The network, on the first device.
@@ -242,15 +244,15 @@ def load(path: str | Path) -> Model:
     )
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; {expected}")
-    return _import(path, expected)
+    return _import(path, expected, heads)
 
 
-def _import(path: Path, expected: str) -> Model:
+def _import(path: Path, expected: str, heads: int | None) -> Model:
     """Reads the checkpoint of another project."""
-    from dinosr_jax.interop.formats import InteropError, read_checkpoint
+    from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
 
     try:
-        found = read_checkpoint(path)
+        found = read_checkpoint(path, choices=Choices(heads=heads))
     except InteropError as error:
         raise CheckpointError(f"{error}\n{path} is not a run either: {expected}") from None
     state = found.state

@@ -5,18 +5,16 @@ becomes an inert stand-in that remembers its arguments, and names that no checkp
 refused. Tensors are built from the stand-ins afterwards, every size checked.
 """
 
-import io
 import math
-import pickle
-import pickletools
 import struct
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from dinosr_jax.interop.inert import MAX_BYTES, PARAMETERS, TENSORS, Inert, TorchFileError, load
 
 _DTYPES = {
     "Float": np.dtype("<f4"),
@@ -31,71 +29,6 @@ _DTYPES = {
     "Bool": np.dtype("?"),
 }
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files written before torch 1.6
-_TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2")
-_PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
-_KNOWN = {
-    "builtins": "bool bytes complex dict float frozenset int list object set str tuple",
-    "collections": "OrderedDict defaultdict Counter",
-    "argparse": "Namespace",
-    "torch": "device float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool strided",
-    "torch._utils": " ".join(_TENSORS + _PARAMETERS),
-    "torch.serialization": "_get_layout",
-    "numpy": "dtype ndarray",
-    "numpy.core.multiarray": "scalar _reconstruct",
-    "numpy._core.multiarray": "scalar _reconstruct",
-    "_codecs": "encode",
-}
-_STANDARD_CLASSES = ("typing", "enum", "pathlib")
-_MAX_MEMO = 2**26
-
-
-class TorchFileError(ValueError):
-    """A file is not one of PyTorch's, is damaged, or asks for what a checkpoint never needs."""
-
-
-class Inert:
-    """Stands for an object of some class, or for the result of some call; does nothing."""
-
-    module = name = ""
-    args: tuple = ()
-    state: Any = None
-
-    def __new__(cls, *args: Any, **_: Any) -> "Inert":
-        """Remembers the arguments."""
-        self = super().__new__(cls)
-        self.__dict__["args"] = args
-        return self
-
-    def __init__(self, *_: Any, **__: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.__dict__["state"] = state
-
-    def append(self, _: Any) -> None:
-        """List items of a list's subclass; not needed."""
-
-    def extend(self, _: Any) -> None:
-        """As `append`."""
-
-    def __setitem__(self, _: Any, __: Any) -> None:
-        pass
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-class InertDict(dict):
-    """Stands for a subclass of dict, with its items."""
-
-    module = name = ""
-
-    def __init__(self, *args: Any, **_: Any):
-        pairs = args[0] if args and isinstance(args[0], list | tuple) else ()
-        super().__init__(p for p in pairs if isinstance(p, list | tuple) and len(p) == 2)
-
-    def __setstate__(self, _: Any) -> None:
-        pass
 
 
 class Tensor(NamedTuple):
@@ -107,39 +40,6 @@ class Tensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-class _Unpickler(pickle.Unpickler):
-    """Runs nothing: every class and function is a stand-in, made for this file alone."""
-
-    def __init__(self, file: Any, path: Path):
-        super().__init__(file, encoding="latin1")
-        self._path, self._classes = path, {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = "builtins" if module == "__builtin__" else module
-        root, last = module.split(".")[0], name.split(".")[-1].lstrip("_")
-        if name in _KNOWN.get(module, "").split():
-            allowed = True
-        elif root in sys.stdlib_module_names or root in ("builtins", "__builtin__", "copy_reg"):
-            allowed = module in _STANDARD_CLASSES and last[:1].isupper()
-        else:
-            allowed = last[:1].isupper() and root.isidentifier()
-        if not allowed:
-            raise TorchFileError(
-                f"{self._path}: refused: it asks for {module}.{name}, which no checkpoint needs "
-                "and which could run a program; nothing in it was run. Get it from a source that "
-                "you trust"
-            )
-        if (module, name) not in self._classes:
-            base = InertDict if module == "collections" else Inert
-            self._classes[module, name] = type(
-                last or "Inert", (base,), {"module": module, "name": name}
-            )
-        return self._classes[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        return ("storage", pid)
 
 
 class TorchFile:
@@ -178,6 +78,8 @@ class TorchFile:
         if isinstance(error, kinds):
             return error
         text = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, RecursionError):
+            text = "its objects are nested too deeply"
         return TorchFileError(f"{self.path}: damaged, or not written by torch.save: {text}")
 
     def __enter__(self) -> "TorchFile":
@@ -201,7 +103,13 @@ class TorchFile:
             raise TorchFileError(f"{self.path}: a TorchScript program; expected a state_dict")
         if self._root + "byteorder" in names and self._entry("byteorder") != b"little":
             raise TorchFileError(f"{self.path}: written on a big-endian machine; not supported")
-        return _load(self._entry("data.pkl"), self.path)[0]
+        size = self._zip.getinfo(self._root + "data.pkl").file_size
+        if size > MAX_BYTES:
+            raise TorchFileError(
+                f"{self.path}: refused: its pickle has {size >> 20:,} MB, more than "
+                f"{MAX_BYTES >> 20}, which no checkpoint of DinoSR has"
+            )
+        return load(self._entry("data.pkl"), self.path)[0]
 
     def _entry(self, name: str) -> bytes:
         info = self._zip.getinfo(self._root + name)
@@ -213,7 +121,7 @@ class TorchFile:
         data = self.path.read_bytes()
         position, values = 0, []
         for _ in range(5):  # magic number, protocol, system, content, keys of the storages
-            value, position = _load(data, self.path, position)
+            value, position = load(data, self.path, position)
             values.append(value)
         _, _, system, content, keys = values
         if not (isinstance(system, dict) and system.get("little_endian") is True):
@@ -284,21 +192,6 @@ def _what(head: bytes) -> str:
     return "not a file that torch.save wrote"
 
 
-def _load(data: bytes, path: Path, start: int = 0) -> tuple[Any, int]:
-    """Unpickles from `start`; returns the value and where the pickle ends."""
-    stream = io.BytesIO(data)
-    stream.seek(start)
-    puts = 0
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name.startswith("EXT"):
-            raise TorchFileError(f"{path}: refused: it asks for a copyreg extension ({argument})")
-        puts += 1
-        if "PUT" in opcode.name and int(argument) > min(_MAX_MEMO, 10 * puts + 1000):
-            raise TorchFileError(f"{path}: damaged: memo number {argument} at opcode {puts}")
-    end = stream.tell()
-    return _Unpickler(io.BytesIO(data[start:end]), path).load(), end
-
-
 def _is(value: Any, module: str, *names: str) -> bool:
     return isinstance(value, Inert) and value.module == module and value.name in names
 
@@ -327,9 +220,9 @@ def _resolve(value: Any, path: Path, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)][1]
     result = value
-    if _is(value, "torch._utils", *_TENSORS):
+    if _is(value, "torch._utils", *TENSORS):
         result = _tensor(value.args, path)
-    elif _is(value, "torch._utils", *_PARAMETERS):
+    elif _is(value, "torch._utils", *PARAMETERS):
         result = _resolve(value.args[0], path, memo)
     elif isinstance(value, dict):
         memo[id(value)] = (value, result := {})
@@ -362,27 +255,35 @@ def _tensor(args: tuple, path: Path) -> Tensor:
     return Tensor(dtype, str(key), numel, offset, tuple(shape), tuple(strides))
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, memo: dict[int, Any] | None = None) -> Any:
     """A saved configuration as nested dicts: of a Namespace, OmegaConf's nodes, dataclasses, dicts.
 
     Args:
       value: A part of `TorchFile.content`.
+      memo: What was made of objects that occur again, by their ids.
 
     Returns:
-      Dicts, lists and plain values; other objects are None.
+      Dicts, lists and plain values; other objects are None, and so are those inside themselves.
     """
+    memo = {} if memo is None else memo
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, Tensor) or not isinstance(value, Inert | dict | list | tuple):
+        return None
+    if id(value) in memo:
+        return memo[id(value)]
+    memo[id(value)] = result = None
     if isinstance(value, Inert):
         state = value.state
         if isinstance(state, tuple) and state and isinstance(state[0], dict):
             state = state[0]
         if isinstance(state, dict):
             inner = next((state[key] for key in ("_content", "_val") if key in state), state)
-            return plain(inner)
-        return None
-    if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        return None
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else None
+            result = plain(inner, memo)
+    elif isinstance(value, dict):
+        names = [k for k in value if isinstance(k, str | int | float | bool | None)]
+        result = {name: plain(value[name], memo) for name in names}
+    else:
+        result = [plain(item, memo) for item in value]
+    memo[id(value)] = result
+    return result
