@@ -252,7 +252,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
 
     def progress(done: float, total: float) -> None:
         bar.total = total
-        bar.update(done)
+        bar.update(min(done, total - bar.n))  # sums round
 
     try:
         with bar:
