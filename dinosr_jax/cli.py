@@ -316,7 +316,7 @@ def _network(
 
     def progress(done: float, total: float) -> None:
         bar.total = total
-        bar.update(done)
+        bar.update(min(done, total - bar.n))  # sums round
 
     try:
         with bar:
