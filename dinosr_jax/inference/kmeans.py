@@ -138,15 +138,10 @@ def fit(
         .cluster_centers_.astype(np.float32)
     )
     centroids = {number: cluster(samples.sorted(i)) for i, number in enumerate(layers)}
-    convention = {
-        "layers": list(layers),
-        **convention_of(model, tensor=tensor, network=network),
-        "num_clusters": num_clusters,
-        "seed": seed,
-        "num_frames": min(total, max_frames),
-        "of_frames": total,
-    }
-    return KMeans(centroids, convention)
+    counts = {"num_clusters": num_clusters, "num_frames": min(total, max_frames)}
+    counts |= {"of_frames": total, "seed": seed}
+    said = convention_of(model, tensor=tensor, network=network)
+    return KMeans(centroids, {"layers": list(layers), **said, **counts})
 
 
 def _sample(
