@@ -226,7 +226,7 @@ def compute(
         for part in batches.whole(batches.run(forward, recordings, progress=progress, **told)):
             yield Utterance(part.recording, part.arrays, part.num_samples)
         return
-    ordered = batches.by_length(recordings, num_workers=options.num_workers)
+    ordered = batches.by_length(recordings, on_bad=on_bad, num_workers=options.num_workers)
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
     is_long = lambda header: header is not None and header.num_samples > longest
     # by id: the header of a recording may have said that it is short
