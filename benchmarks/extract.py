@@ -7,6 +7,9 @@ batches in order of length under the same budget of seconds. Both decode ahead i
 (JAX, PyTorch, JAX, ...), each side in a process of its own that sleeps in the turns of the other.
 A first pass, which compiles on one side and chooses the batches on the other, is timed apart. The
 utterances are cut from `--source`, with about LibriSpeech's lengths.
+
+Threads of PyTorch that wait for each other spin, and seem to compute, where other jobs hold the
+cores: --cores=1 compares on one core, where CPU seconds are those of computing.
 """
 
 import argparse
@@ -31,7 +34,7 @@ import numpy as np
 Pass = Callable[[Path], None]  # reads all files, writes into a folder
 
 
-def make_jax_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pass]:
+def make_jax_pass(files: Path, arguments: argparse.Namespace) -> dict[str, Pass]:
     """Our extraction, as the command does it."""
     import jax
 
@@ -43,7 +46,7 @@ def make_jax_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pa
     from dinosr_jax.training.state import init_state
 
     jax.config.update("jax_platforms", "cpu")
-    config = make_config(shape)
+    config = make_config(arguments.shape)
     state = init_state(config, optimizer=make_optimizer(config))
     model = Model(
         config,
@@ -51,13 +54,13 @@ def make_jax_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pa
         teacher_params=state.teacher_params,
         codebook=state.codebook,
     )
-    options = batches.Options(batch_seconds=batch_seconds)
-    layer = config.model.num_layers
+    options = batches.Options(batch_seconds=arguments.batch_seconds)
+    layer = arguments.layer or config.model.num_layers
     run = lambda folder: extract_files(model, [files], output=folder, layer=layer, options=options)
     return {"batches": run}
 
 
-def make_torch_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pass]:
+def make_torch_pass(files: Path, arguments: argparse.Namespace) -> dict[str, Pass]:
     """That of transformers, one at a time and in batches."""
     try:
         import torch
@@ -71,7 +74,7 @@ def make_torch_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, 
     from benchmarks.train_step import make_config
 
     torch.manual_seed(0)
-    model = Data2VecAudioModel(model_config(make_config(shape).model)).eval()
+    model = Data2VecAudioModel(model_config(make_config(arguments.shape).model)).eval()
     paths = sorted(files.glob("*.flac"), key=lambda path: -soundfile.info(path).frames)
 
     def read(path: Path) -> np.ndarray:
@@ -96,7 +99,7 @@ def make_torch_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, 
     def run(budget: float) -> Pass:
         return lambda folder: (folder.mkdir(), compute(folder, budget))[1]
 
-    return {"one at a time": run(0.0), "padded batches": run(batch_seconds)}
+    return {"one at a time": run(0.0), "padded batches": run(arguments.batch_seconds)}
 
 
 def ahead(pool: Any, read: Callable, paths: list[Path]) -> Iterator[np.ndarray]:
@@ -124,8 +127,10 @@ def _batches(paths: list[Path], waves: Iterator[np.ndarray], budget: float) -> I
 
 def serve(side: str, arguments: argparse.Namespace, scratch: Path, pipe: Any) -> None:
     """Child process of a side: a first pass of each way, then one pass of the best a message."""
+    if arguments.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     make = {"jax": make_jax_pass, "torch": make_torch_pass}[side]
-    ways = make(scratch / "audio", arguments.shape, arguments.batch_seconds)
+    ways = make(scratch / "audio", arguments)
     first = {}
     for number, (name, run) in enumerate(ways.items()):
         first[name] = timed(run, scratch / f"{side}_first_{number}")
@@ -168,9 +173,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=["base", "small", "quickstart"], default="base")
     parser.add_argument("--source", type=Path, default=ROOT / "data/embedded", help="of .ogg files")
-    parser.add_argument("--seconds", type=float, default=100.0, help="of audio a pass")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of audio a pass")
     parser.add_argument("--batch_seconds", type=float, default=16.0, help="budget of either side")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layer", type=int, help="of ours (default: the last, as PyTorch's)")
+    parser.add_argument("--cores", type=int, help="(default: all); 1 where others are at work")
     return parser.parse_args()
 
 
@@ -182,12 +189,20 @@ def main() -> None:
         seconds = write_utterances(arguments.source, scratch / "audio", seconds=arguments.seconds)
         measured, first = time_in_turn(arguments, scratch)
         count = len(list((scratch / "audio").iterdir()))
-        for side in measured:
-            written = len(list((scratch / f"{side}_0").glob("*.npy")))
-            if written != count:
-                sys.exit(f"error: {side} wrote {written} of {count} files")
+        check(scratch / "jax_0", scratch / "torch_0", count=count)
     print(f"{arguments.shape}: {count} FLAC files, {seconds:.0f} s of audio, float32")
     report(seconds, measured, first)
+
+
+def check(ours: Path, theirs: Path, *, count: int) -> None:
+    """Exits unless both sides wrote all files, finite and of the same shapes."""
+    names = sorted(path.name for path in ours.glob("*.npy"))
+    for name in names:
+        one, other = np.load(ours / name), np.load(theirs / name)
+        if one.shape != other.shape or not (np.isfinite(one) & np.isfinite(other)).all():
+            sys.exit(f"error: {name}: found {one.shape} and {other.shape}, or numbers not finite")
+    if len(names) != count:
+        sys.exit(f"error: {len(names)} of {count} files were written")
 
 
 def time_in_turn(arguments: argparse.Namespace, scratch: Path) -> tuple[dict, dict]:

@@ -208,7 +208,8 @@ _split = click.option("--split", default="", help="INPUT is a prepared dataset; 
     type=click.Choice(["files", "fairseq"]),
     default="files",
     show_default=True,
-    help="One .npy a recording, or one NAME_i_n.npy with its NAME_i_n.len.",
+    help="One .npy a recording; or one NAME_i_n.npy with its NAME_i_n.len, in the order of INPUT, "
+    "0 frames for what is left out.",
 )
 @click.option("--name", default="features", show_default=True, help="NAME of fairseq's layout.")
 @click.option("--shard", default="0/1", show_default=True, help="Part i of n, i from 0 to n - 1.")
@@ -224,6 +225,9 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     fairseq manifests, or prepared datasets with --split. `block` is a layer's output (Hugging
     Face's hidden state), `ffn` the output of its feed-forward block before the residual. Recordings
     above --chunk_seconds are computed in chunks. The same command goes on where it stopped.
+
+    Without --skip-bad the first bad file ends it: files that cannot be opened before anything is
+    computed, in the order of INPUT; damage further inside when it is reached, longest first.
     """
     from dinosr_jax.inference.extract import extract_files
 
@@ -326,11 +330,12 @@ def _network(
         OSError,
     )  # fmt: skip
     fields = {field: options.pop(field) for field in batches.Options._fields}
-    bar = tqdm(unit="s of audio", unit_scale=True, dynamic_ncols=True)
+    shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    bar = tqdm(unit="s of audio", unit_scale=True, dynamic_ncols=True, bar_format=shown)
 
     def progress(done: float, total: float) -> None:
         bar.total = total
-        bar.update(done)
+        bar.update(min(done, total - bar.n))  # sums round
 
     try:
         with bar:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -59,14 +61,35 @@ def test_a_bad_folder_is_gone_through(model, folder, tmp_path):
 
 
 def test_shards_are_the_files_in_the_order_of_the_manifest(model, folder, tmp_path):
-    (tmp_path / "m.tsv").write_text(f"{folder}\nz.wav\t9000\ndir.wav/é a.flac\t16000\n")
+    rows = "z.wav\t9000\nb.wav\t900\na.wav\t90\ndir.wav/é a.flac\t16000\n"
+    (tmp_path / "m.tsv").write_text(f"{folder}\n{rows}")
     extract_files(model, folder, output=tmp_path / "files", layer=1)
     options = {"layer": 1, "layout": "fairseq", "name": "m"}
-    extract_files(model, tmp_path / "m.tsv", output=tmp_path / "s", **options)
-    assert (tmp_path / "s" / "m_0_1.len").read_text() == "27\n49\n"
+    with pytest.raises(AudioError, match="b.wav"):  # the first, before anything is computed
+        extract_files(model, tmp_path / "m.tsv", output=tmp_path / "s", **options)
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["features.json"]
+    for expected in (2, 0, 2), (0, 2, 0):  # done, and found complete
+        found = extract_files(
+            model, tmp_path / "m.tsv", output=tmp_path / "s", bad="skip", **options
+        )
+        assert (found.written, found.there_before, len(found.skipped)) == expected
+        assert "b.wav\t" in (tmp_path / "s" / "skipped.tsv").read_text()
+    assert (tmp_path / "s" / "m_0_1.len").read_text() == "27\n0\n0\n49\n"
     expected = [np.load(tmp_path / "files" / name) for name in ("z.npy", "dir.wav/é a.npy")]
     shard = np.load(tmp_path / "s" / "m_0_1.npy", mmap_mode="r")
     np.testing.assert_allclose(shard, np.concatenate(expected), atol=1e-5)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    mine = outputs.temporary_path(tmp_path / "x.npy")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{child.pid}-"))
+    other = mine.with_name(dead.name.replace(".dinosr-", ".dinosr-elsewhere"))  # alive, maybe
+    for path in (mine, dead, other):
+        path.touch()
+    assert outputs.remove_stale(tmp_path) == 1
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other])
 
 
 def test_a_full_disk_leaves_nothing_half_written(model, folder, tmp_path, monkeypatch):

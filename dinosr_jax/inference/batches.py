@@ -193,7 +193,9 @@ def run(
     Args:
       forward: What to compute.
       recordings: In any order; the results do not depend on it.
-      on_bad: Called with a recording that cannot be used, and the reason; may raise.
+      on_bad: Called with a recording that cannot be used, and the reason; may raise. First with
+        those that cannot be read at all, in the given order; damage further inside shows when
+        they are decoded, the longest first.
       say: Called once with what is resampled and mixed down, if anything is.
       progress: Called with the seconds of audio that more are done, and the total.
 
@@ -203,7 +205,7 @@ def run(
     """
     batch: list[_Piece] = []
     running: collections.deque = collections.deque()
-    ordered = by_length(recordings, num_workers=forward.options.num_workers)
+    ordered = by_length(recordings, on_bad=on_bad, num_workers=forward.options.num_workers)
     for note in notes([header for _, header in ordered if header]):
         say(note)
     total = sum(header.num_samples for _, header in ordered if header) / audio.SAMPLE_RATE
@@ -266,13 +268,25 @@ def _length(part: Part) -> int:
     return len(jax.tree.leaves(part.arrays)[0])
 
 
-def by_length(recordings: Iterable[Recording], *, num_workers: int | None = None) -> list:
-    """(recording, header or None), longest first; those without a readable header last."""
-    recordings = list(recordings)
+def by_length(
+    recordings: Iterable[Recording], *, on_bad: Bad, num_workers: int | None = None
+) -> list[tuple[Recording, streams.Header | None]]:
+    """Recordings and their headers, longest first; those that load without a header last.
+
+    What cannot be read at all goes to `on_bad` before anything is computed, in the given order.
+    """
+    recordings, usable = list(recordings), []
     with concurrent.futures.ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
         headers = list(pool.map(streams.read_header, recordings))
-    length = lambda pair: -pair[1].num_samples if pair[1] else 1
-    return sorted(zip(recordings, headers, strict=True), key=length)
+    for recording, header in zip(recordings, headers, strict=True):
+        try:
+            if header is None:
+                recording.load()
+        except (audio.AudioError, OSError) as error:
+            on_bad(recording, str(error))
+            continue
+        usable.append((recording, header))
+    return sorted(usable, key=lambda pair: -pair[1].num_samples if pair[1] else 1)
 
 
 def notes(headers: Sequence[streams.Header]) -> list[str]:

@@ -102,7 +102,8 @@ def extract_files(
       model: Of `load`.
       inputs: As `open_inputs`.
       output: Folder of ID.npy [T, D], in layer_05/ and so on where there are several layers.
-      layout: 'files' or 'fairseq': NAME_i_n.npy and NAME_i_n.len, in the order of the input.
+      layout: 'files' or 'fairseq': NAME_i_n.npy and NAME_i_n.len, in the order of the input; what
+        is left out has a line of 0 frames.
       name: NAME of the shards.
       layer: As `parse_layers`.
       tensor: 'block' or 'ffn'.
@@ -131,7 +132,12 @@ def extract_files(
         output, describe(model, layers=layers, tensor=tensor, network=network, dtype=dtype)
     )
     places = Places(output, layers, layout, "{}_{}_{}".format(name, *parts))
-    written, before = _complete(
+    outputs.remove_stale(output)
+    if (held := places.complete()) is not None:
+        say(f"{places.name}.npy is complete already")
+        places.remove_parts()
+        return Summary(0, held, ())
+    written, before = _write_missing(
         forward, recordings, places, np.dtype(dtype), on_bad=on_bad, progress=progress, say=say
     )
     outputs.write_skipped(output, skipped, name=skipped_name(parts))
@@ -140,7 +146,7 @@ def extract_files(
     return Summary(written, before, tuple(skipped))
 
 
-def _complete(
+def _write_missing(
     forward: batches.Forward,
     recordings: Sequence[Recording],
     places: "Places",
@@ -150,12 +156,6 @@ def _complete(
     **callbacks: Callable,
 ) -> tuple[int, int]:
     """Writes what is not there yet; returns how many recordings were written, and were there."""
-    shards = [places.shard(layer) for layer in places.layers]
-    if places.layout == "fairseq" and all(
-        path.with_name(path.name + ".len").exists() for path in shards
-    ):
-        say(f"{shards[0].name}.npy is complete already")
-        return 0, len(recordings)
     todo = [r for r in recordings if not all(path.exists() for path in places.of(r.id))]
     before = len(recordings) - len(todo)
     if before:
@@ -193,10 +193,22 @@ class Places(NamedTuple):
     def join(self, recordings: Sequence[Recording]) -> None:
         """Makes shards of the files, in order."""
         for i, layer in enumerate(self.layers):
-            parts = [path for r in recordings if (path := self.of(r.id)[i]).exists()]
-            if parts:
+            parts = [self.of(r.id)[i] for r in recordings]
+            if any(part.exists() for part in parts):
                 outputs.join_shards(self.shard(layer), parts)
-                shutil.rmtree(self.folder(layer) / f".{self.name}.parts")
+        self.remove_parts()
+
+    def remove_parts(self) -> None:
+        """Removes what shards were made of."""
+        for layer in self.layers:
+            shutil.rmtree(self.folder(layer) / f".{self.name}.parts", ignore_errors=True)
+
+    def complete(self) -> int | None:
+        """How many recordings the shards hold; None where they are not all there."""
+        lengths = [self.shard(layer).with_name(self.name + ".len") for layer in self.layers]
+        if self.layout != "fairseq" or not all(path.exists() for path in lengths):
+            return None
+        return sum(line.strip() != "0" for line in lengths[0].read_text().splitlines())
 
 
 def _write(

@@ -8,9 +8,11 @@ Shapes: T frames, D model.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,39 @@ import numpy as np
 
 from dinosr_jax.inference.inputs import printable
 
-TEMPORARY = ".tmp"
 SKIPPED = "skipped.tsv"
 
 
+def _temporary_prefix() -> str:
+    return f".dinosr-{socket.gethostname()}-"
+
+
 def temporary_path(path: Path) -> Path:
-    """Where a file is written before it is whole; of this process alone."""
-    return path.with_name(f".{os.getpid()}{TEMPORARY}-{path.name[:64]}{TEMPORARY}")
+    """Where a file is written before it is whole; of this process on this machine alone."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f"{_temporary_prefix()}{os.getpid()}-{digest}.tmp")
+
+
+def remove_stale(folder: Path) -> int:
+    """Removes what killed processes of this machine left half-written; returns how many files."""
+    prefix, removed = _temporary_prefix(), 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            owner = name.removeprefix(prefix).partition("-")[0]
+            if name.startswith(prefix) and owner.isdecimal() and not _is_alive(int(owner)):
+                Path(root, name).unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 class OutputError(RuntimeError):
@@ -151,14 +179,17 @@ def write_skipped(folder: Path, rows: Sequence[tuple[str, str]], *, name: str = 
 
 
 def join_shards(path: Path, parts: Sequence[Path]) -> None:
-    """Joins arrays [T, D] in order to fairseq's PATH.npy [sum T, D] and PATH.len; removes them."""
-    arrays = (np.load(part, mmap_mode="r") for part in parts)
-    shapes = [(array.shape, array.dtype) for array in arrays]
-    frames = [shape[0] for shape, _ in shapes]
-    (_, *width), dtype = shapes[0]
+    """Joins arrays [T, D] in order to fairseq's PATH.npy [sum T, D] and PATH.len.
+
+    A part that is not there has 0 frames; one at least is there.
+    """
+    there = [part for part in parts if part.exists()]
+    frames = dict.fromkeys(parts, 0) | {part: len(np.load(part, mmap_mode="r")) for part in there}
+    first = np.load(there[0], mmap_mode="r")
+    width, dtype = first.shape[1:], first.dtype
     whole = path.with_name(path.name + ".npy")
-    file = ArrayFile(whole, shape=(sum(frames), *width), dtype=dtype)
-    for part in parts:
+    file = ArrayFile(whole, shape=(sum(frames.values()), *width), dtype=dtype)
+    for part in there:
         file.write(np.load(part))
     file.close()
-    write_text(path.with_name(path.name + ".len"), "".join(f"{count}\n" for count in frames))
+    write_text(path.with_name(path.name + ".len"), "".join(f"{frames[part]}\n" for part in parts))
