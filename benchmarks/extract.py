@@ -34,7 +34,7 @@ import numpy as np
 Pass = Callable[[Path], None]  # reads all files, writes into a folder
 
 
-def make_jax_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pass]:
+def make_jax_pass(files: Path, arguments: argparse.Namespace) -> dict[str, Pass]:
     """Our extraction, as the command does it."""
     import jax
 
@@ -46,7 +46,7 @@ def make_jax_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pa
     from dinosr_jax.training.state import init_state
 
     jax.config.update("jax_platforms", "cpu")
-    config = make_config(shape)
+    config = make_config(arguments.shape)
     state = init_state(config, optimizer=make_optimizer(config))
     model = Model(
         config,
@@ -54,13 +54,13 @@ def make_jax_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pa
         teacher_params=state.teacher_params,
         codebook=state.codebook,
     )
-    options = batches.Options(batch_seconds=batch_seconds)
-    layer = config.model.num_layers
+    options = batches.Options(batch_seconds=arguments.batch_seconds)
+    layer = arguments.layer or config.model.num_layers
     run = lambda folder: extract_files(model, [files], output=folder, layer=layer, options=options)
     return {"batches": run}
 
 
-def make_torch_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, Pass]:
+def make_torch_pass(files: Path, arguments: argparse.Namespace) -> dict[str, Pass]:
     """That of transformers, one at a time and in batches."""
     try:
         import torch
@@ -74,7 +74,7 @@ def make_torch_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, 
     from benchmarks.train_step import make_config
 
     torch.manual_seed(0)
-    model = Data2VecAudioModel(model_config(make_config(shape).model)).eval()
+    model = Data2VecAudioModel(model_config(make_config(arguments.shape).model)).eval()
     paths = sorted(files.glob("*.flac"), key=lambda path: -soundfile.info(path).frames)
 
     def read(path: Path) -> np.ndarray:
@@ -99,7 +99,7 @@ def make_torch_pass(files: Path, shape: str, batch_seconds: float) -> dict[str, 
     def run(budget: float) -> Pass:
         return lambda folder: (folder.mkdir(), compute(folder, budget))[1]
 
-    return {"one at a time": run(0.0), "padded batches": run(batch_seconds)}
+    return {"one at a time": run(0.0), "padded batches": run(arguments.batch_seconds)}
 
 
 def ahead(pool: Any, read: Callable, paths: list[Path]) -> Iterator[np.ndarray]:
@@ -130,7 +130,7 @@ def serve(side: str, arguments: argparse.Namespace, scratch: Path, pipe: Any) ->
     if arguments.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     make = {"jax": make_jax_pass, "torch": make_torch_pass}[side]
-    ways = make(scratch / "audio", arguments.shape, arguments.batch_seconds)
+    ways = make(scratch / "audio", arguments)
     first = {}
     for number, (name, run) in enumerate(ways.items()):
         first[name] = timed(run, scratch / f"{side}_first_{number}")
@@ -176,6 +176,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of audio a pass")
     parser.add_argument("--batch_seconds", type=float, default=16.0, help="budget of either side")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layer", type=int, help="of ours (default: the last, as PyTorch's)")
     parser.add_argument("--cores", type=int, help="(default: all); 1 where others are at work")
     return parser.parse_args()
 

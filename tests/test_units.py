@@ -126,16 +126,35 @@ def test_equal_distances_go_to_the_lowest(model, waves):
     assert (found == 0).all()
 
 
-def test_golden_codes():
-    """Codes of the PyTorch peer, of all codebooks, from its weights."""
+@pytest.fixture(scope="module")
+def golden_model(compile_quickly):
+    """The PyTorch peer's network, in which layers differ much from each other."""
     config = parse(fairseq.config_from_fields(json.loads((GOLDEN / "tiny.json").read_text())))
     state = fairseq.to_state(dict(np.load(GOLDEN / "tiny_weights.npz")), config=config)
     parts = {"params": state.params, "teacher_params": state.teacher_params}
-    model = Model(config, **parts, codebook=state.codebook)
+    return Model(config, **parts, codebook=state.codebook)
+
+
+def test_golden_codes(golden_model):
+    """Codes of the PyTorch peer, of all codebooks, from its weights."""
     golden = np.load(GOLDEN / "tiny.npz")
-    found = model.units(list(golden["waveforms"]), layer="all")
+    found = golden_model.units(list(golden["waveforms"]), layer="all")
     codes = np.stack([np.stack(list(one.values())) for one in found], axis=1)
     np.testing.assert_array_equal(codes, golden["codeword_ids"])
+
+
+def test_golden_head_units(golden_model):
+    """The most probable codes by the peer's heads on the peer's last layer."""
+    golden, weights = np.load(GOLDEN / "tiny.npz"), np.load(GOLDEN / "tiny_weights.npz")
+    config = golden_model.config.model
+    found = golden_model.units(list(golden["waveforms"]), layer="all", source="head")
+    for k, layer in enumerate(found[0]):
+        assert layer == config.num_layers - config.num_codebooks + 1 + k
+        last = golden[f"student_layer_{config.num_layers - 1}"]
+        logits = last @ weights[f"heads.{k}.weight"].T + weights[f"heads.{k}.bias"][None, None]
+        two = np.sort(logits, axis=-1)
+        for one, row, margin in zip(found, logits, two[..., -1] - two[..., -2], strict=True):
+            same(one[layer], row.argmax(-1), margin)
 
 
 def test_neighbours_and_order_leave_units_alone(model, waves):

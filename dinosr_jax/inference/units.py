@@ -232,8 +232,8 @@ def compute(
     # by id: the header of a recording may have said that it is short
     long = {recording.id: recording for recording, header in ordered if is_long(header)}
     short = [recording for recording, header in ordered if not is_long(header)]
-    seconds = [sum(h.num_samples for _, h in ordered if h) / audio.SAMPLE_RATE]
-    share = lambda part: lambda done, _: progress(done * part, seconds[0])
+    seconds = sum(h.num_samples for _, h in ordered if h) / audio.SAMPLE_RATE
+    share = lambda part: lambda done, _: progress(done * part, seconds)
     for note in batches.notes([h for _, h in ordered if is_long(h)]):
         say(note)
     for part in batches.run(forward, short, progress=share(1.0), **told):
