@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 from test_exports import found, same  # noqa: F401
 from test_fairseq import GOLDEN
 
+from dinosr_jax.cli import cli
 from dinosr_jax.config import parse
 from dinosr_jax.data.corpora import prepare
 from dinosr_jax.interop import exports, runs
@@ -66,24 +68,23 @@ def test_training_goes_on_from_the_step_of_an_imported_checkpoint(tmp_path):
     flags = {"data_dir": tmp_path / "data", "dataset": "audio_folder", "train_split": "train"}
     flags |= {"eval_split": "", "max_seconds": 2.0, "max_batch_seconds": 16.0}
     flags |= {"batch_multiple": 8, "num_workers": 2}
-    said = ""
+    arguments = ["import", checkpoint, f"--output={run}", "--step=5"]
+    imported = CliRunner().invoke(cli, arguments)
+    assert imported.exit_code == 0, imported.output
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    for command in (
-        ["-m", "dinosr_jax", "import", checkpoint, f"--output={run}", "--step=5"],
-        ["main.py", f"--config={run}/config.py", f"--workdir={run}", "--config.num_steps=7"]
-        + ["--config.log_steps=1", *(f"--config.data.{k}={v}" for k, v in flags.items())],
-    ):
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        said += done.stdout + done.stderr
+    command = ["main.py", f"--config={run}/config.py", f"--workdir={run}", "--config.num_steps=7"]
+    command += ["--config.log_steps=1", *(f"--config.data.{k}={v}" for k, v in flags.items())]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    said = imported.output + done.stdout + done.stderr
     assert "fairseq, 182 tensors used" in said and "not used: last_optimizer_state" in said
     assert said.count("the checkpoint was imported: it takes these data and this recipe") == 1
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -46,7 +46,7 @@ BROKEN = {
     "no end": b"\x80\x02}",
     "calls a member": b"\x80\x02cbuiltins\ngetattr\n(cfairseq\nA\n" + TOUCH + b"tR)R.",
     "deep": b"\x80\x02N" + b"\x85" * 100_000 + b".",
-    "deep key": b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.",
+    "deep key": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
     "doubled key": b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",
     "doubled keys": b"\x80\x02}()" + b"2\x86" * 60 + b"Nu.",
     "doubled key of a call": b"\x80\x02ccollections\nOrderedDict\n(])"
