@@ -270,6 +270,10 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
             )
     except errors as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = click.ClickException("interrupted; the same command goes on where it stopped")
+        stopped.exit_code = 130
+        raise stopped from None
     left_out = f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""
     there = f", {found.there_before} were there" if found.there_before else ""
     click.echo(f"{found.written} written{there}{left_out}")
