@@ -168,9 +168,7 @@ def _together(*decorators: Callable) -> Callable:
 
 _run_over_inputs = _together(
     click.argument("checkpoint", type=click.Path(path_type=Path)),
-    click.argument(
-        "inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path)
-    ),
+    click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option("--split", default="", help="INPUT are prepared datasets; read this."),
 )
 _run_options = _together(
@@ -224,9 +222,9 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     options["network"] = options.pop("model")
     with _network(checkpoint, options, skip_bad) as (trained, settings):
         found = extract_files(trained, inputs, **settings)
-    left_out = f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""
-    there = f", {found.there_before} were there" if found.there_before else ""
-    click.echo(f"{found.written} written{there}{left_out}")
+    text = f"{found.written} written"
+    text += f", {found.there_before} were there" if found.there_before else ""
+    click.echo(text + (f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""))
 
 
 @cli.command()
@@ -334,6 +332,13 @@ def _network(
             )
     except errors as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = click.ClickException("interrupted; run the same command again")
+        stopped.exit_code = 130
+        raise stopped from None
+
+
+_FORMATS = click.Choice(["huggingface", "fairseq", "spidr"])
 
 
 @cli.command("import")
@@ -361,19 +366,13 @@ def import_command(checkpoint: Path, output: Path, step: int | None, **choices: 
         raise click.ClickException(str(error)) from None
     lines = [f"{checkpoint}: {found.source}, {found.num_tensors} tensors used", *found.notes]
     lines.append(f"{output}: a run after {found.step if step is None else step} updates; go on:")
-    lines.append(f"python main.py --config={output}/config.py --workdir={output} ")
-    click.echo("\n  ".join(lines) + "--config.data.data_dir=DIR")
+    lines.append(f"python main.py --config={output}/config.py --workdir={output} [data flags]")
+    click.echo("\n  ".join(lines))
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "kind",
-    required=True,
-    type=click.Choice(["huggingface", "fairseq", "spidr"]),
-    help="Whose.",
-)
+@click.option("--format", "kind", required=True, type=_FORMATS, help="Whose.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--model",

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Lint, format and tests: bash launch/test.sh [pytest arguments].
+# TORCH=1 installs PyTorch and transformers too, for the tests of exports against them.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-setup "pytest>=8" "ruff>=0.12"
+setup "pytest>=8" "ruff>=0.12" ${TORCH:+"torch==2.13.*" "transformers>=5"}
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .

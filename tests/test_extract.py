@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,13 +27,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, compile_quickly) -> Path:
     """A run with a checkpoint of an untrained network, whose teacher is not its student."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny.get_config()
     config.teacher.init = "reinit"
     config = parse(config)
-    state = init_state(config, optimizer=make_optimizer(config))
+    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     checkpoints = Checkpoints(folder / "checkpoints")
     data = {"fingerprint": "", "next_step": 7}
     checkpoints.save(7, state, config=config.to_dict(), data=data)

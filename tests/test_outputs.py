@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -24,7 +25,7 @@ NOISE = np.random.default_rng(0).standard_normal(16_000) / 10
 @pytest.fixture(scope="module")
 def model(compile_quickly):
     config = parse(tiny.get_config())
-    state = init_state(config, optimizer=make_optimizer(config))
+    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     fields = ("params", "teacher_params", "codebook")
     return Model(config, **{name: getattr(state, name) for name in fields})
 

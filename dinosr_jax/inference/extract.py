@@ -102,8 +102,7 @@ def extract_files(
       model: Of `load`.
       inputs: As `open_inputs`.
       output: Folder of ID.npy [T, D], in layer_05/ and so on where there are several layers.
-      layout: 'files' or 'fairseq': NAME_i_n.npy and NAME_i_n.len, in the order of the input; what
-        is left out has a line of 0 frames.
+      layout: 'files' or 'fairseq': NAME_i_n.npy and NAME_i_n.len, in the order of the input.
       name: NAME of the shards.
       layer: As `parse_layers`.
       tensor: 'block' or 'ffn'.
@@ -132,18 +131,22 @@ def extract_files(
         output, describe(model, layers=layers, tensor=tensor, network=network, dtype=dtype)
     )
     places = Places(output, layers, layout, "{}_{}_{}".format(name, *parts))
-    outputs.remove_stale(output)
     if (held := places.complete()) is not None:
         say(f"{places.name}.npy is complete already")
-        places.remove_parts()
         return Summary(0, held, ())
     written, before = _write_missing(
         forward, recordings, places, np.dtype(dtype), on_bad=on_bad, progress=progress, say=say
     )
-    outputs.write_skipped(output, skipped, name=skipped_name(parts))
-    if skipped and not written + before:
-        raise audio.AudioError(f"nothing could be used; {output} lists why: {skipped[0][1]}")
-    return Summary(written, before, tuple(skipped))
+    return _finish(output, Summary(written, before, tuple(skipped)), name=skipped_name(parts))
+
+
+def _finish(output: Path, summary: Summary, *, name: str) -> Summary:
+    """Lists what was left out; the summary again."""
+    outputs.write_skipped(output, summary.skipped, name=name)
+    if summary.skipped and not summary.written + summary.there_before:
+        first = summary.skipped[0][1]
+        raise audio.AudioError(f"nothing could be used; {output} lists why: {first}")
+    return summary
 
 
 def _write_missing(
@@ -208,6 +211,7 @@ class Places(NamedTuple):
         lengths = [self.shard(layer).with_name(self.name + ".len") for layer in self.layers]
         if self.layout != "fairseq" or not all(path.exists() for path in lengths):
             return None
+        self.remove_parts()  # of a process that was killed in doing so
         return sum(line.strip() != "0" for line in lengths[0].read_text().splitlines())
 
 

@@ -146,6 +146,8 @@ def write_text(path: Path, text: str) -> None:
 def claim(folder: Path, description: Mapping[str, Any], *, name: str = "features.json") -> None:
     """Writes the description of a folder's arrays, or checks that it is that of those there.
 
+    What killed processes left half-written in the folder is removed.
+
     Raises:
       OutputError: The folder holds other arrays; each field that differs is named.
     """
@@ -166,6 +168,7 @@ def claim(folder: Path, description: Mapping[str, Any], *, name: str = "features
         raise OutputError(
             "\n".join([f"{path} belongs to other features:", *lines, "Choose another --output."])
         )
+    remove_stale(folder)
 
 
 def write_skipped(folder: Path, rows: Sequence[tuple[str, str]], *, name: str = SKIPPED) -> None:

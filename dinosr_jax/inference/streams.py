@@ -89,7 +89,7 @@ def blocks(recording: Recording) -> Iterator[np.ndarray]:
     source = _opened(recording)
     try:
         with soundfile.SoundFile(source) as file:
-            rate, read = file.samplerate, 0
+            rate, read, given = file.samplerate, 0, 0
             resample = _resampler(rate)
             while True:
                 block = file.read(_BLOCK_SECONDS * rate, dtype="float32", always_2d=True)
@@ -97,6 +97,10 @@ def blocks(recording: Recording) -> Iterator[np.ndarray]:
                 mono = block[:, 0] if block.shape[1] == 1 else block.mean(1, dtype=np.float32)
                 last = len(block) < _BLOCK_SECONDS * rate
                 ready = resample(mono, last)
+                if last:  # as many as `audio.to_16khz` gives
+                    rest = -(-read * audio.SAMPLE_RATE // rate) - given
+                    ready = np.pad(ready[:rest], (0, max(rest - len(ready), 0)))
+                given += len(ready)
                 if len(ready):
                     yield ready
                 if last:
