@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from dinosr_jax import cli
-from dinosr_jax.config import parse
+from dinosr_jax.config import parse, read_file
 from dinosr_jax.training import sharding
 from dinosr_jax.training.scaling import scale
 
@@ -72,6 +72,6 @@ def test_command_prints_flags_that_main_takes():
     assert done.exit_code == 0, done.output
     flags = done.output.replace("\\\n", "").split()[2:]
     assert flags[1:] == ["--config.mesh.fsdp=2", "--config.optimizer.accumulation_steps=2"]
-    config = cli._read_config(str(BASE), tuple(flags[1:]))
+    config = read_file(str(BASE), tuple(flags[1:]))
     parsed = sharding.make_mesh(parse(config))
     assert dict(parsed.shape) == {"data": len(jax.devices()) // 2, "fsdp": 2, "tensor": 1}
