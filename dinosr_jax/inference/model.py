@@ -19,12 +19,10 @@ from dinosr_jax.data import audio
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import Recording, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
+from dinosr_jax.interop import runs
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.objective.codebook import Codebook
-from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.sharding import make_local_state
-from dinosr_jax.training.state import init_state
+from dinosr_jax.training.checkpoint import CheckpointError
 
 _LOG = logging.getLogger(__name__)
 
@@ -276,15 +274,7 @@ def _read_config(path: Path) -> Any:
 
 
 def _restore(checkpoints: Path, config: Any, *, step: int | None, path: Path) -> Model:
-    optimizer = make_optimizer(config)
-    abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
-    reader = Checkpoints(checkpoints, read_only=True)
-    try:
-        restored = reader.restore_latest(abstract, step=step)
-    finally:
-        reader.close()
-    if restored is None:
-        raise CheckpointError(f"{path} has no complete checkpoint yet; train it further first")
+    restored = runs.restore(checkpoints, config, step=step)
     state = restored.state
     return Model(
         config,

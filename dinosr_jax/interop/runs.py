@@ -11,7 +11,7 @@ from typing import Any
 
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.interop.formats import Imported, InteropError, at_step, read_checkpoint
-from dinosr_jax.training.checkpoint import IMPORTED, Checkpoints
+from dinosr_jax.training.checkpoint import IMPORTED, CheckpointError, Checkpoints, Restored
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.sharding import make_local_state
 from dinosr_jax.training.state import init_state
@@ -91,6 +91,29 @@ def write_run(found: Imported, output: Path, *, step: int | None = None) -> None
         (folder / "config.py").write_text(_CONFIG)
 
 
+def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
+    """Reads a checkpoint of a run onto the first device, and leaves the folder alone.
+
+    Args:
+      folder: WORKDIR/checkpoints.
+      config: Parsed configuration of the run.
+      step: Which one; None for the newest.
+
+    Raises:
+      CheckpointError: There is none that can be read.
+    """
+    optimizer = make_optimizer(config)
+    abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        restored = checkpoints.restore_latest(abstract, step=step)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"{folder} has no complete checkpoint yet; train it further first")
+    return restored
+
+
 def read_any(path: Path) -> Imported:
     """Reads a run, one of its checkpoints, or a checkpoint of another project.
 
@@ -102,7 +125,7 @@ def read_any(path: Path) -> Imported:
 
     Raises:
       InteropError: It is none of them.
-      CheckpointError: The run has no checkpoint that can be read.
+      CheckpointError: The run has none that can be read.
     """
     path, step = Path(path), None
     if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
@@ -110,15 +133,7 @@ def read_any(path: Path) -> Imported:
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return read_checkpoint(path)
     config = parse(json.loads((path / "config.json").read_text()))
-    optimizer = make_optimizer(config)
-    abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    try:
-        restored = checkpoints.restore_latest(abstract, step=step)
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise InteropError(f"{path} has no complete checkpoint yet; train it further first")
+    restored = restore(path / "checkpoints", config, step=step)
     data = dict(restored.data)
     data["metrics"] = _last_metrics(path / "metrics.jsonl", restored.step)
     return Imported(config, restored.state, restored.step, "run", [], data)
