@@ -1,0 +1,17 @@
+"""The tools, as commands: `python -m dinosr_jax COMMAND --help`. Training is `main.py`."""
+
+import click
+
+from dinosr_jax.cli.data import prepare
+from dinosr_jax.cli.inference import extract, units
+from dinosr_jax.cli.interop import export, import_command
+from dinosr_jax.cli.training import compile_command, scale
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """DinoSR in JAX: tools around training (training itself is main.py)."""
+
+
+for command in (prepare, compile_command, scale, extract, units, import_command, export):
+    cli.add_command(command)

@@ -1,0 +1,186 @@
+"""Commands that take things from a network: `extract`, `units`."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _together(*decorators: Callable) -> Callable:
+    """One decorator of several, the first on top."""
+    return lambda command: functools.reduce(lambda f, add: add(f), reversed(decorators), command)
+
+
+_run_over_inputs = _together(
+    click.argument("checkpoint", type=click.Path(path_type=Path)),
+    click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.option("--split", default="", help="INPUT are prepared datasets; read this."),
+)
+_run_options = _together(
+    click.option("--shard", default="0/1", show_default=True, help="Part i of n, from 0."),
+    click.option(
+        "--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on."
+    ),
+    click.option("--batch_seconds", type=click.FloatRange(min=0, min_open=True), help="A device."),
+    click.option("--chunk_seconds", type=float, default=120.0, show_default=True),
+    click.option("--overlap_seconds", type=float, default=20.0, show_default=True),
+    click.option(
+        "--num_workers", type=click.IntRange(min=1), help="Decode.  [default: one a core]"
+    ),
+)
+
+
+@click.command()
+@_run_over_inputs
+@click.option("--layer", required=True, help="From 1 (0: their input); 5, or 1,5,9, or all.")
+@click.option("--tensor", type=click.Choice(["block", "ffn"]), default="block", show_default=True)
+@click.option(
+    "--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["files", "fairseq"]),
+    default="files",
+    show_default=True,
+    help="One .npy a recording; or one NAME_i_n.npy with its NAME_i_n.len, in the order of INPUT, "
+    "0 frames for what is left out.",
+)
+@click.option("--name", default="features", show_default=True, help="NAME of fairseq's layout.")
+@_run_options
+def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **options: Any) -> None:
+    """Write features of recordings: [T, D] .npy, 50 frames a second, and features.json.
+
+    CHECKPOINT is a run, a step of one, or another project's checkpoint; INPUT audio files, folders,
+    fairseq manifests, or prepared datasets with --split. `block` is a layer's output (Hugging
+    Face's hidden state), `ffn` the output of its feed-forward block before the residual. Recordings
+    above --chunk_seconds are computed in chunks. The same command goes on where it stopped.
+
+    Without --skip-bad the first bad file ends it: files that cannot be opened before anything is
+    computed, in the order of INPUT; damage further inside when it is reached, longest first.
+    """
+    from dinosr_jax.inference.extract import extract_files
+
+    options["network"] = options.pop("model")
+    with _network(checkpoint, options, skip_bad) as (trained, settings):
+        found = extract_files(trained, inputs, **settings)
+    text = f"{found.written} written"
+    text += f", {found.there_before} were there" if found.there_before else ""
+    click.echo(text + (f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""))
+
+
+@click.command()
+@_run_over_inputs
+@click.option("--layer", required=True, help="5, or 10,11,12, or all that have units.")
+@click.option(
+    "--source",
+    type=click.Choice(["codebook", "head", "kmeans"]),
+    default="codebook",
+    show_default=True,
+    help="Teacher's codebook, student's head, or --kmeans.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON lines to write.")
+@click.option(
+    "--key",
+    type=click.Choice(["file", "name", "fileid", "audio"]),
+    default="file",
+    show_default=True,
+    help="Field of the path (file) or of the basename (spidr, minimal-hubert, fastabx).",
+)
+@click.option("--deduplicate", is_flag=True, help="One unit a run, with `durations` in frames.")
+@click.option("--textgrid", type=click.Path(path_type=Path), help="Folder for TextGrids, too.")
+@click.option("--kmeans", type=click.Path(path_type=Path), help="File of centroids (.npz).")
+@click.option("--fit", is_flag=True, help="Fit k-means on INPUT, write --kmeans, use it.")
+@click.option("--num_clusters", type=click.IntRange(min=1), help="--fit.  [default: 500]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="--fit.  [default: 0]")
+@click.option(
+    "--max_frames",
+    type=click.IntRange(min=1),
+    help="--fit: a sample of so many frames is held in memory.  [default: 500,000]",
+)
+@click.option("--tensor", type=click.Choice(["block", "ffn"]), help="kmeans.  [--fit: block]")
+@click.option("--model", type=click.Choice(["student", "teacher"]), help="kmeans. [--fit: student]")
+@_run_options
+def units(
+    checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, deduplicate: bool, **options: Any
+) -> None:
+    """Write discrete units of recordings: a JSON object a line, {"file": ..., "units": [...]}.
+
+    One unit every 20 ms. CHECKPOINT and INPUT as in `extract`. Several layers have a file each,
+    OUTPUT's stem with -layer05; OUTPUT's stem with .stats.json has the statistics. A file that is
+    there is replaced when the new one is whole; a run that was stopped starts anew.
+    """
+    from dinosr_jax.inference import unit_files
+
+    names = {"num_clusters", "seed", "max_frames"}
+    given = {name: value for name in names if (value := options.pop(name)) is not None}
+    fit = unit_files.Fit(**given) if options.pop("fit") else None
+    if given and fit is None:
+        raise click.UsageError(f"--{sorted(given)[0]} is for --fit")
+    take = lambda *fields: {field: options.pop(field) for field in fields}
+    wish = unit_files.Wish(
+        fit=fit,
+        network=options.pop("model"),
+        kmeans_file=options.pop("kmeans"),
+        **take("layer", "source", "tensor"),
+    )
+    form = "runs" if deduplicate else "frames"
+    style = unit_files.Style(form=form, textgrids=options.pop("textgrid"), **take("key"))
+    options |= {"wish": wish, "style": style}
+    with _network(checkpoint, options, skip_bad) as (trained, settings):
+        found = unit_files.write_units(trained, inputs, **settings)
+    click.echo(unit_files.to_text(found))
+
+
+@contextlib.contextmanager
+def _network(
+    checkpoint: Path, options: dict[str, Any], skip_bad: bool
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The network, and settings with progress and batches; errors become one line."""
+    import logging
+
+    from tqdm.auto import tqdm
+
+    from dinosr_jax.data import audio, manifest
+    from dinosr_jax.inference import batches, model, outputs
+    from dinosr_jax.training.checkpoint import CheckpointError
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    errors = (
+        audio.AudioError, CheckpointError, manifest.ManifestError, outputs.OutputError, ValueError,
+        OSError,
+    )  # fmt: skip
+    fields = {field: options.pop(field) for field in batches.Options._fields}
+    shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    bar = tqdm(unit="s of audio", unit_scale=True, dynamic_ncols=True, bar_format=shown)
+
+    def progress(done: float, total: float) -> None:
+        bar.total = total
+        bar.update(min(done, total - bar.n))  # sums round
+
+    try:
+        with bar:
+            trained = model.load(checkpoint)
+            bar.write(f"{checkpoint}: the network after {trained.step} updates")
+            yield (
+                trained,
+                options
+                | {
+                    "bad": "skip" if skip_bad else "raise",
+                    "options": batches.Options(**fields),
+                    "progress": progress,
+                    "say": bar.write,
+                },
+            )
+    except errors as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = click.ClickException("interrupted; run the same command again")
+        stopped.exit_code = 130
+        raise stopped from None

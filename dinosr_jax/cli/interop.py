@@ -1,0 +1,67 @@
+"""Commands for other projects' checkpoints: `import`, `export`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FORMATS = click.Choice(["huggingface", "fairseq", "spidr"])
+
+
+@click.command("import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Run to write.")
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads.  [default: width / 64]")
+@click.option("--num_codebooks", type=click.IntRange(min=1), help="Fresh ones, of a student alone.")
+@click.option("--codebook_size", type=click.IntRange(min=1), help="Codewords of fresh ones.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is fresh.")
+@click.option("--step", type=click.IntRange(min=0), help="Updates.  [default: the checkpoint's]")
+def import_command(checkpoint: Path, output: Path, step: int | None, **choices: Any) -> None:
+    """Make a run of a checkpoint of fairseq, spidr or Hugging Face, or of an export.
+
+    Nothing in it is executed. The run can be extracted from, and trained on.
+    """
+    import logging
+
+    from dinosr_jax.interop import formats, runs
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        found = formats.read_checkpoint(checkpoint, choices=formats.Choices(**choices))
+        runs.write_run(found, output, step=step)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from None
+    lines = [f"{checkpoint}: {found.source}, {found.num_tensors} tensors used", *found.notes]
+    lines.append(f"{output}: a run after {found.step if step is None else step} updates; go on:")
+    lines.append(f"python main.py --config={output}/config.py --workdir={output} [data flags]")
+    click.echo("\n  ".join(lines))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "kind", required=True, type=_FORMATS, help="Whose.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--model",
+    type=click.Choice(["student", "teacher"]),
+    default="student",
+    show_default=True,
+    help="huggingface: which is the model; the other is beside it.",
+)
+def export(run: Path, kind: Any, output: Path, model: Any) -> None:
+    """Write a checkpoint that fairseq, spidr or Hugging Face's transformers read.
+
+    RUN is a run, one of its checkpoints, or anything that import reads.
+    """
+    import logging
+
+    from dinosr_jax.interop import exports, runs
+
+    if model == "teacher" and kind != "huggingface":
+        raise click.UsageError(f"--model: a checkpoint for {kind} holds student and teacher")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        exports.export(runs.read_any(run), output, kind=kind, model=model)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{output}: written for {kind}")
