@@ -99,7 +99,7 @@ def _read_fairseq(table: Table) -> dict[str, tuple[Phone, ...]]:
         for number, line in table.rows():
             id_, tab, phones = line.rstrip().partition("\t")
             labels = phones.split(",")
-            if not (id_.strip() and tab and all(labels)) or "\t" in phones:
+            if not (id_.strip() and tab and all(labels)) or len(phones.split()) > 1:
                 table.refuse(
                     number, repr(line[:60]), "an id, a tab, and phones with commas between"
                 )
