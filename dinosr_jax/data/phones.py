@@ -3,6 +3,7 @@
 Shapes: T frames.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -69,6 +70,7 @@ def count_frames(phones: Sequence[Phone], *, step: float = 0.01) -> int:
     return max(0, math.ceil(round(end / (step * 1e9) - 0.5, 6)))
 
 
+@functools.lru_cache(maxsize=10_000)
 def clean_label(text: str, *, stress: Stress) -> str:
     """SIL for every name of silence, SPN for spoken noise; with 'strip' AH for AH0."""
     text = text.strip()

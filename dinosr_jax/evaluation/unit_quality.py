@@ -96,25 +96,18 @@ def measure(
     """
     rule = rule or Rule()
     repeats = _steps(rule.unit_seconds, "unit_seconds")
-    if repeats < 1:
-        raise ValueError(f"unit_seconds: found {rule.unit_seconds:g}, expected 0.01 or more")
     found = alignment.match(units)
     if not found:
-        first = lambda names: next(iter(names), "none")
-        raise TextError(
-            f"{alignment.path}: found none of the {len(units)} utterances; units are of names such "
-            f"as {first(units)!r}, phones of {first(alignment.utterances)!r} (--prefix adds a "
-            "folder to the latter)"
-        )
+        raise TextError(_nothing(units, alignment))
     lengths = {id_: count_frames(phones, step=STEP_SECONDS) for id_, phones in found.items()}
     excess = {id_: lengths[id_] - repeats * len(units[id_]) for id_ in found}
     left_out = {id_: more for id_, more in excess.items() if abs(more) > rule.tolerance}
     if left_out and (rule.bad == "raise" or 2 * len(left_out) > len(found)):
         raise TextError(_too_different(left_out, lengths, rule))
-    scored = {id_: phones for id_, phones in found.items() if id_ not in left_out}
     code = {label: number for number, label in enumerate(alignment.labels)}
     table = np.zeros(len(code) * num_units, np.int64)
     frames, runs = np.zeros((2, num_units), np.int64)
+    scored = {id_: phones for id_, phones in found.items() if id_ not in left_out}
     for id_, phones in scored.items():
         codes = np.asarray(units[id_])
         frames += statistics.count(codes, num_units=num_units)
@@ -143,7 +136,8 @@ def measure(
 def _steps(seconds: float, name: str) -> int:
     """How many 10 ms."""
     steps = round(seconds / STEP_SECONDS) if np.isfinite(seconds) else 0
-    if not abs(steps * STEP_SECONDS - seconds) < 1e-9:
+    least = 1 if name == "unit_seconds" else -np.inf
+    if not (abs(steps * STEP_SECONDS - seconds) < 1e-9 and steps >= least):
         raise ValueError(f"{name}: found {seconds:g} s, expected a multiple of 10 ms (0.01)")
     return steps
 
@@ -160,6 +154,15 @@ def _side_by_side(phones: np.ndarray, units: np.ndarray, rule: Rule) -> np.ndarr
     phones, units = phones[max(shift, 0) :], units[max(-shift, 0) :]
     both = min(len(phones), len(units))
     return np.stack([phones[:both], units[:both]])
+
+
+def _nothing(units: Mapping[str, Any], alignment: Alignment) -> str:
+    first = lambda names: next(iter(names), "none")
+    return (
+        f"{alignment.path}: found none of the {len(units)} utterances; units are of names such as "
+        f"{first(units)!r}, phones of {first(alignment.utterances)!r} (--prefix adds a folder to "
+        "the latter)"
+    )
 
 
 def _too_different(left_out: Mapping[str, int], lengths: Mapping[str, int], rule: Rule) -> str:
