@@ -107,6 +107,8 @@ def test_lengths():
     assert found.left_out == {"b": 3} and found.num_utterances == 2 and found.counts.sum() == 5
     assert found.of_units.units_per_second == pytest.approx(50) and found.seconds == 0.06
     assert "1 left out, too different in length" in coverage(found)
+    with pytest.raises(TextError, match="1 of 1 .*worst is a: units 0.06 s, phones 0.03 s"):
+        measure(units(a="012"), alignment(a="AAA"), num_units=3)
     with pytest.raises(TextError, match="2 of 3 utterances, more than half: .*worst is b"):
         measure(of_units, phones, num_units=2, rule=Rule(bad="skip", tolerance=1))
 
@@ -115,10 +117,12 @@ def test_names():
     """Those without phones are counted; the same name in two folders is never guessed."""
     of_units = units(**{"en/a": "0", "en/b": "0", "es/c": "0"})
     found = measure(of_units, alignment(a="AA", c="BB"), num_units=1)
-    assert found.without_phones == ("en/b",) and found.counts.sum() == 4
+    assert found.without_phones == ("en/b",) and found.counts.sum() == 4 and found.by_name == 2
+    assert "2 of them found by the name without its folder" in coverage(found)
     assert "1 without phones (such as en/b) not scored" in coverage(found)
     found = measure(of_units, alignment(a="AA", c="BB").with_prefix("en/"), num_units=1)
     assert found.without_phones == ("en/b", "es/c") and found.without_units == 1
+    assert found.by_name == 0 and "without its folder" not in coverage(found)
     with pytest.raises(
         TextError, match="en/a and es/a both fit a of phones.tsv; .*--prefix=FOLDER/"
     ):
