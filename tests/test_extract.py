@@ -18,6 +18,7 @@ from dinosr_jax.data import audio
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import open_inputs
 from dinosr_jax.inference.model import Model, load
+from dinosr_jax.model import transformer
 from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, make_model
@@ -178,3 +179,19 @@ def test_chunks_cover_every_frame_once(trained, samples):
     single = trained.extract(wave, layer=0)
     # the encoder's input sees a few frames around only: chunks change nothing but rounding
     np.testing.assert_allclose(chunked, single, atol=2e-5)
+
+
+@pytest.mark.parametrize("samples", [70_001, 96_000])
+def test_a_long_recording_is_computed_in_pieces_exactly(trained, monkeypatch, samples):
+    wave = np.random.default_rng(2).standard_normal(samples).astype(np.float32)
+    options = batches.Options(num_workers=1)
+    single = trained.extract([wave, wave[:65_000]], layer=[0, 3], options=options)
+    monkeypatch.setattr(transformer, "_LONG", 64)
+    monkeypatch.setattr(transformer, "_QUERY_BLOCK", 50)
+    monkeypatch.setattr(batches, "_PIECE_SECONDS", 1)
+    trained.__dict__.pop("_compiled")
+    pieces = trained.extract([wave, wave[:65_000]], layer=[0, 3], options=options)
+    trained.__dict__.pop("_compiled")
+    for one, other in zip(single, pieces, strict=True):
+        for layer in (0, 3):
+            np.testing.assert_allclose(other[layer], one[layer], atol=1e-5)

@@ -25,8 +25,8 @@ _run_options = _together(
         "--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on."
     ),
     click.option("--batch_seconds", type=click.FloatRange(min=0, min_open=True), help="A device."),
-    click.option("--chunk_seconds", type=float, default=120.0, show_default=True),
-    click.option("--overlap_seconds", type=float, default=20.0, show_default=True),
+    click.option("--chunk_seconds", type=float, default=600.0, show_default=True),
+    click.option("--overlap_seconds", type=float, default=60.0, show_default=True),
     click.option(
         "--num_workers", type=click.IntRange(min=1), help="Decode.  [default: one a core]"
     ),

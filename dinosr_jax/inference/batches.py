@@ -1,8 +1,9 @@
 """Recordings in, arrays out: decoded in threads, batched by length, computed on all devices.
 
-Attention is global, and so an utterance is computed in one pass, up to `chunk_seconds`. What is
-longer is cut into overlapping chunks of that length, normalised by the mean and variance of the
-whole; a frame is taken from the chunk in whose middle it is.
+Attention is global, and so an utterance is computed in one pass, up to `chunk_seconds`, in memory
+that grows with its length only. What is longer is cut into overlapping chunks of that length,
+normalised by the mean and variance of the whole; a frame is taken from the chunk in whose middle
+it is.
 
 Shapes: B batch, S samples, T frames, D model.
 """
@@ -28,6 +29,7 @@ from dinosr_jax.training.step import apply
 Array = jax.Array
 _RUNG_RATIO = 2**0.25  # of neighbouring lengths: at most 19 % of a batch is padding for it
 _SHORTEST_RUNG_SECONDS = 0.5
+_PIECE_SECONDS = 30  # that the feature encoder computes of a long recording at a time
 
 
 class Options(NamedTuple):
@@ -39,8 +41,8 @@ class Options(NamedTuple):
     """
 
     batch_seconds: float | None = None
-    chunk_seconds: float = 120.0
-    overlap_seconds: float = 20.0
+    chunk_seconds: float = 600.0
+    overlap_seconds: float = 60.0
     num_workers: int | None = None
 
     def check(self) -> None:
@@ -173,11 +175,34 @@ def _compile(config: Any, depth: int, compute: Callable, mesh: Any) -> Callable:
         params, arrays = params
         padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=conv_layers)
         with jax.default_matmul_precision("highest"):
-            x = apply(model, params, waveforms, method="project")
+            x = _project(model, params, waveforms)
             layers = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
             return compute(arrays, layers, padded)
 
     return sharding.jit_inference(mesh, forward)
+
+
+def _project(model: DinoSR, params: Any, waveforms: Array) -> Array:
+    """Projected features [B, T, D]; of long waveforms piece by piece, so that memory is bounded.
+
+    A frame sees its receptive field only: pieces that share it give exactly what one pass gives.
+    """
+    conv_layers = model.config.conv_layers
+    field, hop = receptive_field(conv_layers)
+    frames = num_frames(waveforms.shape[1], conv_layers)
+    each = _PIECE_SECONDS * audio.SAMPLE_RATE // hop
+    if frames <= 2 * each:
+        return apply(model, params, waveforms, method="project")
+    starts = jnp.arange(-(-frames // each)) * each * hop
+    length = (each - 1) * hop + field
+    padded = jnp.pad(waveforms, ((0, 0), (0, len(starts) * each * hop + field)))
+
+    def project(start: Array) -> Array:
+        piece = jax.lax.dynamic_slice_in_dim(padded, start, length, axis=1)
+        return apply(model, params, piece, method="project")
+
+    pieces = jnp.moveaxis(jax.lax.map(project, starts), 0, 1)  # [B, pieces, T, D]
+    return pieces.reshape(len(waveforms), -1, pieces.shape[-1])[:, :frames]
 
 
 def run(
@@ -205,8 +230,8 @@ def run(
     """
     batch: list[_Piece] = []
     running: collections.deque = collections.deque()
-    ordered = by_length(recordings, on_bad=on_bad, num_workers=forward.options.num_workers)
-    for note in notes([header for _, header in ordered if header]):
+    ordered = streams.by_length(recordings, on_bad=on_bad, num_workers=forward.options.num_workers)
+    for note in streams.notes([header for _, header in ordered if header]):
         say(note)
     total = sum(header.num_samples for _, header in ordered if header) / audio.SAMPLE_RATE
     progress(0.0, total)
@@ -266,40 +291,6 @@ def whole(parts: Iterable[Part]) -> Iterator[Part]:
 
 def _length(part: Part) -> int:
     return len(jax.tree.leaves(part.arrays)[0])
-
-
-def by_length(
-    recordings: Iterable[Recording], *, on_bad: Bad, num_workers: int | None = None
-) -> list[tuple[Recording, streams.Header | None]]:
-    """Recordings and their headers, longest first; those that load without a header last.
-
-    What cannot be read at all goes to `on_bad` before anything is computed, in the given order.
-    """
-    recordings, usable = list(recordings), []
-    with concurrent.futures.ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-        headers = list(pool.map(streams.read_header, recordings))
-    for recording, header in zip(recordings, headers, strict=True):
-        try:
-            if header is None:
-                recording.load()
-        except (audio.AudioError, OSError) as error:
-            on_bad(recording, str(error))
-            continue
-        usable.append((recording, header))
-    return sorted(usable, key=lambda pair: -pair[1].num_samples if pair[1] else 1)
-
-
-def notes(headers: Sequence[streams.Header]) -> list[str]:
-    """What is resampled and mixed down, to be said once."""
-    rates = sorted({h.sample_rate for h in headers if h.sample_rate != audio.SAMPLE_RATE})
-    stereo = sum(h.num_channels > 1 for h in headers)
-    found = []
-    if rates:
-        count = sum(h.sample_rate in rates for h in headers)
-        found.append(f"{count} recordings are resampled to 16000 Hz, from {rates} Hz")
-    if stereo:
-        found.append(f"{stereo} recordings have several channels, which are mixed down")
-    return found
 
 
 def _pieces(forward: Forward, pairs: list, on_bad: Bad) -> Iterator[_Piece]:

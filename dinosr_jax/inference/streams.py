@@ -3,15 +3,16 @@
 Shapes: S samples, C channels.
 """
 
+import concurrent.futures
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.inference.inputs import Recording
+from dinosr_jax.inference.inputs import Bad, Recording
 
 _BLOCK_SECONDS = 30
 
@@ -141,3 +142,37 @@ def _ends(source: bytes | io.BytesIO, *, size: int = 2**17) -> bytes:
         start = file.read(size)
         file.seek(max(os.path.getsize(source) - size, len(start)))
         return start + file.read()
+
+
+def by_length(
+    recordings: Iterable[Recording], *, on_bad: Bad, num_workers: int | None = None
+) -> list[tuple[Recording, Header | None]]:
+    """Recordings and their headers, longest first; those that load without a header last.
+
+    What cannot be read at all goes to `on_bad` before anything is computed, in the given order.
+    """
+    recordings, usable = list(recordings), []
+    with concurrent.futures.ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        headers = list(pool.map(read_header, recordings))
+    for recording, header in zip(recordings, headers, strict=True):
+        try:
+            if header is None:
+                recording.load()
+        except (audio.AudioError, OSError) as error:
+            on_bad(recording, str(error))
+            continue
+        usable.append((recording, header))
+    return sorted(usable, key=lambda pair: -pair[1].num_samples if pair[1] else 1)
+
+
+def notes(headers: Sequence[Header]) -> list[str]:
+    """What is resampled and mixed down, to be said once."""
+    rates = sorted({h.sample_rate for h in headers if h.sample_rate != audio.SAMPLE_RATE})
+    stereo = sum(h.num_channels > 1 for h in headers)
+    found = []
+    if rates:
+        count = sum(h.sample_rate in rates for h in headers)
+        found.append(f"{count} recordings are resampled to 16000 Hz, from {rates} Hz")
+    if stereo:
+        found.append(f"{stereo} recordings have several channels, which are mixed down")
+    return found

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.inference import batches, kmeans
+from dinosr_jax.inference import batches, kmeans, streams
 from dinosr_jax.inference.inputs import Bad, Recording, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
 from dinosr_jax.model.dinosr import Heads
@@ -226,7 +226,7 @@ def compute(
         for part in batches.whole(batches.run(forward, recordings, progress=progress, **told)):
             yield Utterance(part.recording, part.arrays, part.num_samples)
         return
-    ordered = batches.by_length(recordings, on_bad=on_bad, num_workers=options.num_workers)
+    ordered = streams.by_length(recordings, on_bad=on_bad, num_workers=options.num_workers)
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
     is_long = lambda header: header is not None and header.num_samples > longest
     # by id: the header of a recording may have said that it is short
@@ -234,7 +234,7 @@ def compute(
     short = [recording for recording, header in ordered if not is_long(header)]
     seconds = sum(h.num_samples for _, h in ordered if h) / audio.SAMPLE_RATE
     share = lambda part: lambda done, _: progress(done * part, seconds)
-    for note in batches.notes([h for _, h in ordered if is_long(h)]):
+    for note in streams.notes([h for _, h in ordered if is_long(h)]):
         say(note)
     for part in batches.run(forward, short, progress=share(1.0), **told):
         if len(part.arrays[0]) == part.num_frames:

@@ -27,6 +27,11 @@ _SAVED = {
 }
 
 
+# Without dropout, attention over more frames than _LONG is computed for _QUERY_BLOCK queries at a
+# time: memory grows with the length of a recording, not with its square.
+_LONG, _QUERY_BLOCK = 4096, 512
+
+
 class Layers(NamedTuple):
     """The two tensors of every layer, and what they start from.
 
@@ -114,14 +119,28 @@ class SelfAttention(nn.Module):
     def attend(self, q, k, v, padding_mask: Array | None, key: Array | None) -> Array:
         """Attention of queries, keys and values [B, T, H, D/H]; the same shape."""
         q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))  # [B, H, T, D/H]
-        width = q.shape[-1]
-        logits = jnp.einsum("bhqd,bhkd->bhqk", q * width**-0.5, k).astype(jnp.float32)
+        frames, width = q.shape[2:]
+        q = q * width**-0.5
+        if key is None and frames > _LONG:  # a long recording: some queries at a time
+            blocks = -(-frames // _QUERY_BLOCK)
+            q = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * _QUERY_BLOCK - frames), (0, 0)))
+            q = jnp.moveaxis(q.reshape(*q.shape[:2], blocks, _QUERY_BLOCK, width), 2, 0)
+            y = jax.lax.map(lambda block: self.attend_block(block, k, v, padding_mask, None), q)
+            y = jnp.moveaxis(y, 0, 2)
+            y = y.reshape(*y.shape[:2], blocks * _QUERY_BLOCK, width)[:, :, :frames]
+        else:
+            y = self.attend_block(q, k, v, padding_mask, key)
+        return y.swapaxes(1, 2)
+
+    def attend_block(self, q, k, v, padding_mask: Array | None, key: Array | None) -> Array:
+        """Attention of some queries [B, H, Q, D/H] to all keys; the same shape."""
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32)
         if padding_mask is not None:
             lowest = jnp.finfo(jnp.float32).min
             logits = jnp.where(padding_mask[:, None, None, :], lowest, logits)
         probabilities = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         probabilities = layers.dropout(probabilities, rate=self.dropout, key=key)
-        return jnp.einsum("bhqk,bhkd->bhqd", probabilities, v).swapaxes(1, 2)
+        return jnp.einsum("bhqk,bhkd->bhqd", probabilities, v)
 
 
 def _flash_attention(q: Array, k: Array, v: Array, padding_mask: Array | None) -> Array:
