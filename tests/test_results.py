@@ -51,7 +51,7 @@ def test_no_folder_has_no_results(tmp_path):
         ({"rows": [ROW | {"layer": "3"}]}, "rows.0..layer: found '3'"),
         ({"rows": [ROW | {"accuracy": float("nan")}]}, "expected finite numbers"),
         ({"rows": [ROW | {"accuracy": {1, 2}}]}, "found set; expected finite numbers"),
-        ({"step": None}, "step: found None, expected a whole number"),
+        ({"step": "7"}, "step: found .7., expected a whole number"),
         ({"data": "a\nb"}, "data: found .*, expected one line"),
     ],
 )
