@@ -2,6 +2,7 @@
 
 import click
 
+from dinosr_jax.cli import abx as _  # noqa: F401 (adds to `evaluate`)
 from dinosr_jax.cli.data import prepare
 from dinosr_jax.cli.evaluation import evaluate
 from dinosr_jax.cli.inference import extract, units

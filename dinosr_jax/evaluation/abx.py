@@ -10,12 +10,13 @@ Shapes: n items, G groups of items, C cells, K blocks of distances between two g
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from dinosr_jax.evaluation import dtw
-from dinosr_jax.evaluation.feature_files import Gathered
+from dinosr_jax.evaluation.feature_files import End, Gathered
 from dinosr_jax.evaluation.frame_distances import Distance
 from dinosr_jax.evaluation.items import Items
 
@@ -115,6 +116,10 @@ def measure(
             + (" in the same context" if context == "triphone" else "")
             + (", one of them twice" if speaker == "within" else ", one of them of another speaker")
         )
+    # neighbours in a group are compared, and are quickest so when they are neighbours
+    gathered = gathered._replace(
+        items=dtw.Items(*(column[groups.members] for column in gathered.items))
+    )
     errors = _score(gathered, groups, cells, distance, progress)
     return AbxScore(_collapse(groups, cells, errors, context), len(cells.a), len(groups.members))
 
@@ -266,8 +271,8 @@ def _block_distances(
     one_group = (blocks.low == blocks.high)[block]
     needed = ~one_group | (row < column)
     mirror = (blocks.starts[block] + column * high_sizes[block] + row)[one_group & needed]
-    first = same[groups.members[(groups.starts[blocks.low][block] + row)[needed]]]
-    second = same[groups.members[(groups.starts[blocks.high][block] + column)[needed]]]
+    first = same[(groups.starts[blocks.low][block] + row)[needed]]
+    second = same[(groups.starts[blocks.high][block] + column)[needed]]
     progress(int(np.count_nonzero(~needed)))
     swapped = first > second
     first, second = np.where(swapped, second, first), np.where(swapped, first, second)
@@ -361,3 +366,16 @@ def to_table(rows: Sequence[dict]) -> str:
         for row in rows
     ]
     return "\n".join([title, *lines])
+
+
+def to_rule(frame_rate: Fraction, distance: Distance, caps: Caps, *, end: End) -> str:
+    """How items are cut out and compared, in one line."""
+    most = lambda cap, what: f"{'all' if cap is None else f'at most {cap}'} {what}"
+    drawn = f", seed {caps.seed}" if caps[:2] != (None, None) else ""
+    padded = "; the last frame repeated where it is missing" if end == "repeat" else ""
+    return (
+        f"frames whose centre (i + 0.5) / {float(frame_rate):g} s is in the item{padded}; "
+        f"{distance} distance, warped, divided by the length of the path; "
+        f"{most(caps.max_size_group, 'A, B and X')}, {most(caps.max_x_across, 'speakers of X')}"
+        f"{drawn}"
+    )

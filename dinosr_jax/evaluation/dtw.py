@@ -109,7 +109,8 @@ def _tables(
     size, width = rows.shape
 
     def fill(b, tables):
-        one, other = (jax.tree.map(lambda a: a[index[b]], frames) for index in (rows, columns))
+        one = jax.tree.map(lambda a: a[rows[b]], frames)
+        other = jax.tree.map(lambda a: a[columns[b]], frames)
         return lax.dynamic_update_index_in_dim(tables, between(one, other, distance), b, 0)
 
     return lax.fori_loop(0, count, fill, jnp.zeros((size, width, width))).reshape(-1)

@@ -48,10 +48,12 @@ def prepare(frames: np.ndarray, *, distance: Distance) -> tuple[np.ndarray, np.n
         return frames.astype(np.float32), own
     exact = frames.astype(np.float64)
     if distance == "angular":
-        largest = np.abs(exact).max(axis=1, keepdims=True, initial=0.0)
-        exact /= np.where(largest > 0, largest, 1.0)  # squares of 1e200 would be infinite
-        exact[largest[:, 0] == 0] = 1.0
-        return (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype(np.float32), own
+        exact[~exact.any(axis=1)] = 1.0
+        lengths = np.sqrt(np.einsum("td,td->t", exact, exact))
+        if not (np.isfinite(lengths) & (lengths > 1e-150)).all():  # squares beyond float64
+            exact /= np.abs(exact).max(axis=1, keepdims=True)
+            lengths = np.sqrt(np.einsum("td,td->t", exact, exact))
+        return (exact / lengths[:, None]).astype(np.float32), own
     if exact.min(initial=0.0) < 0 or np.abs(exact.sum(axis=1) - 1).max(initial=0.0) > 0.01:
         raise ValueError(
             "expected probabilities for kl_symmetric (none below 0, every frame adds up to 1), "
@@ -111,11 +113,11 @@ def equal_frames(values: np.ndarray) -> np.ndarray:
     Returns:
       [T] int32: the index of the first row that is the same.
     """
-    bits = np.ascontiguousarray(values + 0.0).view(np.uint32)  # + 0.0: -0 is 0
-    # rows with different sums differ; the others, in general none, are compared
-    _, which, counts = np.unique(
-        bits.sum(axis=1, dtype=np.uint64), return_inverse=True, return_counts=True
-    )
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    # rows in which the sum of some columns differs are different; the others are compared, in
+    # general none
+    some = bits[:, :: max(1, bits.shape[1] // 16)].sum(axis=1, dtype=np.uint64)
+    _, which, counts = np.unique(some, return_inverse=True, return_counts=True)
     ids = np.arange(len(values), dtype=np.int32)
     seen: dict[bytes, int] = {}
     for t in np.flatnonzero(counts[which] > 1):
