@@ -328,8 +328,6 @@ def _read_values(entry: Part | np.ndarray, distance: Distance, other: Frames | N
         values, own = prepare(array, distance=distance)
     except ValueError as error:
         raise FeatureError(f"{name}: {error}") from None
-    if not np.isfinite(values).all():
-        raise FeatureError(f"{name}: numbers too large for float32")
     if other is not None and values.shape[1] != other.values.shape[1]:
         raise FeatureError(
             f"{name}: found {array.shape[1]} numbers a frame, other files have another number"

@@ -41,10 +41,14 @@ def prepare(frames: np.ndarray, *, distance: Distance) -> tuple[np.ndarray, np.n
       `values` [T, E] and `own` [T] of `Frames`, float32.
 
     Raises:
-      ValueError: The frames are no probabilities.
+      ValueError: The frames are no probabilities, or too large.
     """
     own = np.zeros(len(frames), np.float32)
     if distance == "euclidean":
+        if (largest := float(np.abs(frames).max(initial=0))) > 1e17:
+            raise ValueError(
+                f"found a number of {largest:.3g}, expected squares that float32 can hold"
+            )
         return frames.astype(np.float32), own
     exact = frames.astype(np.float64)
     if distance == "angular":

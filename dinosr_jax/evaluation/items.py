@@ -140,23 +140,25 @@ def _rows(text: str, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if text.lstrip().startswith("{"):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                yield number, _renamed(_parse(line, f"{path}: line {number}"), path, number)
+                row = _parse(line, f"{path}: line {number}")
+                names = _names(list(row), f"{path}: line {number}")
+                yield number, dict(zip(names, row.values(), strict=True))
         return
     header = text.split("\n", 1)[0]
     separator = next((mark for mark in ("\t", ",") if mark in header), " ")
     lines = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        names = [name for name in next(lines) if name]
+        names = _names([name for name in next(lines) if name], f"{path}: line 1")
         for row in lines:
             while row and not row[-1]:  # spaces at the end of a line
                 row.pop()
             if len(row) != len(names) and row:
                 raise ItemError(
                     f"{path}: line {lines.line_num}: found {len(row)} fields, expected "
-                    f"{len(names)}: {separator.join(names)}"
+                    f"{len(names)}: {header.strip()[:200]}"
                 )
             if row:
-                yield lines.line_num, _renamed(dict(zip(names, row, strict=True)), path, 1)
+                yield lines.line_num, dict(zip(names, row, strict=True))
     except csv.Error as error:
         raise ItemError(f"{path}: line {lines.line_num}: {error}") from None
 
@@ -171,15 +173,17 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _renamed(row: Mapping[str, Any], path: str, number: int) -> dict[str, Any]:
-    found = {name.removeprefix("#").replace("_", "-").lower(): value for name, value in row.items()}
-    found = {_OTHER_NAMES.get(name, name): value for name, value in found.items()}
-    missing = [shown for name, shown in zip(_COLUMNS, _HEADER, strict=True) if name not in found]
-    if missing:
-        raise ItemError(
-            f"{path}: line {number}: found the columns {' '.join(row)[:200]}; {missing[0]} is "
-            f"missing, expected {' '.join(_HEADER)}"
-        )
+def _names(given: Sequence[str], where: str) -> list[str]:
+    """The names of columns here."""
+    found = [name.removeprefix("#").replace("_", "-").lower() for name in given]
+    found = [_OTHER_NAMES.get(name, name) for name in found]
+    for name, shown in zip(_COLUMNS, _HEADER, strict=True):
+        if found.count(name) != 1:
+            what = "is there twice" if name in found else "is missing"
+            raise ItemError(
+                f"{where}: found the columns {' '.join(given)[:200]}; {shown} {what}, expected "
+                f"{' '.join(_HEADER)}"
+            )
     return found
 
 
