@@ -6,7 +6,7 @@ import pytest
 
 from dinosr_jax.evaluation import frames
 from dinosr_jax.evaluation.features import Features
-from dinosr_jax.evaluation.labelled import LabelError
+from dinosr_jax.evaluation.utterances import LabelError
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 P, L, D = 5, 4, 16

@@ -1,4 +1,4 @@
-"""Phone recognition: it is learnt where it can be, and errors are counted as edit distance has it."""
+"""Phone recognition: learnt where it can be, and errors counted as edit distances."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pytest
 
 from dinosr_jax.data.phones import Phone
 from dinosr_jax.evaluation import recognition
-from dinosr_jax.evaluation.labelled import LabelError
+from dinosr_jax.evaluation.utterances import LabelError
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 P, L, D = 4, 3, 12

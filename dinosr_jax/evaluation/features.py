@@ -16,14 +16,15 @@ import optax
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.evaluation import mfcc
-from dinosr_jax.evaluation.labelled import in_chance_order
+from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import Bad, Recording, refuse
 from dinosr_jax.inference.model import Model
-from dinosr_jax.inference.selection import Selection
+from dinosr_jax.inference.selection import Network, Selection, Tensor
 from dinosr_jax.training.state import init_state
 
 MAX_BYTES = 2**31
+_EPSILON = 1e-5  # of instance normalisation
 Progress = Callable[[float], None]  # is told the seconds of audio that are done
 
 
@@ -88,30 +89,40 @@ def of_network(
     model: Model,
     recordings: Sequence[Recording],
     *,
+    layers: Sequence[int] | None = None,
+    tensor: Tensor = "block",
+    network: Network = "student",
+    normalise: Literal["none", "utterance"] = "none",
     dtype: type = np.float32,
-    network: Literal["student", "teacher"] = "student",
     on_bad: Bad = refuse,
     progress: Progress = lambda seconds: None,
 ) -> Features:
-    """The `block` of layers 0 (what the first one reads) to L.
+    """Features of some layers of a network.
 
     Args:
       model: Of `load`.
       recordings: Whose features are computed.
-      dtype: In which they are held.
+      layers: None for all: 0 (what the first one reads) to L.
+      tensor: 'block' or 'ffn'.
       network: Student or teacher.
+      normalise: 'utterance' gives every channel mean 0 and variance 1 over the utterance.
+      dtype: In which they are held.
       on_bad: As in `batches.run`.
       progress: Is told the seconds of audio that are done.
 
     Returns:
       The features.
     """
-    layers = tuple(range(model.config.model.num_layers + 1))
-    forward = batches.Forward(model, Selection(layers, "block"), depth=layers[-1], network=network)
+    layers = tuple(range(model.config.model.num_layers + 1) if layers is None else layers)
+    forward = batches.Forward(model, Selection(layers, tensor), depth=max(layers), network=network)
     parts = batches.run(forward, recordings, on_bad=on_bad, progress=lambda done, _: progress(done))
-    arrays = {
-        part.recording.id: np.stack(part.arrays).astype(dtype) for part in batches.whole(parts)
-    }
+    arrays = {}
+    for part in batches.whole(parts):
+        array = np.stack(part.arrays)
+        if normalise == "utterance":
+            array = array - array.mean(axis=1, keepdims=True)
+            array /= np.sqrt(array.var(axis=1, keepdims=True) + _EPSILON)
+        arrays[part.recording.id] = array.astype(dtype, copy=False)
     return Features(layers, arrays)
 
 

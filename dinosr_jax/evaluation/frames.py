@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from dinosr_jax.evaluation.features import Features
-from dinosr_jax.evaluation.labelled import LabelError
+from dinosr_jax.evaluation.utterances import LabelError
 
 Array = jax.Array
 _EPSILON = 1e-5

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from dinosr_jax.data.phones import SILENCE, Phone
-from dinosr_jax.evaluation.labelled import LabelError
+from dinosr_jax.evaluation.utterances import LabelError
 
 Array = jax.Array
 BLANK = 0

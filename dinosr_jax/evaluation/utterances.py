@@ -10,7 +10,7 @@ import numpy as np
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifests
 from dinosr_jax.data.alignments import Alignment, read_alignment
-from dinosr_jax.data.phones import Phone, frame_labels
+from dinosr_jax.data.phones import Phone, Stress, frame_labels
 from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
@@ -39,19 +39,30 @@ class Division(NamedTuple):
     rule: str
 
 
-def find_alignment(data_dir: Path, *, given: Path | None = None) -> Alignment:
+def find_alignment(
+    data_dir: Path, *, given: Path | None = None, prefix: str = "", stress: Stress = "strip"
+) -> Alignment:
     """The alignment that is given, else the one that a prepared dataset carries.
+
+    Args:
+      data_dir: Of the prepared dataset.
+      given: A file, or a folder of TextGrids.
+      prefix: Put before every name in what is given, such as 'asterisk_en/'.
+      stress: Whether AH0 is AH.
+
+    Returns:
+      The alignment.
 
     Raises:
       LabelError: There is none.
       TextError: It cannot be read.
     """
     if given is not None:
-        return read_alignment(given)
+        return read_alignment(given, stress=stress).with_prefix(prefix)
     for dataset in _DATASETS:
         folder = manifests.dataset_folder(data_dir, dataset=dataset)
         if folder is not None and (folder / PHONES).is_file():
-            return read_alignment(folder / PHONES)
+            return read_alignment(folder / PHONES, stress=stress)
     raise LabelError(
         f"{data_dir}: the prepared dataset carries no phones ({PHONES} beside its records); give "
         "them with --alignment=FILE"
@@ -59,15 +70,25 @@ def find_alignment(data_dir: Path, *, given: Path | None = None) -> Alignment:
 
 
 def read_split(
-    data_dir: Path, *, split: str, alignment: Alignment
+    data_dir: Path, *, split: str, alignment: Alignment, conv_layers: ConvLayers
 ) -> tuple[list[Recording], list[Labelled]]:
-    """All recordings of a split of a prepared dataset, and those that have phones.
+    """The recordings of a split of a prepared dataset, and those that have phones.
+
+    Args:
+      data_dir: Of the prepared dataset.
+      split: In TFDS syntax.
+      alignment: Phones.
+      conv_layers: Of the network; what is shorter than its receptive field is left out.
+
+    Returns:
+      All recordings, and those with phones.
 
     Raises:
       ManifestError: No such dataset or split.
       TextError: Names fit several utterances.
     """
-    recordings = open_inputs(data_dir, split=split)
+    shortest = receptive_field(conv_layers)[0]
+    recordings = [r for r in open_inputs(data_dir, split=split) if r.num_samples >= shortest]
     found = [name for name in _DATASETS if manifests.dataset_folder(data_dir, dataset=name)]
     manifest = manifests.load_manifest(data_dir, dataset=found[0], split=split)
     said = dict(zip(manifest.ids, zip(manifest.speakers, manifest.texts, strict=True), strict=True))
@@ -136,8 +157,14 @@ def _by_speaker(others: Sequence[Labelled], test: Sequence[Labelled], share: flo
     ordered = in_chance_order(heard, key=str)
     ordered.sort(key=lambda speaker: speaker in learnt)  # stable
     held_out = set(ordered[: max(1, min(round(share * len(everyone)), len(everyone) - 1))])
-    while not {u.speaker for u in pool} - held_out:
-        held_out.discard(ordered.pop())  # pragma: only where a split has few speakers
     train = tuple(u for u in pool if u.speaker not in held_out)
     rule = f"by speaker, {len(held_out)} of {len(everyone)} held out by a hash of the name"
     return Division(train, tuple(u for u in test if u.speaker in held_out), rule)
+
+
+def describe(utterances: Sequence[Labelled]) -> str:
+    """How many, how long, of how many speakers: part of a line of text."""
+    minutes = sum(u.recording.num_samples for u in utterances) / audio.SAMPLE_RATE / 60
+    speakers = {u.speaker for u in utterances} - {""}
+    who = f", {len(speakers)} speaker{'s' * (len(speakers) != 1)}" if speakers else ""
+    return f"{len(utterances)} utterances, {minutes:.1f} minutes{who}"
