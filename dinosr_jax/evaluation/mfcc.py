@@ -3,15 +3,9 @@
 Shapes: S samples, T frames.
 """
 
-import collections
-import concurrent.futures
-import os
-from collections.abc import Callable, Iterator, Sequence
-
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.inference.inputs import Bad, Recording, refuse
 from dinosr_jax.model.feature_encoder import ConvLayers, num_frames, receptive_field
 
 NUM_COEFFICIENTS = 13
