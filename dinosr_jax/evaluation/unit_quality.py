@@ -31,9 +31,10 @@ class Quality(NamedTuple):
     """Unit quality of a set of utterances.
 
     `counts` [P, U] are frames of 10 ms; P is in the order of `phones`. Perplexity and rates are of
-    all units of the utterances that are scored. `without_phones` are utterances that have no
-    alignment, `without_units` alignments that no units are of, `left_out` utterances whose lengths
-    differ too much, by how many frames (alignment less units).
+    all units of the utterances that are scored; `by_name` of these were found by their name without
+    folder or extension. `without_phones` are utterances that have no alignment, `without_units`
+    alignments that no units are of, `left_out` utterances whose lengths differ too much, by how
+    many frames (alignment less units).
     """
 
     counts: np.ndarray
@@ -43,6 +44,7 @@ class Quality(NamedTuple):
     pnmi: float
     of_units: statistics.UnitStatistics
     num_utterances: int
+    by_name: int
     without_phones: tuple[str, ...]
     without_units: int
     left_out: Mapping[str, int]
@@ -126,6 +128,7 @@ def measure(
         pnmi=information.pnmi(counts),
         of_units=statistics.describe(frames, runs, frame_rate=1 / rule.unit_seconds),
         num_utterances=len(scored),
+        by_name=sum(id_ not in alignment.utterances for id_ in scored),
         without_phones=tuple(id_ for id_ in units if id_ not in found),
         without_units=len(alignment.utterances) - len(found),
         left_out=left_out,
@@ -219,6 +222,8 @@ def coverage(quality: Quality) -> str:
     frames, missing = int(quality.counts.sum()), len(quality.without_phones)
     parts = [f"{quality.num_utterances} utterances, {quality.seconds / 60:.1f} minutes, {frames:,}"]
     parts[0] += " frames of 10 ms"
+    if quality.by_name:
+        parts.append(f"{quality.by_name} of them found by the name without its folder")
     if missing:
         parts.append(f"{missing} without phones (such as {quality.without_phones[0]}) not scored")
     if quality.without_units:
