@@ -163,7 +163,7 @@ def pair_distances(
         chunk = np.resize(keys[number * size : (number + 1) * size], size)
         count = np.int32(min(size, len(keys) - number * size))
         index = [tiles.frames[at] for at in np.divmod(chunk, len(tiles.frames))]
-        table = _tables(frames, *index, count, distance=distance)
+        table, under_way = _tables(frames, *index, count, distance=distance), []
         for at in range(begin, end, lanes):
             pairs = order[at : min(at + lanes, end)]
             place = (table_of[pairs] % size) * tiles.width + tiles.at[first[pairs]]
@@ -171,6 +171,8 @@ def pair_distances(
             given = (np.resize(a, lanes) for a in (place, rows[pairs], columns[pairs]))
             given = (a.astype(np.int32) for a in given)
             both = align(table, *given, stride=tiles.width, longest=longest)
+            under_way.append((pairs, both))
+        for pairs, both in under_way:
             for target, values in zip(found, both, strict=True):
                 target[pairs] = np.asarray(values)[: len(pairs)]
             progress(len(pairs))
