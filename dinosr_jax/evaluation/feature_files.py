@@ -223,22 +223,7 @@ def gather(
       FeatureError: A recording or frames are missing, an item is too short, or the features are
         not finite, of different widths, or not of the kind that the distance needs.
     """
-    starts, ends = frame_slices(items, frame_rate=source.frame_rate)
-    empty = np.flatnonzero(ends <= starts)
-    if len(empty) and short == "raise":
-        raise FeatureError(
-            f"{len(empty)} of {len(items)} items have no frame at {float(source.frame_rate):g} "
-            f"frames a second, the first is {items.name(empty[0])}; leave them out with "
-            "--short=skip, or check the frame rate"
-        )
-    kept = np.flatnonzero(ends > starts)
-    if not len(kept):
-        raise FeatureError(f"none of the {len(items)} items has a frame; check the frame rate")
-    if longest := np.flatnonzero(ends - starts > dtw.MAX_FRAMES).tolist():
-        raise FeatureError(
-            f"{items.name(longest[0])}: found {(ends - starts)[longest[0]]} frames, expected "
-            f"{dtw.MAX_FRAMES} at most"
-        )
+    starts, ends, kept = _slices(items, source.frame_rate, short)
     entries = _match(dict.fromkeys(items.files[i] for i in kept), source)
     by_file: dict[str, list[int]] = {}
     for i in kept:
@@ -266,6 +251,29 @@ def gather(
     if distance != "identical":
         frames = frames._replace(ids=equal_frames(frames.values))
     return Gathered(frames, dtw.Items(begins[kept], (ends - starts)[kept]), kept)
+
+
+def _slices(
+    items: Items, frame_rate: Fraction, short: Short
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First frames, ends, and which items have frames."""
+    starts, ends = frame_slices(items, frame_rate=frame_rate)
+    empty = np.flatnonzero(ends <= starts)
+    if len(empty) and short == "raise":
+        raise FeatureError(
+            f"{len(empty)} of {len(items)} items have no frame at {float(frame_rate):g} "
+            f"frames a second, the first is {items.name(empty[0])}; leave them out with "
+            "--short=skip, or check the frame rate"
+        )
+    kept = np.flatnonzero(ends > starts)
+    if not len(kept):
+        raise FeatureError(f"none of the {len(items)} items has a frame; check the frame rate")
+    if longest := np.flatnonzero(ends - starts > dtw.MAX_FRAMES).tolist():
+        raise FeatureError(
+            f"{items.name(longest[0])}: found {(ends - starts)[longest[0]]} frames, expected "
+            f"{dtw.MAX_FRAMES} at most"
+        )
+    return starts, ends, kept
 
 
 def _match(names: Iterable[str], source: FeatureSet) -> dict[str, Part | np.ndarray]:
