@@ -2,10 +2,12 @@
 
 import click
 
+from dinosr_jax.cli import abx as _  # noqa: F401 (adds to `evaluate`)
 from dinosr_jax.cli.data import prepare
 from dinosr_jax.cli.evaluation import evaluate
 from dinosr_jax.cli.inference import extract, units
 from dinosr_jax.cli.interop import export, import_command
+from dinosr_jax.cli.probes import frames_command, recognition_command, run
 from dinosr_jax.cli.training import compile_command, scale
 
 
@@ -16,3 +18,5 @@ def cli() -> None:
 
 for command in (prepare, compile_command, scale, extract, units, evaluate, import_command, export):
     cli.add_command(command)
+for command in (run, frames_command, recognition_command):
+    evaluate.add_command(command)

@@ -117,8 +117,6 @@ def fit(
       KMeansError: There are fewer frames than clusters.
       ValueError: No such layer, tensor or network.
     """
-    from sklearn.cluster import MiniBatchKMeans
-
     if num_clusters < 1 or max_frames < num_clusters:
         raise KMeansError(
             f"num_clusters {num_clusters}, max_frames {max_frames}: expected at least 1, and as "
@@ -132,16 +130,26 @@ def fit(
     samples, total = _sample(forward, recordings, size, seed, {"on_bad": refuse} | run)
     if total < num_clusters:
         raise KMeansError(f"{total} frames cannot make {num_clusters} clusters; give more audio")
-    cluster = lambda frames: (
-        MiniBatchKMeans(num_clusters, random_state=seed, compute_labels=False, **_SETTINGS)
-        .fit(frames)
-        .cluster_centers_.astype(np.float32)
-    )
-    centroids = {number: cluster(samples.sorted(i)) for i, number in enumerate(layers)}
+    how = {"num_clusters": num_clusters, "seed": seed}
+    centroids = {number: cluster(samples.sorted(i), **how) for i, number in enumerate(layers)}
     counts = {"num_clusters": num_clusters, "num_frames": min(total, max_frames)}
     counts |= {"of_frames": total, "seed": seed}
     said = convention_of(model, tensor=tensor, network=network)
     return KMeans(centroids, {"layers": list(layers), **said, **counts})
+
+
+def cluster(frames: np.ndarray, *, num_clusters: int, seed: int) -> np.ndarray:
+    """Centroids [K, D] float32 of frames [n, D], by MiniBatchKMeans with the settings of HuBERT."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    kmeans = MiniBatchKMeans(num_clusters, random_state=seed, compute_labels=False, **_SETTINGS)
+    return kmeans.fit(frames).cluster_centers_.astype(np.float32)
+
+
+def nearest(centroids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """The nearest of centroids [K, D] to each of frames [T, D]: [T] int32."""
+    distances = np.square(centroids).sum(axis=1)[None] - 2 * frames @ centroids.T
+    return distances.argmin(axis=1).astype(np.int32)
 
 
 def _sample(

@@ -1,0 +1,248 @@
+"""Commands about ABX: `evaluate abx` and `evaluate items`."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dinosr_jax.cli.evaluation import command_text, evaluate
+
+
+@evaluate.command()
+@click.argument("features", type=click.Path(path_type=Path))
+@click.option("--item", required=True, type=click.Path(path_type=Path), help="Item file.")
+@click.option(
+    "--speaker",
+    type=click.Choice(["within", "across", "both"]),
+    default="both",
+    show_default=True,
+    help="X of the speaker of A and B, or of another.",
+)
+@click.option(
+    "--context",
+    type=click.Choice(["triphone", "any"]),
+    default="triphone",
+    show_default=True,
+    help="Phones between the same neighbours, or wherever (for phoneme items).",
+)
+@click.option(
+    "--distance",
+    type=click.Choice(["angular", "euclidean", "kl_symmetric", "identical"]),
+    help="Between frames.  [default: angular; identical for units]",
+)
+@click.option(
+    "--max_size_group",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Of A, B and X of a cell, at most; 0 for all.",
+)
+@click.option(
+    "--max_x_across",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Speakers of X for each A and B, at most; 0 for all.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of both.")
+@click.option("--frame_rate", help="Frames a second.  [default: what was written beside, else 50]")
+@click.option("--layer", type=click.IntRange(min=0), help="[default: all that there are]")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="fairseq's .tsv of the recordings in its .npy and .len.",
+)
+@click.option("--pad_end", is_flag=True, help="Repeat a recording's last frame, twice at most.")
+@click.option(
+    "--short",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="Items without a frame.",
+)
+@click.option(
+    "--system",
+    type=click.Choice(["codebook", "head", "kmeans", "mfcc", "untrained"]),
+    help="What it is of.  [default: what was written beside, else codebook]",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON to write.")
+def abx(**options: Any) -> None:
+    """ABX error: is a phone closer to itself, said elsewhere, than to another?
+
+    FEATURES is a folder that `extract` wrote ([T, D] .npy, or layer_05/ and so on), or units as
+    JSON lines. The item file is ZeroSpeech's and fastabx's (#file onset offset #phone prev-phone
+    next-phone speaker; .csv and .jsonl too); `evaluate items` makes one. The error is that of
+    fastabx: distances by dynamic time warping, divided by the length of the path; chance is 50 %.
+    ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5 (500 and 5 for any context).
+    """
+    from dinosr_jax.inference.outputs import OutputError
+
+    try:
+        _evaluate_abx(options, command_text(click.get_current_context()))
+    except (ValueError, OutputError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = click.ClickException("interrupted")
+        stopped.exit_code = 130
+        raise stopped from None
+
+
+def _evaluate_abx(options: dict[str, Any], command: str) -> None:
+    from dinosr_jax.evaluation import abx as task
+    from dinosr_jax.evaluation import feature_files, results
+    from dinosr_jax.evaluation.items import read_items
+
+    items = read_items(options["item"])
+    sources = feature_files.open_features(
+        options["features"],
+        layer=options["layer"],
+        frame_rate=_frame_rate(options["frame_rate"]),
+        manifest=options["manifest"],
+    )
+    caps = task.Caps(
+        options["max_size_group"] or None, options["max_x_across"] or None, options["seed"]
+    )
+    end = "repeat" if options["pad_end"] else "raise"
+    rows, told = [], {}
+    for source in sources:
+        distance = options["distance"] or ("identical" if source.kind == "units" else "angular")
+        gathered = feature_files.gather(
+            source, items, distance=distance, end=end, short=options["short"]
+        )
+        if skipped := len(items) - len(gathered.kept):
+            told[f"{skipped} of {len(items)} items have no frame, and are left out"] = None
+        rows += _measured(gathered, items, source, distance, caps, options)
+    rule = task.to_rule(sources[0].frame_rate, rows[0]["distance"], caps, end=end)
+    click.echo("\n".join([task.to_table(rows), *told, f"rule: {rule}"]))
+    if options["output"] is not None:
+        about = sources[0].about
+        step = about.get("step")
+        results.write_results(
+            options["output"],
+            kind="abx",
+            rows=rows,
+            command=command,
+            checkpoint=str(about.get("checkpoint") or ""),
+            step=step if type(step) is int else None,
+            data=f"{options['item']}: {len(items)} items of {len(set(items.files))} recordings, "
+            f"{len(set(items.speakers))} speakers",
+            rule=rule,
+        )
+        click.echo(options["output"])
+
+
+def _measured(
+    gathered: Any, items: Any, source: Any, distance: Any, caps: Any, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of results of one layer."""
+    from dinosr_jax.evaluation.abx import measure
+
+    said = source.about.get("source") if source.kind == "units" else None
+    row = {"system": options["system"] or said or "codebook", "layer": source.layer}
+    row |= {"distance": distance, "representation": source.kind}
+    task = {"context": options["context"], "distance": distance, "caps": caps}
+    both = ("within", "across") if options["speaker"] == "both" else (options["speaker"],)
+    found = []
+    for speaker in both:
+        with _bar(f"{source.path} {speaker}") as progress:
+            score = measure(gathered, items, speaker=speaker, progress=progress, **task)
+        found.append(row | {"speaker": speaker, "context": task["context"]} | score._asdict())
+    return found
+
+
+def _frame_rate(text: str | None) -> Any:
+    from fractions import Fraction
+
+    if text is None:
+        return None
+    try:
+        found = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        found = Fraction(0)
+    if not 0 < found < 10**6:
+        raise ValueError(f"--frame_rate: found {text!r}, expected frames a second, such as 50")
+    return found
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; gives what `measure` calls."""
+    from tqdm.auto import tqdm
+
+    with tqdm(unit=" pairs", unit_scale=True, desc=title, dynamic_ncols=True) as shown:
+
+        def progress(pairs: int, total: int) -> None:
+            shown.total = total
+            shown.update(pairs)
+
+        yield progress
+
+
+@evaluate.command()
+@click.argument("alignment", type=click.Path(path_type=Path))
+@click.option(
+    "--speakers",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Table with the columns file, speaker (an index.tsv); or a prepared dataset.",
+)
+@click.option("--split", help="Of the prepared dataset.  [default: all]")
+@click.option(
+    "--context",
+    type=click.Choice(["triphone", "phoneme"]),
+    default="triphone",
+    show_default=True,
+    help="Three phones, labelled by the second; or one.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]),
+    help="Of the alignment.  [default: by its content]",
+)
+@click.option("--tier", default="phones", show_default=True, help="Of TextGrids.")
+@click.option("--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True)
+@click.option("--prefix", default="", help="Put before every name of the alignment: asterisk_en/.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Item file.")
+def items(**options: Any) -> None:
+    """Make an item file for `evaluate abx` from an alignment.
+
+    A triphone lasts from the onset of its first phone to the offset of its third, as ZeroSpeech
+    has it; those with silence or spoken noise in them are left out. OUTPUT may end in .csv or
+    .jsonl; else it is ZeroSpeech's format. Alignments as in `evaluate units`.
+    """
+    from dinosr_jax.data.alignments import read_alignment
+    from dinosr_jax.data.manifest import ManifestError
+    from dinosr_jax.evaluation.items import make_items, write_items
+    from dinosr_jax.inference.outputs import OutputError
+
+    try:
+        how = {name: options[name] for name in ("kind", "tier", "stress")}
+        aligned = read_alignment(options["alignment"], **how).with_prefix(options["prefix"])
+        speakers = _speakers(options["speakers"], options["split"])
+        made = make_items(aligned.utterances, speakers, context=options["context"])
+        write_items(options["output"], made)
+    except (ValueError, ManifestError, OutputError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"{options['output']}: {len(made)} {options['context']} items of "
+        f"{len(set(made.files))} recordings, {len(set(made.speakers))} speakers"
+    )
+
+
+def _speakers(path: Path, split: str | None) -> dict[str, str]:
+    """Speakers by utterance, of a table or of a prepared dataset."""
+    from dinosr_jax.data import manifest
+    from dinosr_jax.evaluation.items import read_speakers
+
+    if not path.is_dir():
+        return read_speakers(path)
+    names = [split] if split else manifest.split_names(path)
+    parts = [manifest.load_manifest(path, split=name) for name in names]
+    return {
+        str(id_): str(speaker)
+        for part in parts
+        for id_, speaker in zip(part.ids, part.speakers, strict=True)
+    }

@@ -1,0 +1,200 @@
+"""Commands that compare a network with MFCC and with itself untrained."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dinosr_jax.cli.evaluation import command_text
+
+_TASKS = ("units", "frames", "recognition")
+
+
+def _over_corpus(command: Callable) -> Callable:
+    """Arguments and options of all commands here."""
+    file = click.Path(path_type=Path)
+    decorators = (
+        click.argument("checkpoint", type=file),
+        click.argument("data_dir", metavar="INPUT", type=file),
+        click.option("--train_split", default="train", show_default=True, help="To fit and learn."),
+        click.option("--split", default="test", show_default=True, help="To test on."),
+        click.option("--alignment", type=file, help="Phones.  [default: those that INPUT carries]"),
+        click.option(
+            "--prefix", default="", help="Put before the alignment's names: asterisk_en/."
+        ),
+        click.option(
+            "--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True
+        ),
+        click.option("--output", type=file, help="Folder.  [default: RUN/evaluation]"),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
+    )
+    return functools.reduce(lambda f, add: add(f), reversed(decorators), command)
+
+
+_memory = click.option(
+    "--max_memory",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="GiB of features that are held; a part of the utterances is used where they take more.",
+)
+
+
+@click.command()
+@_over_corpus
+@click.option("--task", default=",".join(_TASKS), show_default=True, help="Some of them.")
+@click.option(
+    "--fit_minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of --train_split, for k-means.  [default: 200 frames a cluster, 10 at least]",
+)
+@_memory
+@click.pass_context
+def run(context: click.Context, task: str, fit_minutes: float, **options: Any) -> None:
+    """Compare a network with MFCC and with itself untrained: units, frames, recognition.
+
+    CHECKPOINT as in `extract`; INPUT is a prepared dataset, of which some utterances have phones.
+    Units are the codes of every codebook, and k-means with as many clusters on MFCC with deltas and
+    on the untrained network's layers; `frames` is a linear classifier of the phone in a frame, of
+    every layer and of their weighted sum; `recognition` SUPERB's phone recognition. Written are
+    units.json, frames.json, recognition.json, and an utterance to look at.
+    """
+    tasks = tuple(dict.fromkeys(task.split(",")))
+    if unknown := set(tasks) - set(_TASKS):
+        raise click.UsageError(
+            f"--task: found {unknown.pop()!r}, expected some of {', '.join(_TASKS)}"
+        )
+    _compare(context, options, tasks=tasks, wish={"fit_minutes": fit_minutes})
+
+
+@click.command("frames")
+@_over_corpus
+@click.option("--num_steps", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--batch_frames", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--learning_rate", type=float, default=1e-2, show_default=True)
+@_memory
+@click.pass_context
+def frames_command(context: click.Context, **options: Any) -> None:
+    """Accuracy of linear classifiers of the phone in a frame, by layer; MFCC, untrained network.
+
+    CHECKPOINT and INPUT as in `run`. Tested on other speakers, where several are known.
+    """
+    from dinosr_jax.evaluation import frames
+
+    names = ("num_steps", "batch_frames", "learning_rate")
+    settings = frames.Settings(**{name: options.pop(name) for name in names})
+    _compare(context, options, tasks=("frames",), wish={"frames": settings})
+
+
+@click.command("recognition")
+@_over_corpus
+@click.option("--valid_split", default="", help="To choose on.  [default: 15 % of --train_split]")
+@click.option("--num_steps", type=click.IntRange(min=1), default=600, show_default=True)
+@click.option("--eval_steps", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--batch_size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--learning_rates", default="0.1,0.01,0.001,0.0001", show_default=True)
+@_memory
+@click.pass_context
+def recognition_command(context: click.Context, learning_rates: str, **options: Any) -> None:
+    """Phone error rate of SUPERB's phone recognition, on frozen features; MFCC, untrained network.
+
+    CHECKPOINT and INPUT as in `run`.
+    """
+    from dinosr_jax.evaluation import recognition
+
+    names = ("num_steps", "eval_steps", "batch_size")
+    try:
+        rates = tuple(float(rate) for rate in learning_rates.split(","))
+    except ValueError:
+        raise click.UsageError(
+            f"--learning_rates: found {learning_rates!r}, expected numbers such as 0.01,0.001"
+        ) from None
+    settings = recognition.Settings(
+        learning_rates=rates, **{name: options.pop(name) for name in names}
+    )
+    _compare(context, options, tasks=("recognition",), wish={"recognition": settings})
+
+
+def _compare(
+    context: click.Context, options: dict[str, Any], *, tasks: tuple[str, ...], wish: dict[str, Any]
+) -> None:
+    """Loads, compares, prints the table."""
+    import logging
+
+    from dinosr_jax.evaluation import comparison, utterances
+    from dinosr_jax.evaluation.corpus import open_corpus
+    from dinosr_jax.inference import model
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    output = options.pop("output") or _evaluation_folder(options["checkpoint"])
+    command = command_text(context)
+    with _following() as telling:
+        trained = model.load(options["checkpoint"])
+        given = {name: options[name] for name in ("prefix", "stress")}
+        alignment = utterances.find_alignment(
+            options["data_dir"], given=options["alignment"], **given
+        )
+        corpus = open_corpus(
+            options["data_dir"],
+            alignment,
+            model=trained,
+            train_split=options["train_split"],
+            split=options["split"],
+            valid_split=options.get("valid_split", ""),
+        )
+        found = comparison.compare(
+            trained,
+            corpus,
+            output=output,
+            command=command,
+            wish=comparison.Wish(
+                tasks=tasks,
+                seed=options["seed"],
+                max_bytes=int(options["max_memory"] * 2**30),
+                **wish,
+            ),
+            telling=telling,
+        )
+    told = f"{options['checkpoint']}, {trained.step} updates; {options['split']}: "
+    click.echo(told + utterances.describe(corpus.test))
+    click.echo(f"{comparison.summary(found)}\n{output}: " + ", ".join(f"{t}.json" for t in found))
+
+
+def _evaluation_folder(checkpoint: Path) -> Path:
+    """RUN/evaluation of a run or of one of its steps."""
+    run_ = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
+    if not (run_ / "config.json").is_file():
+        raise click.UsageError(f"{checkpoint} is no run of ours; name a folder with --output")
+    return run_ / "evaluation"
+
+
+@contextlib.contextmanager
+def _following() -> Iterator[Any]:
+    """Notices and progress; errors become one line."""
+    from tqdm.auto import tqdm
+
+    from dinosr_jax.evaluation.comparison import Telling
+    from dinosr_jax.evaluation.results import ResultError
+    from dinosr_jax.inference.outputs import OutputError
+    from dinosr_jax.training.checkpoint import CheckpointError
+
+    shown = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    bar = tqdm(dynamic_ncols=True, bar_format=shown, desc="reading")
+
+    def stage(name: str, total: float) -> Callable[[float], None]:
+        bar.reset(total)
+        bar.set_description(name)
+        return lambda done: bar.update(min(done, bar.total - bar.n))  # sums round
+
+    try:
+        with bar:
+            yield Telling(bar.write, stage)
+    except (ValueError, ResultError, OutputError, CheckpointError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = click.ClickException("interrupted; run the same command again")
+        stopped.exit_code = 130
+        raise stopped from None

@@ -1,0 +1,150 @@
+"""Unit quality of a network's codes, beside k-means on MFCC and on the untrained network.
+
+The baselines are given the same number of clusters, and are fitted on the same utterances. The
+untrained network's units are k-means, fitted anew, on what its codebooks would cluster: a stronger
+baseline than its random codebooks.
+
+Shapes: T frames, D width, K clusters.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dinosr_jax.data import audio
+from dinosr_jax.data.alignments import Alignment
+from dinosr_jax.evaluation import features, unit_quality
+from dinosr_jax.evaluation.features import Progress
+from dinosr_jax.evaluation.utterances import Labelled, in_chance_order
+from dinosr_jax.inference import kmeans, units
+from dinosr_jax.inference.inputs import Recording
+from dinosr_jax.inference.model import Model
+from dinosr_jax.model.feature_encoder import receptive_field
+
+Codes = Mapping[str, np.ndarray]  # id -> [T]
+_MAX_BYTES = 2**30  # of the features of a network that k-means is fitted on
+
+
+def some_of(recordings: Sequence[Recording], *, minutes: float) -> list[Recording]:
+    """Utterances of so many minutes in all, chosen by a hash of the id; or all there are."""
+    kept, left = [], minutes * 60 * audio.SAMPLE_RATE
+    for recording in in_chance_order(recordings, key=lambda r: r.id):
+        if left <= 0:
+            break
+        kept.append(recording)
+        left -= recording.num_samples or 0
+    return kept
+
+
+def minutes_for(model: Model) -> float:
+    """How much speech k-means needs: 200 frames a cluster, 10 minutes at least; 1 GiB at most."""
+    config = model.config.model
+    frames_a_minute = 60 * audio.SAMPLE_RATE / receptive_field(config.conv_layers)[1]
+    most = _MAX_BYTES / (4 * config.width * config.num_codebooks)
+    wanted = max(10 * frames_a_minute, 200 * config.codebook_size)
+    return max(min(wanted, most), config.codebook_size) / frames_a_minute
+
+
+def codebook_codes(
+    model: Model, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
+) -> dict[int, Codes]:
+    """The teacher's codes of every layer with a codebook; nothing is fitted."""
+    plan = units.plan(model, layer="all")
+    found: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
+    for utterance in units.compute(plan, recordings, progress=lambda done, _: progress(done)):
+        for layer, codes in zip(plan.layers, utterance.codes, strict=True):
+            found[layer][utterance.recording.id] = codes
+    return found
+
+
+def targets(
+    model: Model, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
+) -> features.Features:
+    """What codebooks cluster: the teacher's `ffn` of each layer that has one, normalised.
+
+    Args:
+      model: A network.
+      recordings: Whose features are computed.
+      progress: Is told the seconds of audio that are done.
+
+    Returns:
+      Features with mean 0 and variance 1 over each utterance.
+    """
+    config = model.config.model
+    layers = range(config.num_layers - config.num_codebooks + 1, config.num_layers + 1)
+    what = {"tensor": "ffn", "network": "teacher", "progress": progress}
+    return features.of_network(
+        model, recordings, layers=tuple(layers), normalise="utterance", **what
+    )
+
+
+def kmeans_codes(
+    train: features.Features, test: features.Features, *, num_clusters: int, seed: int = 0
+) -> dict[int | None, Codes]:
+    """Codes of k-means, fitted on each layer anew.
+
+    Args:
+      train: Of the utterances that k-means is fitted on.
+      test: Of those whose codes are found.
+      num_clusters: K.
+      seed: Of k-means.
+
+    Returns:
+      Codes of each layer and utterance.
+
+    Raises:
+      KMeansError: There are fewer frames than clusters.
+    """
+    found = {}
+    for i, layer in enumerate(train.layers):
+        frames = np.concatenate([array[i] for array in train.arrays.values()])
+        if len(frames) < num_clusters:
+            raise kmeans.KMeansError(
+                f"{len(frames)} frames cannot make {num_clusters} clusters; give more audio"
+            )
+        centroids = kmeans.cluster(frames, num_clusters=num_clusters, seed=seed)
+        found[layer] = {
+            id_: kmeans.nearest(centroids, array[i]) for id_, array in test.arrays.items()
+        }
+    return found
+
+
+def row(
+    codes: Codes, alignment: Alignment, *, model: Model, system: str, layer: int | None
+) -> dict[str, Any]:
+    """Unit quality as a row of a file of results, and the rule and coverage that it has.
+
+    Args:
+      codes: Of utterances with phones.
+      alignment: Their phones.
+      model: Says how long a unit is.
+      system: Of the row.
+      layer: Of the row.
+
+    Returns:
+      The row.
+    """
+    quality = unit_quality.measure(
+        codes, alignment, num_units=model.config.model.codebook_size, rule=rule(model)
+    )
+    return unit_quality.to_row(quality, system=system, layer=layer)
+
+
+def rule(model: Model) -> unit_quality.Rule:
+    """The published rule for units as long as this network's frames, which start a hop apart.
+
+    The last frame ends within the utterance: up to a receptive field of it has no unit.
+    """
+    field, hop = (n / audio.SAMPLE_RATE for n in receptive_field(model.config.model.conv_layers))
+    tolerance = max(2, int(field / unit_quality.STEP_SECONDS))
+    return unit_quality.Rule(unit_seconds=hop, tolerance=tolerance, bad="skip")
+
+
+def phones_of(utterances: Sequence[Labelled], *, like: Alignment) -> Alignment:
+    """The alignment of some utterances, under their own ids; its labels are all of `like`'s."""
+    found = {utterance.recording.id: utterance.phones for utterance in utterances}
+    chosen = dataclasses.replace(like, utterances=found)
+    chosen.__dict__["labels"] = like.labels  # of the whole: rows of counts are the same everywhere
+    return chosen

@@ -1,0 +1,248 @@
+"""A network beside MFCC and the same network untrained: units, frames, recognition, on one corpus.
+
+Each task writes a file of results. What is fitted or learnt is so on the training split, and
+tested on another.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from dinosr_jax.data import audio
+from dinosr_jax.evaluation import baselines, features, frames, probes, recognition, results
+from dinosr_jax.evaluation.corpus import Corpus, write_example
+from dinosr_jax.evaluation.utterances import Division, LabelError, Labelled, describe, divide
+from dinosr_jax.inference.inputs import Recording
+from dinosr_jax.inference.model import Model
+
+Task = Literal["units", "frames", "recognition"]
+# name of a stage and all that is to be done -> what is told how much more is done
+Stage = Callable[[str, float], Callable[[float], None]]
+_EXAMPLE = "utterance.npz"
+_VALID_SHARE = 0.15  # of the training utterances, where no validation split is named
+
+
+class Wish(NamedTuple):
+    """What to compare, and how much of it.
+
+    `fit_minutes` of the training split are clustered (None: 200 frames a cluster, 10 minutes at
+    least); `max_bytes` of features are held; `seed` is that of the untrained network, of k-means
+    and of the classifiers.
+    """
+
+    tasks: tuple[Task, ...] = ("units", "frames", "recognition")
+    fit_minutes: float | None = None
+    max_bytes: int = features.MAX_BYTES
+    seed: int = 0
+    frames: frames.Settings = frames.Settings()
+    recognition: recognition.Settings = recognition.Settings()
+
+
+class Telling(NamedTuple):
+    """How a run is followed: notices, and progress by stages."""
+
+    say: Callable[[str], None] = lambda text: None
+    stage: Stage = lambda name, total: lambda done: None
+
+
+def compare(
+    model: Model,
+    corpus: Corpus,
+    *,
+    output: Path,
+    command: str,
+    wish: Wish | None = None,
+    telling: Telling | None = None,
+) -> dict[Task, list[dict[str, Any]]]:
+    """Computes what is wished, and writes OUTPUT/units.json, frames.json, recognition.json.
+
+    Args:
+      model: Of `load`.
+      corpus: Of `open_corpus`.
+      output: Folder, usually RUN/evaluation; utterance.npz, an example to look at, goes there too.
+      command: That reproduces it.
+      wish: What to compare.
+      telling: How it is followed.
+
+    Returns:
+      The rows of each task.
+
+    Raises:
+      LabelError: There are too few utterances with phones.
+      AudioError: A recording cannot be read.
+      OutputError: The folder cannot be written to.
+    """
+    wish, telling = wish or Wish(), telling or Telling()
+    write = functools.partial(
+        results.write_results,
+        command=command,
+        checkpoint=model.path,
+        step=model.step,
+        seed=wish.seed,
+    )
+    fresh = features.untrained(model, seed=wish.seed)
+    found: dict[Task, list[dict[str, Any]]] = {}
+    if "units" in wish.tasks:
+        found["units"], data = compare_units(model, fresh, corpus, wish, telling)
+        rule = f"{baselines.rule(model).to_text()}; {corpus.phones_are()}"
+        texts = {"rule": rule, "data": data, "phones": list(corpus.alignment.labels)}
+        write(output / "units.json", kind="units", rows=found["units"], **texts)
+    write_example(model, corpus, output / _EXAMPLE)
+    if {"frames", "recognition"} & set(wish.tasks):
+        probed = _probe(model, fresh, corpus, wish, telling)
+        for task, (rows, data) in probed.items():
+            rule = _rule(task, wish, corpus)
+            write(output / f"{task}.json", kind=task, rows=rows, data=data, rule=rule)
+            found[task] = rows
+    return found
+
+
+def compare_units(
+    model: Model, fresh: Model, corpus: Corpus, wish: Wish, telling: Telling
+) -> tuple[list[dict[str, Any]], str]:
+    """Unit quality: codes of every codebook, k-means on MFCC and on the untrained network.
+
+    Returns:
+      Rows of results, and on what they are, as a line of text.
+    """
+    tested = [utterance.recording for utterance in corpus.test]
+    minutes = wish.fit_minutes or baselines.minutes_for(model)
+    fitted = baselines.some_of(corpus.recordings, minutes=minutes)
+    alignment = baselines.phones_of(corpus.test, like=corpus.alignment)
+    row = functools.partial(baselines.row, alignment=alignment, model=model)
+    told = telling.stage("codes", _seconds(tested))
+    codes = baselines.codebook_codes(model, tested, progress=told)
+    rows = [row(of_layer, system="codebook", layer=i) for i, of_layer in codes.items()]
+    kmeans = {"num_clusters": model.config.model.codebook_size, "seed": wish.seed}
+    for system in ("mfcc", "untrained"):
+        told = telling.stage(f"k-means on {_NAMES[system]}", _seconds(fitted) + _seconds(tested))
+        if system == "mfcc":
+            compute = functools.partial(features.of_mfcc, model=model)
+        else:
+            compute = functools.partial(baselines.targets, fresh)
+        train, test = (compute(some, progress=told) for some in (fitted, tested))
+        codes = baselines.kmeans_codes(train, test, **kmeans)
+        rows += [row(of_layer, system=system, layer=i) for i, of_layer in codes.items()]
+    data = (
+        f"{corpus.split} of {corpus.data_dir}, what has phones: {describe(corpus.test)}; k-means "
+        f"on MFCC, and on the untrained network's feed-forward blocks, both normalised over the "
+        f"utterance, fitted on {len(fitted)} utterances, {_seconds(fitted) / 60:.1f} minutes, of "
+        f"{corpus.train_split}"
+    )
+    return rows, data
+
+
+def _seconds(recordings: Sequence[Recording]) -> float:
+    return sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
+
+
+def _probe(
+    model: Model, fresh: Model, corpus: Corpus, wish: Wish, telling: Telling
+) -> dict[Task, tuple[list[dict[str, Any]], str]]:
+    """Rows, and on what they are, of both probes; features are computed once for each system."""
+    division, valid = divide(corpus.train, corpus.test), tuple(corpus.valid)
+    if "recognition" in wish.tasks and not valid:
+        division, valid = _with_validation(division)
+    division, valid, dtype = _that_fit(model, division, valid, wish, telling)
+    frame_division = division._replace(train=(*division.train, *valid))
+    everyone = [*frame_division.train, *division.test]
+    rows: dict[Task, list[dict[str, Any]]] = {task: [] for task in wish.tasks if task != "units"}
+    for system, network in (("codebook", model), ("mfcc", model), ("untrained", fresh)):
+        held = _features(system, network, everyone, dtype, telling)
+        if "frames" in rows:
+            found = probes.probe_frames(
+                held,
+                frame_division,
+                conv_layers=model.config.model.conv_layers,
+                settings=wish.frames._replace(seed=wish.seed),
+                progress=telling.stage(f"frames of {_NAMES[system]}", wish.frames.num_steps),
+            )
+            rows["frames"] += [{"system": system} | row for row in found]
+        if "recognition" in rows:
+            steps = wish.recognition.num_steps
+            row = probes.recognise(
+                held,
+                division,
+                valid,
+                settings=wish.recognition._replace(seed=wish.seed),
+                progress=telling.stage(f"recognition with {_NAMES[system]}", steps),
+            )
+            rows["recognition"].append({"system": system} | row)
+    learnt = corpus.train_split if corpus.train else corpus.split
+    on = lambda some: (
+        f"{corpus.split} of {corpus.data_dir}: {describe(division.test)}; learnt on "
+        f"{describe(some)} of {learnt}, divided {division.rule}"
+    )
+    data = {
+        "frames": on(frame_division.train),
+        "recognition": f"{on(division.train)}; learning rate and step chosen on {len(valid)} more",
+    }
+    return {task: (lines, data[task]) for task, lines in rows.items()}
+
+
+def _rule(task: Task, wish: Wish, corpus: Corpus) -> str:
+    if task == "frames":
+        text = "the phone at the centre of what the network's frame reads, silence too; linear "
+        text += "classifiers of layers (0: what the first one reads) and of SUPERB's weighted sum"
+    else:
+        text = "SUPERB's PR: phones without silence, greedy decoding, edit distances over lengths, "
+        text += (
+            f"learning rate out of {', '.join(f'{r:g}' for r in wish.recognition.learning_rates)}"
+        )
+    return f"{text}; {corpus.phones_are()}"
+
+
+def _with_validation(division: Division) -> tuple[Division, tuple[Labelled, ...]]:
+    """Takes some of the training utterances to choose on."""
+    chosen = divide((), division.train, share=_VALID_SHARE)
+    return division._replace(train=chosen.train), chosen.test
+
+
+def _that_fit(
+    model: Model, division: Division, valid: Sequence[Labelled], wish: Wish, telling: Telling
+) -> tuple[Division, tuple[Labelled, ...], type]:
+    """The utterances whose features can be held, and in which type."""
+    parts = (division.train, division.test, tuple(valid))
+    everyone = [u.recording for part in parts for u in part]
+    kept, dtype = features.room(everyone, model=model, max_bytes=wish.max_bytes, say=telling.say)
+    ids = {recording.id for recording in kept}
+    train, test, valid = (tuple(u for u in part if u.recording.id in ids) for part in parts)
+    if not train or not test or (parts[2] and not valid):
+        raise LabelError(
+            f"--max_memory: {wish.max_bytes / 2**30:.2f} GiB hold the features of {len(kept)} "
+            f"utterances, and so none of a part; expected room for more of {len(everyone)}"
+        )
+    return division._replace(train=train, test=test), valid, dtype
+
+
+def _features(
+    system: str, network: Model, everyone: Sequence[Labelled], dtype: type, telling: Telling
+) -> features.Features:
+    recordings = [utterance.recording for utterance in everyone]
+    told = telling.stage(f"features of {_NAMES[system]}", _seconds(recordings))
+    if system == "mfcc":
+        return features.of_mfcc(recordings, model=network, progress=told)
+    return features.of_network(network, recordings, dtype=dtype, progress=told)
+
+
+_NAMES = {"codebook": "the network", "mfcc": "MFCC", "untrained": "the untrained network"}
+
+
+def summary(found: Mapping[Task, Sequence[Mapping[str, Any]]]) -> str:
+    """The best of each system side by side, as a table; PER is best where it is least."""
+    metrics = {"units": ("pnmi", "PNMI", 1), "frames": ("accuracy", "frame accuracy", 1)}
+    metrics["recognition"] = ("per", "phone error rate", -1)
+    heads = {"codebook": "network", "mfcc": "MFCC", "untrained": "untrained network"}
+    lines = [["", *heads.values()]]
+    for task, rows in found.items():
+        name, text, sign = metrics[task]
+        cells = [text]
+        for system in heads:
+            own = [row for row in rows if row["system"] == system]
+            best = max(own, key=lambda row: sign * row[name])
+            layer = best["layer"]
+            where = {None: "", results.WEIGHTED: " (all layers)"}.get(layer, f" (layer {layer})")
+            cells.append(f"{best[name]:.3f}{where}")
+        lines.append(cells)
+    return "\n".join("  ".join(cell.ljust(20) for cell in line).rstrip() for line in lines)

@@ -1,0 +1,169 @@
+"""Features of utterances, computed once and held in memory: of networks and MFCC.
+
+Shapes: T frames, L layers, D width.
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from dinosr_jax.config import parse
+from dinosr_jax.data import audio
+from dinosr_jax.evaluation import mfcc
+from dinosr_jax.evaluation.utterances import in_chance_order
+from dinosr_jax.inference import batches
+from dinosr_jax.inference.inputs import Bad, Recording, refuse
+from dinosr_jax.inference.model import Model
+from dinosr_jax.inference.selection import Network, Selection, Tensor
+from dinosr_jax.training.state import init_state
+
+MAX_BYTES = 2**31
+_EPSILON = 1e-5  # of instance normalisation
+Progress = Callable[[float], None]  # is told the seconds of audio that are done
+
+
+class Features(NamedTuple):
+    """Arrays [L, T, D] of utterances by id, of the layers named (None: there are none)."""
+
+    layers: tuple[int | None, ...]
+    arrays: Mapping[str, np.ndarray]
+
+
+def untrained(model: Model, *, seed: int = 0) -> Model:
+    """A network of the same configuration, as it is before the first update."""
+    config = parse(model.config.to_dict() | {"seed": seed})
+    state = jax.jit(lambda: init_state(config, optimizer=optax.identity()))()
+    parts = {"params": state.params, "teacher_params": state.teacher_params}
+    return Model(config, **parts, codebook=state.codebook, path="untrained", source="untrained")
+
+
+def room(
+    recordings: Sequence[Recording],
+    *,
+    model: Model,
+    max_bytes: int = MAX_BYTES,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Recording], type]:
+    """What fits into memory: float32 if it does, else float16, else a part of the utterances.
+
+    Args:
+      recordings: Of known length.
+      model: Whose layers 0 to L are to be held.
+      max_bytes: Of memory.
+      say: Is told where it is not everything in float32.
+
+    Returns:
+      The recordings, all or the first of them in an order of chance, and the type.
+    """
+    config = model.config.model
+    values = (config.num_layers + 1) * config.width
+    size = lambda r: model.num_frames(r.num_samples or len(r.load())) * values
+    sizes = {r.id: size(r) for r in recordings}
+    total = sum(sizes.values())
+    if 4 * total <= max_bytes:
+        return list(recordings), np.float32
+    if 2 * total <= max_bytes:
+        say(f"features are held in float16, {2 * total / 2**30:.1f} GiB")
+        return list(recordings), np.float16
+    kept, used = [], 0
+    for recording in in_chance_order(recordings, key=lambda r: r.id):
+        used += 2 * sizes[recording.id]
+        if used > max_bytes and kept:
+            break
+        kept.append(recording)
+    say(
+        f"{len(kept)} of {len(recordings)} utterances are used, chosen by a hash of the id: the "
+        f"features of all take {2 * total / 2**30:.1f} GiB in float16, and --max_memory allows "
+        f"{max_bytes / 2**30:.1f}"
+    )
+    return kept, np.float16
+
+
+def of_network(
+    model: Model,
+    recordings: Sequence[Recording],
+    *,
+    layers: Sequence[int] | None = None,
+    tensor: Tensor = "block",
+    network: Network = "student",
+    normalise: Literal["none", "utterance"] = "none",
+    dtype: type = np.float32,
+    on_bad: Bad = refuse,
+    progress: Progress = lambda seconds: None,
+) -> Features:
+    """Features of some layers of a network.
+
+    Args:
+      model: Of `load`.
+      recordings: Whose features are computed.
+      layers: None for all: 0 (what the first one reads) to L.
+      tensor: 'block' or 'ffn'.
+      network: Student or teacher.
+      normalise: 'utterance' gives every channel mean 0 and variance 1 over the utterance.
+      dtype: In which they are held.
+      on_bad: As in `batches.run`.
+      progress: Is told the seconds of audio that are done.
+
+    Returns:
+      The features.
+    """
+    layers = tuple(range(model.config.model.num_layers + 1) if layers is None else layers)
+    forward = batches.Forward(model, Selection(layers, tensor), depth=max(layers), network=network)
+    parts = batches.run(forward, recordings, on_bad=on_bad, progress=lambda done, _: progress(done))
+    arrays = {}
+    for part in batches.whole(parts):
+        array = np.stack(part.arrays)
+        if normalise == "utterance":
+            array = array - array.mean(axis=1, keepdims=True)
+            array /= np.sqrt(array.var(axis=1, keepdims=True) + _EPSILON)
+        arrays[part.recording.id] = array.astype(dtype, copy=False)
+    return Features(layers, arrays)
+
+
+def of_mfcc(
+    recordings: Sequence[Recording],
+    *,
+    model: Model,
+    on_bad: Bad = refuse,
+    progress: Progress = lambda seconds: None,
+) -> Features:
+    """MFCC with deltas at the network's frames, as one layer without a number; in threads."""
+    conv_layers = model.config.model.conv_layers
+
+    def compute(recording: Recording) -> tuple[np.ndarray, float]:
+        waveform = recording.load()
+        if not model.num_frames(len(waveform)):
+            raise audio.AudioError(f"{recording.name}: too short for one frame")
+        return mfcc.mfcc(waveform, conv_layers=conv_layers), len(waveform) / audio.SAMPLE_RATE
+
+    arrays = {}
+    for recording, future in _ahead(compute, recordings):
+        try:
+            found, seconds = future.result()
+        except (audio.AudioError, OSError) as error:
+            on_bad(recording, str(error))
+            continue
+        arrays[recording.id] = found[None]
+        progress(seconds)
+    return Features((None,), arrays)
+
+
+def _ahead(compute: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Items and their futures, a bounded number ahead."""
+    workers = os.cpu_count() or 1
+    waiting: collections.deque = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(compute, item)))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft()
+            yield from waiting
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,104 @@
+"""Probes on features in memory: rows of results of frame classifiers and of phone recognition."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dinosr_jax.data.phones import SILENCE
+from dinosr_jax.evaluation import frames, recognition, results
+from dinosr_jax.evaluation.features import Features
+from dinosr_jax.evaluation.utterances import Division, Labelled, phones_of_frames
+from dinosr_jax.model.feature_encoder import ConvLayers
+
+
+def probe_frames(
+    held: Features,
+    division: Division,
+    *,
+    conv_layers: ConvLayers,
+    settings: frames.Settings,
+    progress: Callable[[float], None] = lambda steps: None,
+) -> list[dict[str, Any]]:
+    """Accuracy of every layer, and of their weighted sum where there are several.
+
+    Args:
+      held: Features of all utterances.
+      division: To learn from and to test on.
+      conv_layers: Say when a frame is.
+      settings: Of the training.
+      progress: Is told how many steps more are done.
+
+    Returns:
+      Rows of results, without their system.
+    """
+    phones = sorted({p.label for u in division.train for p in u.phones} | {SILENCE})
+
+    def gather(some: Sequence[Labelled]) -> frames.Frames:
+        labels = {
+            u.recording.id: phones_of_frames(
+                u, num_frames=held.arrays[u.recording.id].shape[1], conv_layers=conv_layers
+            )
+            for u in some
+        }
+        return frames.gather(held, labels, phones=phones)
+
+    train, test = gather(division.train), gather(division.test)
+    found = frames.probe(train, test, num_phones=len(phones), settings=settings, progress=progress)
+    also = {"frames": len(test.phones), "most_frequent": found.most_frequent}
+    rows = [
+        {"layer": layer, "accuracy": float(accuracy), **also}
+        for layer, accuracy in zip(held.layers, found.of_layers, strict=True)
+    ]
+    if len(held.layers) > 1:
+        weights = [float(weight) for weight in found.weights]
+        row = {"layer": results.WEIGHTED, "accuracy": found.weighted}
+        rows.append(row | also | {"weights": weights})
+    return rows
+
+
+def recognise(
+    held: Features,
+    division: Division,
+    valid: Sequence[Labelled],
+    *,
+    settings: recognition.Settings,
+    progress: Callable[[float], None] = lambda steps: None,
+) -> dict[str, Any]:
+    """Phone error rate of the weighted sum of the layers.
+
+    Args:
+      held: Features of all utterances.
+      division: To learn from and to test on.
+      valid: To choose learning rate and step on.
+      settings: Of the training.
+      progress: Is told how many steps more are done.
+
+    Returns:
+      A row of results, without its system.
+
+    Raises:
+      LabelError: A phone of the test part is not in the training part.
+    """
+    phones = sorted({p for u in division.train for p in recognition.spoken(u.phones)})
+    source = recognition.Held(held.arrays)
+    parts = [
+        recognition.Part(
+            source,
+            recognition.encode(
+                {u.recording.id: recognition.spoken(u.phones) for u in some}, phones=phones
+            ),
+        )
+        for some in (division.train, valid, division.test)
+    ]
+    found = recognition.recognise(
+        *parts, num_phones=len(phones), settings=settings, progress=progress
+    )
+    several = len(held.layers) > 1
+    return {
+        "layer": results.WEIGHTED if several else None,
+        "per": found.per,
+        "learning_rate": found.learning_rate,
+        "updates": found.step,
+        "left_out": found.left_out,
+        "valid_per": {f"{rate:g}": error for rate, error in found.valid_per.items()},
+        "weights": [float(weight) for weight in found.weights],
+    }

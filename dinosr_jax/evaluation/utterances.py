@@ -1,0 +1,170 @@
+"""Utterances with phones, and which of them a probe learns from and is tested on."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dinosr_jax.data import audio
+from dinosr_jax.data import manifest as manifests
+from dinosr_jax.data.alignments import Alignment, read_alignment
+from dinosr_jax.data.phones import Phone, Stress, frame_labels
+from dinosr_jax.inference.inputs import Recording, open_inputs
+from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
+
+PHONES = "phones.tsv"  # what a prepared dataset may carry beside its records
+_DATASETS = ("audio_folder", "librispeech/lazy_decode")
+
+
+class LabelError(ValueError):
+    """There are no phones, or too few utterances with them; the message says what to do."""
+
+
+class Labelled(NamedTuple):
+    """An utterance, its phones in time, and what else is known; '' where it is not."""
+
+    recording: Recording
+    phones: tuple[Phone, ...]
+    speaker: str = ""
+    text: str = ""
+
+
+class Division(NamedTuple):
+    """Utterances to learn from and to be tested on, and how they were chosen, as one line."""
+
+    train: tuple[Labelled, ...]
+    test: tuple[Labelled, ...]
+    rule: str
+
+
+def find_alignment(
+    data_dir: Path, *, given: Path | None = None, prefix: str = "", stress: Stress = "strip"
+) -> Alignment:
+    """The alignment that is given, else the one that a prepared dataset carries.
+
+    Args:
+      data_dir: Of the prepared dataset.
+      given: A file, or a folder of TextGrids.
+      prefix: Put before every name in what is given, such as 'asterisk_en/'.
+      stress: Whether AH0 is AH.
+
+    Returns:
+      The alignment.
+
+    Raises:
+      LabelError: There is none.
+      TextError: It cannot be read.
+    """
+    if given is not None:
+        return read_alignment(given, stress=stress).with_prefix(prefix)
+    for dataset in _DATASETS:
+        folder = manifests.dataset_folder(data_dir, dataset=dataset)
+        if folder is not None and (folder / PHONES).is_file():
+            return read_alignment(folder / PHONES, stress=stress)
+    raise LabelError(
+        f"{data_dir}: the prepared dataset carries no phones ({PHONES} beside its records); give "
+        "them with --alignment=FILE"
+    )
+
+
+def read_split(
+    data_dir: Path, *, split: str, alignment: Alignment, conv_layers: ConvLayers
+) -> tuple[list[Recording], list[Labelled]]:
+    """The recordings of a split of a prepared dataset, and those that have phones.
+
+    Args:
+      data_dir: Of the prepared dataset.
+      split: In TFDS syntax.
+      alignment: Phones.
+      conv_layers: Of the network; what is shorter than its receptive field is left out.
+
+    Returns:
+      All recordings, and those with phones.
+
+    Raises:
+      ManifestError: No such dataset or split.
+      TextError: Names fit several utterances.
+    """
+    shortest = receptive_field(conv_layers)[0]
+    recordings = [r for r in open_inputs(data_dir, split=split) if r.num_samples >= shortest]
+    found = [name for name in _DATASETS if manifests.dataset_folder(data_dir, dataset=name)]
+    manifest = manifests.load_manifest(data_dir, dataset=found[0], split=split)
+    said = dict(zip(manifest.ids, zip(manifest.speakers, manifest.texts, strict=True), strict=True))
+    phones = alignment.match(recording.id for recording in recordings)
+    labelled = [Labelled(r, phones[r.id], *said[r.id]) for r in recordings if r.id in phones]
+    return recordings, labelled
+
+
+def phones_of_frames(
+    utterance: Labelled, *, num_frames: int, conv_layers: ConvLayers
+) -> np.ndarray:
+    """The phone [T] in the middle of what each frame of the network reads; 'SIL' between phones."""
+    field, hop = (samples / audio.SAMPLE_RATE for samples in receptive_field(conv_layers))
+    return frame_labels(utterance.phones, num_frames=num_frames, step=hop, first=field / 2)
+
+
+def in_chance_order(utterances: Iterable, *, key=lambda item: item.recording.id) -> list:
+    """The same order on every machine, which has nothing to do with names, lengths or speakers."""
+    digest = lambda item: hashlib.sha256(key(item).encode("utf-8", "surrogateescape")).digest()
+    return sorted(utterances, key=digest)
+
+
+def divide(train: Sequence[Labelled], test: Sequence[Labelled], *, share: float = 0.2) -> Division:
+    """Utterances to learn from and to be tested on; no utterance is in both.
+
+    Args:
+      train: With phones, of the training split; may be empty: then a part of `test` is learnt from.
+      test: With phones, of the test split.
+      share: Of the speakers, or of the utterances, that is held out where the splits do not say it.
+
+    Returns:
+      By speaker, where several are known: the splits as they are if they share none, else some
+      speakers are held out. By utterance, where there is one: the splits as they are, or by a hash
+      of the id.
+
+    Raises:
+      LabelError: There are not two utterances.
+    """
+    tested = {utterance.recording.id for utterance in test}
+    others = [utterance for utterance in train if utterance.recording.id not in tested]
+    pool = [*others, *test]
+    known = {u.speaker for u in pool}
+    if len(pool) < 2 or not test:
+        raise LabelError(
+            f"found {len(others)} utterances with phones to learn from and {len(test)} to be "
+            "tested on, expected two at least, one of them to be tested on; choose other splits"
+        )
+    if "" not in known and len(known) > 1:
+        return _by_speaker(others, test, share)
+    who = "the same speaker" if len(known) == 1 and "" not in known else "speakers not known"
+    if others:
+        return Division(tuple(others), tuple(test), f"by utterance, as the splits are; {who}")
+    ordered = in_chance_order(test)
+    held_out = min(len(ordered) - 1, max(1, round(share * len(ordered))))
+    rule = f"by utterance, {share:.0%} of the split by a hash of the id; {who}"
+    return Division(tuple(ordered[held_out:]), tuple(ordered[:held_out]), rule)
+
+
+def _by_speaker(others: Sequence[Labelled], test: Sequence[Labelled], share: float) -> Division:
+    """Some speakers are held out, those first that nothing is learnt from."""
+    learnt, heard = ({u.speaker for u in some} for some in (others, test))
+    if others and not learnt & heard:
+        rule = f"by speaker, as the splits are: {len(learnt)} to learn from, {len(heard)} others"
+        return Division(tuple(others), tuple(test), rule)
+    pool, everyone = (others or test), learnt | heard
+    ordered = in_chance_order(heard, key=str)
+    ordered.sort(key=lambda speaker: speaker in learnt)  # stable
+    held_out = set(ordered[: max(1, min(round(share * len(everyone)), len(everyone) - 1))])
+    train = tuple(u for u in pool if u.speaker not in held_out)
+    rule = f"by speaker, {len(held_out)} of {len(everyone)} held out by a hash of the name"
+    return Division(train, tuple(u for u in test if u.speaker in held_out), rule)
+
+
+def describe(utterances: Sequence[Labelled]) -> str:
+    """How many, how long, of how many speakers: part of a line of text."""
+    minutes = sum(u.recording.num_samples for u in utterances) / audio.SAMPLE_RATE / 60
+    speakers = {u.speaker for u in utterances} - {""}
+    who = f", {len(speakers)} speaker{'s' * (len(speakers) != 1)}" if speakers else ""
+    return f"{len(utterances)} utterances, {minutes:.1f} minutes{who}"
