@@ -5,6 +5,7 @@ import click
 from dinosr_jax.cli.data import prepare
 from dinosr_jax.cli.inference import extract, units
 from dinosr_jax.cli.interop import export, import_command
+from dinosr_jax.cli.report import report
 from dinosr_jax.cli.training import compile_command, scale
 
 
@@ -15,3 +16,4 @@ def cli() -> None:
 
 for command in (prepare, compile_command, scale, extract, units, import_command, export):
     cli.add_command(command)
+cli.add_command(report)

@@ -1,0 +1,1 @@
+"""How good what was learnt is: numbers and figures from arrays and files."""
