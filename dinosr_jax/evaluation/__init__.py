@@ -1,1 +1,1 @@
-"""How good what was learnt is: numbers and figures from arrays and files."""
+"""What a network has learnt, measured: on arrays and files, never on a training run."""

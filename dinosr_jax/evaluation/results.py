@@ -82,10 +82,14 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """Reads a file of results; None where it is JSON of something else, without a `kind`.
+    """Reads one file of results.
 
     Args:
       path: A JSON file.
+
+    Returns:
+      The record with its path in `path`; None where the file is of something else, without a
+      `kind`.
 
     Raises:
       ResultError: It is damaged, or lacks a field.
@@ -130,7 +134,8 @@ def _check(record: Mapping[str, Any], *, name: str) -> None:
     for field in _TEXTS:
         text = record.get(field)
         need(isinstance(text, str) and "\n" not in text, field, text, "one line of text")
-    need(type(record.get("step")) is int, "step", record.get("step"), "a whole number")
+    step = record.get("step", "nothing")
+    need(step is None or type(step) is int, "step", step, "a whole number, or null: not known")
     rows = record.get("rows")
     need(isinstance(rows, list) and bool(rows), "rows", rows, "a list with one row at least")
     for i, row in enumerate(rows):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinosr_jax.objective.information import entropy, perplexity
+
 
 class UnitStatistics(NamedTuple):
     """Statistics of the units of a corpus; rates are 0 where there is no frame.
@@ -38,18 +40,6 @@ def run_lengths(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     units = np.asarray(units)
     starts = np.flatnonzero(np.concatenate([[True], units[1:] != units[:-1]])[: len(units)])
     return units[starts], np.diff(np.append(starts, len(units)))
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Entropy in bits of the distribution that counts [K] estimate; 0 where nothing is counted."""
-    counts = np.asarray(counts, np.float64)
-    share = counts[counts > 0] / max(counts.sum(), 1)
-    return float(np.sum(share * np.log2(1 / share)))
-
-
-def perplexity(counts: np.ndarray) -> float:
-    """2^entropy of counts [K]: as many units, used evenly, are as hard to guess."""
-    return 2.0 ** entropy(counts)
 
 
 def count(units: np.ndarray, *, num_units: int) -> np.ndarray:
