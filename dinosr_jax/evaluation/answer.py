@@ -8,10 +8,17 @@ from dinosr_jax.evaluation.run_files import numbers
 Row = dict[str, Any]
 EQUAL = 0.01  # PNMI; closer than this, two are called equal
 BASELINES = ("mfcc", "untrained")
-NAMES = {
-    "codebook": "codes of the codebooks",
-    "head": "codes that the student predicts",
-    "kmeans": "k-means on the features",
+_UNIT_NAMES = {
+    "codebook": "codebook's units",
+    "head": "units of the heads",
+    "kmeans": "k-means units",
+    "mfcc": "MFCC k-means",
+    "untrained": "untrained network",
+}
+_FEATURE_NAMES = {
+    "codebook": "this network",
+    "head": "its heads",
+    "kmeans": "its k-means units",
     "mfcc": "MFCC",
     "untrained": "untrained network",
 }
@@ -28,11 +35,16 @@ class Answer(NamedTuple):
     def bars(self) -> list[tuple[str, float, int | None]]:
         """(name, PNMI, number of units) of what there is, the units first."""
         named = (
-            (f"units found{of_layer(self.units)}", self.units),
+            (_at_layer("units found", self.units), self.units),
             ("k-means on MFCC", self.mfcc),
-            (f"untrained network{of_layer(self.untrained)}", self.untrained),
+            (_at_layer("untrained network", self.untrained), self.untrained),
         )
         return [(name, row["pnmi"], _size(row)) for name, row in named if row]
+
+
+def system_name(system: str, kind: str) -> str:
+    """What a system of a row is called in a result of a kind."""
+    return (_UNIT_NAMES if kind == "units" else _FEATURE_NAMES).get(system, system)
 
 
 def find_answer(results: Sequence[dict[str, Any]]) -> Answer | None:
@@ -86,6 +98,11 @@ def of_layer(row: Row | None) -> str:
     """' of layer 5', or ''."""
     layer = row.get("layer") if row else None
     return f" of layer {layer}" if isinstance(layer, int) else ""
+
+
+def _at_layer(name: str, row: Row | None) -> str:
+    layer = row.get("layer") if row else None
+    return f"{name}, layer {layer}" if isinstance(layer, int) else name
 
 
 def _against_mfcc(gain: float, mfcc: float) -> str:

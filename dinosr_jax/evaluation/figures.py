@@ -1,7 +1,7 @@
 """Figures that a person reads without the paper beside them, also in print and on a telephone.
 
-Every figure is 5 inches wide, or has a narrow version that is: on a telephone, where it is shown
-about 375 pixels wide, its smallest text of 9 points is then 9 pixels high.
+Every figure is 4.5 inches wide, or has a narrow version that is: on a telephone, where it is shown
+about 375 pixels wide, its smallest text of 9 points is then 10 pixels high.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dinosr_jax.evaluation import reference
-from dinosr_jax.training.curves import Panel, draw_panel, panel_lines
+from dinosr_jax.training.curves import Panel, draw_panel, line_name, panel_lines
 
-WIDTH = 5.0  # inches
-DPI = 160
+WIDTH = 4.5  # inches
+DPI = 170
 SMALL, TEXT = 9, 10  # points
 SOFTWARE = "dinosr_jax report"  # written into every PNG
 _STYLE = {
@@ -100,6 +100,15 @@ def thousands(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(5))
 
 
+def plain_decades(axis: Any) -> None:
+    """Ticks of a logarithmic axis as plain numbers: 0.5, 1, 2."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def curve_picture(
     records: Sequence[dict[str, Any]],
     panel: Panel,
@@ -123,7 +132,7 @@ def curve_picture(
     lines = panel_lines(records, panel)
     if not lines:
         return None
-    figure = new_figure(3.7)
+    figure = new_figure(3.4)
     axes = figure.subplots()
     draw_panel(axes, records, panel, labels=labels)
     last_step = max(points[-1][0] for points in lines.values())
@@ -134,6 +143,8 @@ def curve_picture(
     axes.set_xlabel("updates")
     axes.set_ylabel(panel.axis)
     thousands(axes.xaxis)
+    if panel.scale == "log":
+        plain_decades(axes.yaxis)
     set_legend(figure, axes)
     ends = [
         f"{_named(field, panel, k, labels)} {points[0][1]:.3g} to {points[-1][1]:.3g}"
@@ -147,7 +158,7 @@ def curve_picture(
 def _named(field: str, panel: Panel, k: int, labels: Sequence[str]) -> str:
     if panel.lines == "codebook":
         return labels[k] if k < len(labels) else f"codebook {k}"
-    return field.replace("_", " ")
+    return line_name(field, panel)
 
 
 def _span(lines: dict[str, list[tuple[int, float]]]) -> str:

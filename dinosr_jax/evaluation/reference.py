@@ -35,9 +35,9 @@ PUBLISHED_CURVE = (
 PUBLISHED_RESULTS = (
     ("PNMI of the units of layer 5", "0.620", "dev-clean and dev-other"),
     ("Phone purity of the units of layer 5", "0.655", "dev-clean and dev-other"),
-    ("ABX error of layer 5, within speakers", "4.05 %", "dev-clean, triphones"),
-    ("ABX error of the units of layer 5, within speakers", "6.50 %", "dev-clean, triphones"),
-    ("Phone recognition (SUPERB), phone error rate", "3.21 %", "test-clean"),
+    ("ABX error of layer 5, within speakers", "4.05\u00a0%", "dev-clean, triphones"),
+    ("ABX error of the units of layer 5, within speakers", "6.50\u00a0%", "dev-clean, triphones"),
+    ("Phone recognition (SUPERB), phone error rate", "3.21\u00a0%", "test-clean"),
 )
 
 

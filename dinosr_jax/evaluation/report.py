@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinosr_jax import __version__
-from dinosr_jax.evaluation import sections
+from dinosr_jax.evaluation import sections, setup
 from dinosr_jax.evaluation.answer import find_answer, sentences
 from dinosr_jax.evaluation.figures import SOFTWARE, Picture, style
 from dinosr_jax.evaluation.markup import page
@@ -52,7 +52,7 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Written:
         ):
             parts.append(section)
             pictures = pictures + found
-    parts.append(sections.setup(files))
+    parts.append(setup.setup_section(files))
     name = files.folder.absolute().name
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     text = page(

@@ -170,7 +170,7 @@ def _results(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
         try:
             result = read_result(path)
         except ResultError as error:
-            problems.append(f"a file of results was left out: {error}")
+            problems.append(f"a file of results was left out: {str(error)[:400]}")
             continue
         if result is not None:
             found.append(result)

@@ -1,10 +1,9 @@
 """The parts of a report: each from a run's files to HTML and figures."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from dinosr_jax.evaluation import commands, health, markup, reference
-from dinosr_jax.evaluation.answer import NAMES, Answer, of_layer, sentences
+from dinosr_jax.evaluation.answer import Answer, of_layer, sentences, system_name
 from dinosr_jax.evaluation.figures import Picture, curve_picture
 from dinosr_jax.evaluation.markup import Section
 from dinosr_jax.evaluation.run_files import RunFiles, numbers
@@ -91,7 +90,7 @@ def _what_it_is(run: RunFiles) -> list[str]:
     found = []
     if layers and width and books and size:
         names = run.codebook_names()
-        where = names[0] if books == 1 else f"{names[0]} to {names[-1].split()[-1]}"
+        where = names[0] if books == 1 else f"layers {names[0].split()[-1]} to {layers}"
         found.append(
             f"A DinoSR network of {layers} layers of width {width}, with {books} "
             f"codebook{'s' * (books > 1)} of {size} codewords on {where}."
@@ -130,9 +129,8 @@ def curves(run: RunFiles, answer: Answer | None) -> tuple[Section, list[Picture]
     if not run.records:
         what = "Nothing is recorded of the training: there is no metrics.jsonl with records."
         return Section("curves", "Curves", markup.missing(what, commands.training(run))), []
-    levels = [(name, pnmi) for name, pnmi, _ in answer.bars()[1:]] if answer else []
-    if answer and not answer.units:
-        levels = [(name, pnmi) for name, pnmi, _ in answer.bars()]
+    rows = (answer.mfcc, answer.untrained) if answer else ()
+    levels = [(system_name(row["system"], "units"), row["pnmi"]) for row in rows if row]
     options: dict[str, Any] = {
         "labels": run.codebook_names(),
         "codebook_size": run.whole("model", "codebook_size"),
@@ -175,8 +173,8 @@ def inventory(run: RunFiles, answer: Answer | None) -> tuple[Section, list[Pictu
         rows = [row for row in answer.result["rows"] if "counts" in row]
         own = [row for row in rows if row["system"] in ("codebook", "head", "kmeans")]
         for k, row in enumerate(own + [row for row in rows if row["system"] == "mfcc"][:1]):
-            of = "units" if row["system"] == "codebook" else NAMES[row["system"]]
-            what = f"{of}{of_layer(row)}" if row["system"] != "mfcc" else "MFCC k-means, to compare"
+            of = "units" if row["system"] == "codebook" else system_name(row["system"], "units")
+            what = f"{of}{of_layer(row)}" if row["system"] != "mfcc" else f"{of}, to compare"
             pnmi = numbers(row, "pnmi")
             head = f"{what[0].upper()}{what[1:]}" + (f": PNMI {pnmi:.3f}" if pnmi else "")
             name = f"phones-{k + 1:02d}-{row['system']}"
@@ -187,8 +185,16 @@ def inventory(run: RunFiles, answer: Answer | None) -> tuple[Section, list[Pictu
         what = "How often each code falls on each phone is not counted."
         body = markup.missing(what, commands.evaluation(run, task="units"))
     else:
-        body = markup.paragraph(_measured_on(answer.result, run)) + markup.figures(pictures)
+        body = markup.paragraph(_STAIRCASE) + markup.figures(pictures)
+        body += markup.paragraph(_measured_on(answer.result, run))
     return Section("phones", title, body), pictures
+
+
+_STAIRCASE = (
+    "Each column is a code, each row a phone, each dark cell the phone that a code stands for. A "
+    "dark staircase from top left to bottom right is an inventory of phones. Evenly pale columns, "
+    "or all codes in the first rows, are codes that know nothing of phones."
+)
 
 
 def by_layer(run: RunFiles) -> tuple[Section, list[Picture]]:
@@ -223,7 +229,7 @@ def _layer_pictures(result: dict[str, Any], *, suffix: str) -> list[Picture]:
     found = []
     for kind, metric, title, axis, caption in _BY_LAYER:
         if result["kind"] == kind:
-            text = {"title": title, "axis": axis, "caption": caption}
+            text = {"kind": kind, "title": title, "axis": axis, "caption": caption}
             name = f"layers-{kind}-{metric}{suffix}".replace("_", "-")
             found.append(layers_picture(result["rows"], metric=metric, name=name, **text))
     if result["kind"] == "abx":
@@ -237,6 +243,7 @@ def _layer_pictures(result: dict[str, Any], *, suffix: str) -> list[Picture]:
             people = {"within": "one speaker", "across": "across speakers"}.get(speaker, speaker)
             where = {"any": "any context"}.get(context, context)
             text = {
+                "kind": "abx",
                 "title": f"ABX error, {people}, {where}",
                 "axis": "error (0.5 is chance)",
                 "caption": "How often a sound is nearer to another phone than to its own. Lower is "
@@ -254,7 +261,7 @@ def _rows(result: dict[str, Any]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row if name not in hidden))
     lines = [
         (
-            NAMES.get(row["system"], row["system"]),
+            system_name(row["system"], result["kind"]),
             "" if row.get("layer") is None else row["layer"],
             *(_written(row.get(name)) for name in names),
         )
@@ -315,7 +322,8 @@ def health_section(run: RunFiles) -> tuple[Section, list[Picture]]:
     items = "".join(
         f'<li class="{sign.verdict}"><p class="name">{markup.escape(sign.name)}: '
         f"{markup.escape(_VERDICTS[sign.verdict])}</p>"
-        f"<p>{markup.escape(sign.value)}</p><p>{markup.escape(sign.bad)}</p></li>"
+        f"<p>{markup.escape(sign.value)}</p>"
+        f'<p class="bad-one">A bad one: {markup.escape(sign.bad)}</p></li>'
         for sign in health.signs(run)
     )
     table = health.by_codebook(run)
@@ -324,9 +332,9 @@ def health_section(run: RunFiles) -> tuple[Section, list[Picture]]:
         (name, *(f"{v[what]:.1%}" if what in v else "not measured" for what in health.FOLLOWED))
         for name, v in table
     ]
-    head = ("codebook", *(f"{what}, told by the code" for what in health.FOLLOWED))
+    head = ("codebook", *health.FOLLOWED)
     body = markup.paragraph(
-        "Each with what a bad one looks like. The bounds are rules of thumb; figures are of "
+        "The bounds are rules of thumb; figures are of "
         "held-out speech where it was evaluated, else of the last recorded batch, which is small."
     )
     body += f'<ul class="signs">{items}</ul>'
@@ -334,95 +342,3 @@ def health_section(run: RunFiles) -> tuple[Section, list[Picture]]:
         body += markup.figures([picture])
         body += markup.table("Share of information told by the codes, last evaluation", head, rows)
     return Section("health", "Health", body), [picture] if picture else []
-
-
-def setup(run: RunFiles) -> Section:
-    """Configuration, data, hardware, versions and commands."""
-    body = [markup.heading("Configuration"), _configuration(run), markup.heading("Data")]
-    data = run.value("data")
-    if isinstance(data, dict):
-        caption = "Where the speech comes from and how it is cut"
-        body.append(markup.table(caption, ("field", "value"), sorted(data.items())))
-    else:
-        body.append(markup.paragraph("Not known: config.json does not say."))
-    last = run.records[-1] if run.records else {}
-    facts = [
-        (name, f"{number:,.4g}")
-        for name, field in _FACTS.items()
-        if (number := numbers(last, field)) is not None
-    ]
-    if facts:
-        body.append(markup.table("At the last record", ("what", "value"), facts))
-    body += [markup.heading("Hardware and versions"), _environment(run)]
-    body += [markup.heading("Commands"), *_commands(run)]
-    return Section("setup", "Configuration, data and commands", "".join(body))
-
-
-_FACTS = {
-    "update": "step",
-    "epochs": "epoch",
-    "audio of the batch (seconds)": "audio_seconds",
-    "speed (seconds of audio a second)": "audio_seconds_per_second",
-    "utterances that could not be decoded, since the record before": "num_bad_utterances",
-}
-
-
-def _configuration(run: RunFiles) -> str:
-    if not run.config:
-        return markup.paragraph("Not known: there is no config.json that can be read.")
-    shown = lambda value: "not recorded" if value is None else _one_line(value)
-    rows = [(name, shown(own), shown(published)) for name, published, own in commands.changed(run)]
-    text = f"{len(rows)} fields differ from the published recipe."
-    differing = markup.table(
-        "What differs from the published recipe", ("field", "this run", "published"), rows
-    )
-    every = [(name, _one_line(value)) for name, value in _flat(run.config)]
-    whole = markup.table("All fields", ("field", "value"), every)
-    return (
-        markup.paragraph(text) + (differing if rows else "") + markup.details("All fields", whole)
-    )
-
-
-def _environment(run: RunFiles) -> str:
-    parts = []
-    if run.environments:
-        names = list(dict.fromkeys(name for e in run.environments for name in e))
-        rows = [[_one_line(e.get(name, "")) for name in names] for e in run.environments[-20:]]
-        heads = ["started after update" if name == "step" else name for name in names]
-        parts.append(markup.table("Where it was trained, a row each start", heads, rows))
-    else:
-        parts.append(markup.paragraph("Where it was trained is not recorded."))
-    rows = [
-        (result["kind"], result.get("date", ""), _one_line(result.get("versions", "")))
-        for result in run.results
-    ]
-    if rows:
-        head = ("result", "date", "versions")
-        parts.append(markup.table("Versions that measured", head, rows))
-    return "".join(parts)
-
-
-def _commands(run: RunFiles) -> Sequence[str]:
-    parts = [markup.paragraph("The run:"), markup.commands(commands.training(run))]
-    told = dict.fromkeys(str(result.get("command", "")) for result in run.results)
-    if any(told):
-        parts.append(markup.paragraph("The results:"))
-        parts.append(markup.commands([command for command in told if command]))
-    parts += [markup.paragraph("This report:"), markup.commands(commands.report(run))]
-    return parts
-
-
-def _one_line(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_one_line(part)}" for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(_one_line, value)) + ")"
-    return str(value)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in sorted(config.items()):
-        whole = prefix + str(name)
-        found += _flat(value, whole + ".") if isinstance(value, dict) else [(whole, value)]
-    return found

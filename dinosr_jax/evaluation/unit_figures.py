@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dinosr_jax.evaluation.answer import BASELINES, NAMES, Answer
+from dinosr_jax.evaluation.answer import BASELINES, Answer, system_name
 from dinosr_jax.evaluation.figures import (
     SMALL,
     Picture,
@@ -32,8 +32,8 @@ def answer_picture(answer: Answer) -> Picture:
     axes = figure.subplots()
     highest = max(pnmi for _, pnmi, _ in bars)
     for k, (name, pnmi, size) in enumerate(bars):
-        colour = LINE_COLOURS[("u", "k", "n").index(name[0] if name[:3] != "unt" else "n")]
-        axes.barh(k, pnmi, 0.45, color=colour, hatch=_HATCHES[k], edgecolor="white")
+        style = {"color": LINE_COLOURS[k], "hatch": _HATCHES[k], "edgecolor": "white"}
+        axes.barh(k, pnmi, 0.45, **style)
         label = f"{name} ({size} units)" if size else name
         axes.text(0, k - 0.32, label, va="bottom", ha="left")
         axes.text(pnmi + 0.015 * highest, k, f"{pnmi:.3f}", va="center", weight="bold")
@@ -93,12 +93,9 @@ def phones_by_code(counts: Any, phones: Sequence[str], *, name: str, title: str)
     clear = int((shares.max(0) >= 0.5).sum())
     heard = len(set(best.tolist()))
     caption = (
-        f"Each column is a code, each dark cell the phone that it stands for. {clear} of "
-        f"{used.size} codes mean one phone more often than all others together; {heard} of "
-        f"{len(labels)} phones have a code of their own. "
-        + (f"{unused} of {table.shape[1]} codewords never occur. " if unused else "")
-        + "A staircase from top left to bottom right is an inventory of phones; evenly pale "
-        "columns are codes that know nothing of them."
+        f"{clear} of {used.size} codes mean one phone in half of their frames or more; {heard} of "
+        f"{len(labels)} phones have a code of their own."
+        + (f" {unused} of {table.shape[1]} codewords never occur." if unused else "")
     )
     alt = (
         f"Picture of P(phone | code), {len(labels)} phones by {used.size} codes in use, {unused} "
@@ -139,12 +136,13 @@ def _counts(counts: Any, num_phones: int) -> np.ndarray | None:
 
 
 def layers_picture(
-    rows: Sequence[Row], *, metric: str, name: str, title: str, axis: str, caption: str
+    rows: Sequence[Row], *, kind: str, metric: str, name: str, title: str, axis: str, caption: str
 ) -> Picture | None:
     """A figure by layer, one line a system, with MFCC and the untrained network as levels.
 
     Args:
       rows: Of one result.
+      kind: Of the result.
       metric: Field of a row.
       name: Of the PNG.
       title: What to see.
@@ -159,8 +157,8 @@ def layers_picture(
     if not rows:
         return None
     low = metric in ("error", "per")
-    levels = [(_level_name(row), row[metric]) for row in _levels(rows, metric, lower=low)]
-    figure = new_figure(3.7)
+    levels = [(_level_name(row, kind), row[metric]) for row in _levels(rows, metric, lower=low)]
+    figure = new_figure(3.4)
     axes = figure.subplots()
     layers = sorted({row["layer"] for row in ours if isinstance(row.get("layer"), int)})
     others = [row for row in ours if not isinstance(row.get("layer"), int)]
@@ -175,11 +173,11 @@ def layers_picture(
             )
             if points:
                 colour, mark = LINE_COLOURS[k % len(LINE_COLOURS)], "os^Dv"[k % 5]
-                label = NAMES.get(system, str(system))
+                label = system_name(system, kind)
                 axes.plot(*zip(*points, strict=True), marker=mark, color=colour, label=label)
                 told += [f"{label} layer {layer} {value:.3g}" for layer, value in points]
         for k, row in enumerate(others):
-            colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _bar_name(row)
+            colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _bar_name(row, kind)
             axes.axhline(row[metric], color=colour, linestyle="-.", label=label)
             told.append(f"{label} {row[metric]:.3g}")
         for (label, value), dashes in zip(levels, ("--", ":"), strict=False):
@@ -191,7 +189,7 @@ def layers_picture(
         axes.grid(alpha=0.3)
         set_legend(figure, axes)
     else:
-        bars = [(_bar_name(row), row[metric]) for row in ours] + levels
+        bars = [(_bar_name(row, kind), row[metric]) for row in ours] + levels
         told = [f"{label} {value:.3g}" for label, value in bars]
         _bars(axes, bars, axis)
     set_title(axes, title)
@@ -222,17 +220,17 @@ def _levels(rows: Sequence[Row], metric: str, *, lower: bool) -> list[Row]:
     return found
 
 
-def _level_name(row: Row) -> str:
+def _level_name(row: Row, kind: str) -> str:
     layer = row.get("layer")
     at = f", layer {layer}" if isinstance(layer, int) else ", all layers" if layer else ""
-    return NAMES[row["system"]] + at
+    return system_name(row["system"], kind) + at
 
 
-def _bar_name(row: Row) -> str:
+def _bar_name(row: Row, kind: str) -> str:
     layer = row.get("layer")
-    name = NAMES.get(row.get("system"), str(row.get("system")))
+    name = system_name(row["system"], kind)
     if layer == "weighted":
-        return "weighted sum of all layers"
+        return f"{name}, all layers"
     return f"{name}, layer {layer}" if isinstance(layer, int) else name
 
 
@@ -245,7 +243,7 @@ def information_picture(table: Sequence[tuple[str, dict[str, float]]]) -> Pictur
     kinds = [kind for kind in _FOLLOWED if any(kind in values for _, values in table)]
     if not kinds:
         return None
-    figure = new_figure(3.7)
+    figure = new_figure(3.4)
     axes = figure.subplots()
     size = 0.8 / len(kinds)
     for k, kind in enumerate(kinds):
@@ -256,7 +254,7 @@ def information_picture(table: Sequence[tuple[str, dict[str, float]]]) -> Pictur
     labels = [name.replace(" ", "\n") for name, _ in table]
     step = max(1, -(-len(labels) // 8))
     axes.set_xticks(range(0, len(labels), step), labels[::step], fontsize=SMALL)
-    axes.set_ylabel("share of its information told by the code")
+    axes.set_ylabel("share of its information")
     axes.grid(axis="y", alpha=0.3)
     title = "What the codes follow, by codebook"
     set_title(axes, title)

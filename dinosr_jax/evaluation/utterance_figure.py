@@ -15,8 +15,9 @@ from dinosr_jax.evaluation.figures import SMALL, WIDTH, Picture, new_figure, to_
 from dinosr_jax.evaluation.run_files import SAMPLE_RATE, Utterance
 
 MOST_SECONDS = 12.0  # drawn
-_WIDE, _WIDE_SECONDS, _NARROW_SECONDS = 12.0, 3.0, 1.1  # inches; seconds in a line
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.78, 0.12, 0.12, 0.5  # inches around the charts of a line
+_WIDE, _WIDE_SECONDS, _NARROW_SECONDS = 12.0, 3.0, 1.0  # inches; seconds in a line, at most
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.72, 0.12, 0.12, 0.5  # inches around the charts of a line
+_TITLE = 0.25  # inches, on top
 _WAVEFORM, _SPECTROGRAM, _TRACK = 0.5, 0.95, 0.24  # inches high
 
 
@@ -70,9 +71,12 @@ def utterance_picture(
     )
     if seconds < utterance.waveform.size / SAMPLE_RATE:
         caption += f" The first {seconds:g} s are drawn."
-    title = f"What the network hears in {utterance.name}"
     wide, narrow = draw(_WIDE, _WIDE_SECONDS), draw(WIDTH, _NARROW_SECONDS)
-    return Picture("utterance", title, alt, caption, wide, narrow)
+    return Picture("utterance", _title(utterance), alt, caption, wide, narrow)
+
+
+def _title(utterance: Utterance) -> str:
+    return f"Sound, phones and codes of {utterance.name[-28:]}"
 
 
 def _within(utterance: Utterance, seconds: float) -> list[str]:
@@ -89,16 +93,17 @@ def _draw(
     line_seconds: float,
 ) -> Any:
     """The figure; all sizes in inches, placed by hand: labels and charts keep their places."""
-    line_seconds = min(line_seconds, max(seconds, 0.3))
     lines = max(1, math.ceil(seconds / line_seconds - 1e-6))
+    line_seconds = seconds / lines
     tracks = (1 + u.layers.size) * _TRACK
     line = _TOP + _WAVEFORM + _SPECTROGRAM + tracks + 0.12 + _BOTTOM
-    height = lines * line
+    height = lines * line + _TITLE
     figure = new_figure(height, width=width, layout=None)
+    figure.text(_LEFT / width, 1 - 0.12 / height, _title(u), va="top", fontsize=11)
     picture, edges, hertz = _spectrogram(u.waveform)
     for k in range(lines):
         span = (k * line_seconds, (k + 1) * line_seconds)
-        y = height - k * line - _TOP
+        y = height - _TITLE - k * line - _TOP
         boxes = []
         for part in (_WAVEFORM, _SPECTROGRAM, tracks):
             y -= part

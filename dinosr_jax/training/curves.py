@@ -94,12 +94,19 @@ PANELS = (
         "are not phones.",
     ),
     Panel(
+        "phone-purity",
+        "Phone purity: how clean each code is",
+        "share of frames",
+        ("eval_phone_purity",),
+        "codebook",
+        hint="The share of frames whose phone is the most frequent one of their code. It rises.",
+    ),
+    Panel(
         "codes-follow",
         "What the codes follow, on held-out speech",
         "share of its information",
         (
             "eval_pnmi",
-            "eval_phone_purity",
             "eval_position_information",
             "eval_loudness_information",
             "eval_speaker_information",
@@ -201,13 +208,24 @@ def draw_panel(
     lines = panel_lines(records, panel)
     styles = line_styles(len(lines), order="ranked" if panel.lines == "codebook" else "none")
     for k, ((field, points), style) in enumerate(zip(lines.items(), styles, strict=True)):
-        label = field.replace("_", " ")
-        if panel.lines == "codebook":
-            label = labels[k] if k < len(labels) else str(k)
+        label = line_name(field, panel)
+        if panel.lines == "codebook" and k < len(labels):
+            label = labels[k]
         marker = "." if len(points) < 30 else None
         axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2, marker=marker, **style)
     axes.set_yscale(panel.scale)
     axes.grid(alpha=0.3)
+
+
+def line_name(field: str, panel: Panel) -> str:
+    """What a line is called in a legend: the number of a codebook, or the field in words."""
+    if panel.lines == "codebook":
+        return field.rpartition("_")[2]
+    if panel.name == "codes-follow":
+        words = field.removeprefix("eval_").removesuffix("_information")
+        return "phones (PNMI)" if words == "pnmi" else words
+    words = field.removeprefix("eval_").replace("_", " ").replace(" std", "")
+    return f"{words}, held out" if field.startswith("eval_") else words
 
 
 def panel_lines(records: Sequence[Record], panel: Panel) -> dict[str, list[tuple[int, float]]]:
