@@ -7,6 +7,7 @@ import os
 import selectors
 import shutil
 import subprocess
+import sys
 import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -112,9 +113,13 @@ def browse(folder):
     from_browser, from_child = os.pipe()
     flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run"
     flags += " --disable-extensions --hide-scrollbars --remote-debugging-pipe"
-    command = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{to_child} 4>&{from_child}'
+    # the browser reads commands from its file 3, and writes answers to its file 4
+    script = "import os, sys; a = sys.argv; os.dup2(int(a[1]), 3); os.dup2(int(a[2]), 4)"
+    script += "; os.execv(a[3], a[3:])"
+    pipes = [str(to_child), str(from_child)]
+    command = [find(), *flags.split(), f"--user-data-dir={folder}", "about:blank"]
     process = subprocess.Popen(
-        ["sh", "-c", command, find(), str(folder)],
+        [sys.executable, "-c", script, *pipes, *command],
         pass_fds=(to_child, from_child),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -13,6 +13,8 @@ PHONES = (
     "CH Y UH JH OY ZH"
 ).split()
 
+HOSTILE = ("<script>console.error(1)</script>", "\"&'$x_{1}$ \U0001f600")
+
 
 def counts_of(rng, *, clarity, units=64, unused=5, phones=PHONES):
     """[P, U]: every unit has a phone of its own, to a degree; the last ones never occur."""
@@ -164,6 +166,6 @@ def write_utterance(path, rng, *, layers, size, phones=PHONES, seconds=3.7, **ch
         "phone_ends": ends,
         "phone_labels": np.asarray([phones[p] for p in labels]),
         "id": "asterisk_en/activated",
-        "text": "activated",
+        "text": f"activated {HOSTILE[0]}",
     }
     np.savez(path, **(fields | changed))

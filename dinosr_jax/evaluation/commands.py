@@ -22,11 +22,10 @@ def training(run: RunFiles) -> list[str]:
     if (run.folder / "config.py").is_file():  # imported: its own configuration file
         config = shlex.quote(str(run.folder / "config.py"))
         return [f"python main.py --config={config} --workdir={folder}"]
-    flags = [
-        shlex.quote(f"--config.{name}={_written(value)}")
-        for name, _, value in changed(run)
-        if value is not None
-    ]
+    values = {name: value for name, _, value in changed(run) if value is not None}
+    if "compute_dtype" in run.config:  # configs/base.py has another one than the paper
+        values["compute_dtype"] = run.config["compute_dtype"]
+    flags = [shlex.quote(f"--config.{name}={_written(v)}") for name, v in sorted(values.items())]
     first = f"python main.py --config=configs/base.py --workdir={folder}"
     return [line + " \\" for line in [first, *(f"  {flag}" for flag in flags)][:-1]] + [
         f"  {flags[-1]}" if flags else first

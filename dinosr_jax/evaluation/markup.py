@@ -3,6 +3,7 @@
 import base64
 import html
 import struct
+import unicodedata
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from string import Template
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from dinosr_jax.evaluation.figures import Picture
 
 _NARROW = "(max-width: 44rem)"
+_KEPT = "\n\t\u200c\u200d"  # of the characters that are not seen; the last two join letters
 
 
 class Section(NamedTuple):
@@ -22,8 +24,9 @@ class Section(NamedTuple):
 
 
 def escape(text: Any) -> str:
-    """Text as HTML shows it; control characters, which no page may hold, as boxes."""
-    plain = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text))
+    """Text as HTML shows it; controls, lone surrogates and turns of direction as boxes."""
+    kept = lambda c: c in _KEPT or unicodedata.category(c)[0] != "C"
+    plain = "".join(c if kept(c) else "\ufffd" for c in str(text))
     return html.escape(plain, quote=True)
 
 

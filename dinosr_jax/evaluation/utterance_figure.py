@@ -76,7 +76,7 @@ def utterance_picture(
 
 
 def _title(utterance: Utterance) -> str:
-    return f"Sound, phones and codes of {utterance.name[-28:]}"
+    return f"Sound, phones and codes: {utterance.name[-24:]}"
 
 
 def _within(utterance: Utterance, seconds: float) -> list[str]:
@@ -99,7 +99,7 @@ def _draw(
     line = _TOP + _WAVEFORM + _SPECTROGRAM + tracks + 0.12 + _BOTTOM
     height = lines * line + _TITLE
     figure = new_figure(height, width=width, layout=None)
-    figure.text(_LEFT / width, 1 - 0.12 / height, _title(u), va="top", fontsize=11)
+    figure.text(0.1 / width, 1 - 0.1 / height, _title(u), va="top", fontsize=11)
     picture, edges, hertz = _spectrogram(u.waveform)
     for k in range(lines):
         span = (k * line_seconds, (k + 1) * line_seconds)
