@@ -182,7 +182,7 @@ def _utterance(path: Path, problems: list[str]) -> Utterance | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
         utterance = Utterance(
             name=str(fields["id"]),

@@ -300,7 +300,7 @@ def utterance(run: RunFiles, answer: Answer | None) -> tuple[Section, list[Pictu
         rank = code_ranks(row.get("counts")) if row["system"] == "codebook" else None
         if rank is not None and isinstance(row.get("layer"), int):
             ranks[row["layer"]] = rank
-    picture = utterance_picture(run.utterance, receptive_field=_field(run), ranks=ranks)
+    picture = utterance_picture(run.utterance, receptive_field=frame_timing(run), ranks=ranks)
     text = f"{run.utterance.name}: {run.utterance.text}".rstrip(": ")
     wav = to_wav(run.utterance.waveform)
     listen = markup.audio(wav, f"recording {run.utterance.name}")
@@ -308,7 +308,8 @@ def utterance(run: RunFiles, answer: Answer | None) -> tuple[Section, list[Pictu
     return Section("utterance", title, body), [picture]
 
 
-def _field(run: RunFiles) -> tuple[int, int]:
+def frame_timing(run: RunFiles) -> tuple[int, int]:
+    """Samples that a frame sees, and from one to the next; the published ones if not known."""
     layers = run.value("model", "conv_layers")
     try:
         field, hop = receptive_field([tuple(map(int, layer)) for layer in layers])
