@@ -12,10 +12,15 @@ from dinosr_jax.evaluation.run_files import RunFiles, numbers
 Verdict = Literal["good", "watch", "bad", "unknown"]
 Record = dict[str, Any]
 
-# of a codebook's size: under the first bad, under the second to be watched
-PERPLEXITY_SHARE, CODEWORD_USE = (0.125, 0.25), (0.125, 0.5)
+# field of config.guard: under it bad; these where the run has none
+BOUNDS = {
+    "min_target_perplexity": 0.15,  # of the codebook's size
+    "min_codeword_use": 0.2,
+    "min_target_std": 0.1,
+    "min_feature_std": 0.01,
+}
+WATCH = {"min_target_perplexity": 0.25, "min_codeword_use": 0.5}  # under it to be watched
 INFORMATION = (0.2, 0.1)  # over the first bad, over the second to be watched
-STANDARD_DEVIATION = {"teacher_std": 0.1, "feature_encoder_std": 0.01}  # under it bad
 FOLLOWED = {
     "phones": "eval_pnmi",
     "position": "eval_position_information",
@@ -40,7 +45,7 @@ def signs(run: RunFiles) -> list[Sign]:
         _perplexity(run),
         _codeword_use(run),
         _accuracy(run.records),
-        *(_spread(run, field) for field in STANDARD_DEVIATION),
+        *(_spread(run, field) for field in ("teacher_std", "feature_encoder_std")),
         *(_information(run, what) for what in ("position", "speaker", "loudness")),
     ]
 
@@ -92,8 +97,9 @@ def _finite(records: Sequence[Record]) -> Sign:
 def _perplexity(run: RunFiles) -> Sign:
     name = "Target perplexity, lowest codebook"
     size = run.whole("model", "codebook_size")
+    bound = _bound(run, "min_target_perplexity")
     bad = (
-        "A few codes (under an eighth of the codebook) are a collapse: the student has made the "
+        f"A few codes (under {bound:.0%} of the codebook) are a collapse: the student has made the "
         "targets trivial. Causes: the teacher follows too fast, a learning rate that is too high, "
         "too little audio an update, teacher.scope 'encoder' in a small run."
     )
@@ -103,7 +109,7 @@ def _perplexity(run: RunFiles) -> Sign:
     low = min(values)
     book = run.codebook_names()[values.index(low)] if len(values) > 1 else "mean"
     text = f"{low:.1f} of {size} ({book}, update {step:,})"
-    return Sign(name, text, _low(low / size, PERPLEXITY_SHARE), bad)
+    return Sign(name, text, _low(low / size, bound, WATCH["min_target_perplexity"]), bad)
 
 
 def _codeword_use(run: RunFiles) -> Sign:
@@ -117,7 +123,8 @@ def _codeword_use(run: RunFiles) -> Sign:
         return Sign(name, "not recorded", "unknown", bad)
     low = min(values)
     book = run.codebook_names()[values.index(low)] if len(values) > 1 else "mean"
-    return Sign(name, f"{low:.0%} ({book}, update {step:,})", _low(low, CODEWORD_USE), bad)
+    verdict = _low(low, _bound(run, "min_codeword_use"), WATCH["min_codeword_use"])
+    return Sign(name, f"{low:.0%} ({book}, update {step:,})", verdict, bad)
 
 
 def _accuracy(records: Sequence[Record]) -> Sign:
@@ -138,9 +145,7 @@ def _accuracy(records: Sequence[Record]) -> Sign:
 def _spread(run: RunFiles, field: str) -> Sign:
     teacher = field == "teacher_std"
     whose = "teacher's output" if teacher else "feature encoder's output"
-    bound = run.value("guard", "min_target_std" if teacher else "min_feature_std")
-    if not isinstance(bound, int | float):
-        bound = STANDARD_DEVIATION[field]
+    bound = _bound(run, "min_target_std" if teacher else "min_feature_std")
     bad = (
         f"Under {bound:g}: it says nearly the same of every frame. Loss and perplexity can look "
         "well for a while yet."
@@ -188,5 +193,10 @@ _BAD = {
 }
 
 
-def _low(share: float, bounds: tuple[float, float]) -> Verdict:
-    return "bad" if share < bounds[0] else "watch" if share < bounds[1] else "good"
+def _bound(run: RunFiles, name: str) -> float:
+    bound = numbers(guard, name) if isinstance(guard := run.value("guard"), dict) else None
+    return BOUNDS[name] if bound is None else bound
+
+
+def _low(share: float, bad: float, watch: float) -> Verdict:
+    return "bad" if share < bad else "watch" if share < watch else "good"
