@@ -5,7 +5,14 @@ import math
 import pytest
 from report_runs import record_of
 
-from dinosr_jax.training.curves import PANELS, draw_curves, draw_panel, line_styles, panel_lines
+from dinosr_jax.training.curves import (
+    LEAST_SHARE,
+    PANELS,
+    draw_curves,
+    draw_panel,
+    line_styles,
+    panel_lines,
+)
 
 BY_NAME = {panel.name: panel for panel in PANELS}
 
@@ -57,6 +64,15 @@ def test_labels_are_the_layers():
     draw_panel(axes, records(), BY_NAME["pnmi"], labels=["layer 2", "layer 3", "layer 4"])
     assert [line.get_label() for line in axes.lines] == ["layer 2", "layer 3", "layer 4"]
     assert list(axes.lines[1].get_ydata()) == [records()[2]["eval_pnmi_1"]]
+
+
+def test_a_small_share_looks_small():
+    from dinosr_jax.evaluation.figures import new_figure
+
+    axes = new_figure(3).subplots()
+    draw_panel(axes, records(), BY_NAME["position-information"])
+    low, high = axes.get_ylim()
+    assert low <= 0 and high >= LEAST_SHARE and low > -0.05
 
 
 def test_all_of_a_run_are_one_picture(tmp_path):

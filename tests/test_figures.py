@@ -90,6 +90,9 @@ def test_levels_are_lines_with_names(drawn):
     *_, mfcc, untrained = drawn[-1].axes[0].lines
     assert mfcc.get_label() == "MFCC k-means" and set(mfcc.get_ydata()) == {0.37}
     assert mfcc.get_linestyle() != untrained.get_linestyle()
+    draw("pnmi", 8, levels=[("MFCC k-means", 0.9)])  # far above the codes, and yet to be seen
+    low, high = drawn[-1].axes[0].get_ylim()
+    assert low <= 0 and high > 0.9
 
 
 def test_words_for_those_who_do_not_see_it(drawn):

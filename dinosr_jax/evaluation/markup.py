@@ -46,12 +46,8 @@ def heading(text: str) -> str:
 
 
 def commands(lines: Sequence[str]) -> str:
-    """Commands to copy, in a box that scrolls by itself."""
-    label = "commands; scrolls sideways"
-    return (
-        f'<pre class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f"<code>{escape(chr(10).join(lines))}</code></pre>"
-    )
+    """Commands to copy, a line each."""
+    return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
 
 
 def missing(what: str, how: Sequence[str]) -> str:

@@ -330,7 +330,7 @@ def health_section(run: RunFiles) -> tuple[Section, list[Picture]]:
     table = health.by_codebook(run)
     picture = information_picture(table)
     rows = [
-        (name, *(f"{v[what]:.1%}" if what in v else "not measured" for what in health.FOLLOWED))
+        (name, *(f"{v[what]:.1%}" if what in v else "\u2013" for what in health.FOLLOWED))
         for name, v in table
     ]
     head = ("codebook", *health.FOLLOWED)

@@ -18,7 +18,7 @@ from dinosr_jax.evaluation.figures import (
     to_png,
 )
 from dinosr_jax.evaluation.run_files import numbers
-from dinosr_jax.training.curves import LINE_COLOURS
+from dinosr_jax.training.curves import LEAST_SHARE, LINE_COLOURS
 
 Row = dict[str, Any]
 MOST_PHONES = 60  # rows of a picture; rarer ones share the last
@@ -254,6 +254,8 @@ def information_picture(table: Sequence[tuple[str, dict[str, float]]]) -> Pictur
     labels = [name.replace(" ", "\n") for name, _ in table]
     step = max(1, -(-len(labels) // 8))
     axes.set_xticks(range(0, len(labels), step), labels[::step], fontsize=SMALL)
+    highest = max(value for _, values in table for value in values.values())
+    axes.set_ylim(0, 1.05 * max(highest, LEAST_SHARE))
     axes.set_ylabel("share of its information")
     axes.grid(axis="y", alpha=0.3)
     title = "What the codes follow, by codebook"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 Record = dict[str, Any]
+LEAST_SHARE = 0.25  # at the top of an axis of shares, so that little looks little
 
 # Okabe and Ito's colours, told apart by the colour-blind; with a dash pattern each for black and
 # white. Yellow is left out: it is not seen on white.
@@ -22,7 +23,7 @@ class Panel(NamedTuple):
     axis: str  # what is on the y axis, with its unit
     fields: tuple[str, ...]  # of a record; of `codebook` lines, the first that is recorded
     lines: Literal["field", "codebook"] = "field"  # one a field, or one a codebook
-    scale: Literal["linear", "log"] = "linear"
+    scale: Literal["linear", "log", "share"] = "linear"  # 'share' begins at 0
     hint: str = ""  # what a good and a bad one look like
 
 
@@ -82,6 +83,7 @@ PANELS = (
         "share of the codebook",
         ("codeword_use",),
         "codebook",
+        "share",
         hint="Most codewords occur. A share that falls step by step is a codebook that dies.",
     ),
     Panel(
@@ -90,6 +92,7 @@ PANELS = (
         "I(phone; code) / H(phone)",
         ("eval_pnmi",),
         "codebook",
+        "share",
         hint="This is the aim: it rises. Flat while the loss falls, the codes are predictable but "
         "are not phones.",
     ),
@@ -99,6 +102,7 @@ PANELS = (
         "share of frames",
         ("eval_phone_purity",),
         "codebook",
+        "share",
         hint="The share of frames whose phone is the most frequent one of their code. It rises.",
     ),
     Panel(
@@ -111,6 +115,7 @@ PANELS = (
             "eval_loudness_information",
             "eval_speaker_information",
         ),
+        scale="share",
         hint="PNMI (phones) should lie above position in the crop and speaker, which should be "
         "near 0. Phones differ in loudness, so some of that is right.",
     ),
@@ -120,6 +125,7 @@ PANELS = (
         "I(position; code) / H(position)",
         ("eval_position_information", "position_information"),
         "codebook",
+        "share",
         hint="Near 0. Codes that follow the position in the crop are not phones. An estimate of "
         "few frames (a small batch) is too high, by chance alone.",
     ),
@@ -213,7 +219,11 @@ def draw_panel(
             label = labels[k]
         marker = "." if len(points) < 30 else None
         axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2, marker=marker, **style)
-    axes.set_yscale(panel.scale)
+    axes.set_yscale("log" if panel.scale == "log" else "linear")
+    if panel.scale == "share":
+        step = records[0]["step"]
+        axes.update_datalim([(step, 0), (step, LEAST_SHARE)])
+        axes.autoscale_view()
     axes.grid(alpha=0.3)
 
 
