@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from dinosr_jax.evaluation import markup
 from dinosr_jax.evaluation.figures import Picture
 
-HOSTILE = "</script><img src=x onerror=\"alert('1')\"> & $title ${x} \x00\ud800\u202e"
+HOSTILE = "</script>' \" <img src=x onerror=\"alert('1')\"> & $title ${x} \x00\ud800\u202e"
 
 
 def png(width, height):

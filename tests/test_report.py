@@ -177,6 +177,22 @@ def test_broken_files_are_said_on_top_and_the_rest_is_shown(tmp_path, quick):
     assert "layers-frames-accuracy" not in page.figures
 
 
+def test_abx_of_the_same_items_is_one_picture(tmp_path, quick):
+    run = write_training(tmp_path / "run", steps=50)
+    (run / "evaluation").mkdir()
+    at = {"speaker": "within", "context": "any", "cells": 9}
+    rows = [{"system": "codebook", "layer": k, "error": 0.1 * k, **at} for k in (1, 2)]
+    mfcc = [{"system": "mfcc", "layer": None, "error": 0.3, **at}]
+    for name, some, data in (("a", rows, "x"), ("b", mfcc, "x"), ("c", mfcc, "other")):
+        result = result_of("abx", some, data=data)
+        (run / "evaluation" / f"{name}.json").write_text(json.dumps(result))
+    written = write_report(run)
+    page = Reader(written.path)
+    abx = [name for name in page.figures if "abx" in name]
+    assert abx == ["layers-abx-1", "layers-abx-1-2"]
+    assert "3 of 3 rows" in page.text("layers") and "1 of 1 rows" in page.text("layers")
+
+
 @pytest.mark.parametrize("counts", [None, "x", [[1]], [[1, 2], [3]], {"a": 1}])
 def test_counts_that_are_no_table_are_left_out(tmp_path, quick, counts):
     run = write_training(tmp_path / "run", steps=50)

@@ -103,6 +103,21 @@ def test_of_an_error_the_best_is_the_lowest(drawn):
     assert set(drawn[0].axes[0].lines[-1].get_ydata()) == {0.2}
 
 
+def test_features_and_units_are_two_lines(drawn):
+    rows = [
+        row("codebook", k, error=0.1 * k + 0.05 * (of == "units"), representation=of)
+        for of in ("features", "units")
+        for k in (2, 1)
+    ]
+    rows += [row("mfcc", None, error=0.2, representation="features")]
+    layers_picture(rows, kind="abx", metric="error", **TEXT)
+    features, units, mfcc = drawn[0].axes[0].lines
+    assert features.get_label() == "this network (features)"
+    assert list(features.get_ydata()) == [0.1, 0.2]
+    assert units.get_label() == "this network (units)" and mfcc.get_label() == "MFCC (features)"
+    assert list(units.get_ydata()) == pytest.approx([0.15, 0.25])
+
+
 def test_one_layer_alone_is_a_bar(drawn):
     rows = [row("codebook", "weighted", per=0.3), row("mfcc", None, per=0.5)]
     layers_picture(rows, kind="recognition", metric="per", **TEXT)

@@ -201,7 +201,7 @@ def by_layer(run: RunFiles) -> tuple[Section, list[Picture]]:
     """Unit quality, ABX, probe accuracy and phone error rate of each layer."""
     pictures, body = [], []
     for kind, title in _KINDS.items():
-        results = run.of_kind(kind)
+        results = _joined(run.of_kind(kind)) if kind == "abx" else run.of_kind(kind)
         body.append(markup.heading(title))
         if not results:
             how = commands.abx(run) if kind == "abx" else commands.evaluation(run, task=kind)
@@ -215,6 +215,15 @@ def by_layer(run: RunFiles) -> tuple[Section, list[Picture]]:
     caption = "Published figures of the full-size network, LibriSpeech"
     body.append(markup.table(caption, head, reference.PUBLISHED_RESULTS))
     return Section("layers", "Layer by layer", "".join(body)), pictures
+
+
+def _joined(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """ABX results of the same items as one: each file holds one kind of features, or of units."""
+    found: dict[str, dict[str, Any]] = {}
+    for result in results:
+        first = found.setdefault(str(result.get("data")), result | {"rows": []})
+        first["rows"] = first["rows"] + result["rows"]
+    return list(found.values())
 
 
 _KINDS = {

@@ -163,24 +163,22 @@ def layers_picture(
     layers = sorted({row["layer"] for row in ours if isinstance(row.get("layer"), int)})
     others = [row for row in ours if not isinstance(row.get("layer"), int)]
     told = [f"{label} {value:.3g}" for label, value in levels]
-    systems = list(dict.fromkeys(row.get("system") for row in ours))
     if len(layers) > 1:
-        for k, system in enumerate(systems):
+        for k, label in enumerate(dict.fromkeys(_series(row, kind) for row in ours)):
             points = sorted(
                 (row["layer"], row[metric])
                 for row in ours
-                if row.get("system") == system and isinstance(row.get("layer"), int)
+                if _series(row, kind) == label and isinstance(row.get("layer"), int)
             )
             if points:
                 colour, mark = LINE_COLOURS[k % len(LINE_COLOURS)], "os^Dv"[k % 5]
-                label = system_name(system, kind)
                 axes.plot(*zip(*points, strict=True), marker=mark, color=colour, label=label)
                 told += [f"{label} layer {layer} {value:.3g}" for layer, value in points]
         for k, row in enumerate(others):
             colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _bar_name(row, kind)
             axes.axhline(row[metric], color=colour, linestyle="-.", label=label)
             told.append(f"{label} {row[metric]:.3g}")
-        for (label, value), dashes in zip(levels, ("--", ":"), strict=False):
+        for (label, value), dashes in zip(levels, ("--", ":", "-.") * len(levels), strict=False):
             axes.axhline(value, color="#444444", linestyle=dashes, linewidth=1.6, label=label)
         axes.set_xticks(layers[:: max(1, len(layers) // 13)])
         axes.set_xlabel("layer")
@@ -210,25 +208,31 @@ def _bars(axes: Any, bars: Sequence[tuple[str, float]], axis: str) -> None:
 
 
 def _levels(rows: Sequence[Row], metric: str, *, lower: bool) -> list[Row]:
-    """The best row of each baseline."""
+    """The best row of each baseline, of features and of units where both are told apart."""
     pick = min if lower else max
-    found = []
+    found: dict[tuple[str, str], list[Row]] = {}
     for system in BASELINES:
-        own = [row for row in rows if row.get("system") == system]
-        if own:
-            found.append(pick(own, key=lambda row: row[metric]))
-    return found
+        for row in rows:
+            if row["system"] == system:
+                found.setdefault((system, str(row.get("representation"))), []).append(row)
+    return [pick(own, key=lambda row: row[metric]) for own in found.values()]
+
+
+def _series(row: Row, kind: str) -> str:
+    """What the line of a row is called."""
+    of = row.get("representation")
+    return system_name(row["system"], kind) + (f" ({of})" if of else "")
 
 
 def _level_name(row: Row, kind: str) -> str:
     layer = row.get("layer")
     at = f", layer {layer}" if isinstance(layer, int) else ", all layers" if layer else ""
-    return system_name(row["system"], kind) + at
+    return _series(row, kind) + at
 
 
 def _bar_name(row: Row, kind: str) -> str:
     layer = row.get("layer")
-    name = system_name(row["system"], kind)
+    name = _series(row, kind)
     if layer == "weighted":
         return f"{name}, all layers"
     return f"{name}, layer {layer}" if isinstance(layer, int) else name
