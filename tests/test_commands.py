@@ -29,6 +29,15 @@ def test_the_command_of_a_run_gives_its_configuration(tmp_path, config):
     assert set(differences(values, again)) <= {"workdir"}
 
 
+def test_a_single_convolution_stays_a_list_of_one(tmp_path):
+    config = read_file(f"{ROOT}/configs/tiny.py")
+    config["model"]["conv_layers"] = [[8, 400, 320]]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = words(commands.training(read_run(tmp_path)))[4:]
+    again = read_file(str(ROOT / "configs" / "base.py"), flags)
+    assert again["model"]["conv_layers"] == ((8, 400, 320),)
+
+
 def test_a_run_without_a_difference_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     assert commands.training(read_run(tmp_path)) == [
