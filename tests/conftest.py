@@ -14,6 +14,18 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session")
+def evaluated_report(tmp_path_factory):
+    """(run, what was written) of a report of a run with all evaluations, and names to beware of."""
+    from report_runs import HOSTILE, PHONES, write_evaluation, write_training
+
+    from dinosr_jax.evaluation.report import write_report
+
+    run = write_training(tmp_path_factory.mktemp("runs") / "a <b>run<b> & 'its' \"name\"")
+    write_evaluation(run, phones=[*PHONES[:-2], *HOSTILE])
+    return run, write_report(run)
+
+
 @pytest.fixture(scope="module")
 def compile_quickly():
     """For modules whose time is mostly that of XLA's compiler."""

@@ -128,6 +128,8 @@ def test_a_run_writes_what_the_readme_says(reference):
     assert [r["step"] for r in found if "eval_loss" in r] == [12, 24]
     assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((reference / "events").glob("events.*"))
+    (started,) = (reference / "environment.jsonl").read_text().splitlines()
+    assert json.loads(started)["step"] == 0
     config = json.loads((reference / "config.json").read_text())
     assert config["num_steps"] == STEPS and config["model"]["width"] == 32
 

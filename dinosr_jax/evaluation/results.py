@@ -77,19 +77,34 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
       ResultError: A file is damaged, or lacks a field.
     """
-    found = []
-    for path in sorted(Path(folder).glob("*.json")):
-        name = printable(str(path))
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ResultError(
-                f"{name}: cannot be read as JSON ({error}); delete it and evaluate again"
-            ) from None
-        if isinstance(record, dict) and "kind" in record:
-            _check(record, name=name)
-            found.append(record | {"path": name})
-    return found
+    records = [read_result(path) for path in sorted(Path(folder).glob("*.json"))]
+    return [record for record in records if record is not None]
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Reads one file of results.
+
+    Args:
+      path: A JSON file.
+
+    Returns:
+      The record with its path in `path`; None where the file is of something else, without a
+      `kind`.
+
+    Raises:
+      ResultError: It is damaged, or lacks a field.
+    """
+    name = printable(str(path))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ResultError(
+            f"{name}: cannot be read as JSON ({error}); delete it and evaluate again"
+        ) from None
+    if not isinstance(record, dict) or "kind" not in record:
+        return None
+    _check(record, name=name)
+    return record | {"path": name}
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from tensorboardX import SummaryWriter
 from dinosr_jax.training.curves import draw_curves
 
 _LOG = logging.getLogger(__name__)
+_HELD_OUT = b'"eval_'
+_DRAWN = 5000  # records; a picture shows no more
 
 
 class RunLog:
@@ -45,7 +48,7 @@ class RunLog:
     def draw(self) -> None:
         """Draws the curves of all records so far; where that fails, says so and goes on."""
         try:
-            draw_curves(read_records(self.path), self.figure)
+            draw_curves(read_records(self.path, at_most=_DRAWN), self.figure)
         except OSError as error:
             _LOG.warning("%s could not be drawn: %s", self.figure, error)
 
@@ -58,14 +61,38 @@ class RunLog:
                 _LOG.warning("%s could not be ended: %s", self.path, error)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a last line that was cut off by a kill is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+def read_records(path: Path, *, at_most: int | None = None) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; lines that are none, as a kill leaves them, are left out.
+
+    Args:
+      path: File with one record a line.
+      at_most: Where there are more lines, only every k-th is read, so that about so many are; and
+        as many of those with held-out figures. The last line always.
+
+    Returns:
+      Dictionaries with a whole number as `step`, in the order of the file.
+    """
+    every = every_held_out = 1
+    lines = held_out = -1
+    if at_most:
+        with path.open("rb") as file:
+            for lines, line in enumerate(file):  # noqa: B007
+                held_out += _HELD_OUT in line
+        every = max(1, math.ceil((lines + 1) / at_most))
+        every_held_out = max(1, math.ceil((held_out + 1) / at_most))
+    records, evaluations = [], 0
+    with path.open("rb") as file:
+        for k, line in enumerate(file):
+            evaluated = _HELD_OUT in line
+            evaluations += evaluated
+            if k % every and k != lines and not (evaluated and evaluations % every_held_out == 0):
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
     return records
 
 

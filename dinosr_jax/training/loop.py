@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from dinosr_jax.config import to_text
 from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
+from dinosr_jax.training.environment import record_environment
 from dinosr_jax.training.logs import RunLog, replace_text
 from dinosr_jax.training.metrics import prediction_metrics, to_record
 from dinosr_jax.training.optimizer import make_optimizer
@@ -89,6 +90,7 @@ def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | Non
             state = make() if state is None else state
             if processes.is_first():
                 replace_text(workdir / "config.json", to_text(config) + "\n")
+                record_environment(workdir / "environment.jsonl", step=int(state.step))
             run = _Run(config, workdir, mesh, abstract, checkpoints, train_data, eval_data)
             return run.run(state, stop)
         finally:

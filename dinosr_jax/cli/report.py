@@ -1,0 +1,34 @@
+"""The command that shows a run: `report`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/report]"
+)
+def report(run: Path, output: Path | None) -> None:
+    """Show a run as one HTML page: curves, codes and phones, figures by layer, health.
+
+    Reads the files of RUN (a workdir; training may be under way), among them the results of
+    `evaluate` in RUN/evaluation. The page needs no network; its figures lie beside it as PNG. What
+    is not measured is said in its place, with the command that measures it.
+    """
+    from dinosr_jax.evaluation.report import write_report
+    from dinosr_jax.evaluation.run_files import ReportError
+
+    try:
+        written = write_report(run, output)
+    except ReportError as error:
+        raise click.ClickException(str(error)) from None
+    for problem in written.problems:
+        click.echo(f"warning: {problem}", err=True)
+    for sentence in written.answer:
+        click.echo(sentence)
+    size = written.path.stat().st_size / 1e6
+    click.echo(
+        f"{written.path}: {len(written.figures)} figures, {size:.1f} MB; open it in a browser"
+    )
