@@ -86,7 +86,7 @@ def frames_command(context: click.Context, **options: Any) -> None:
 
     names = ("num_steps", "batch_frames", "learning_rate")
     settings = frames.Settings(**{name: options.pop(name) for name in names})
-    _compare(context, options, tasks=("frames",), wish={"frames": settings})
+    _compare(context, options, tasks=("frames",), wish={"of_frames": settings})
 
 
 @click.command("recognition")
@@ -115,7 +115,7 @@ def recognition_command(context: click.Context, learning_rates: str, **options: 
     settings = recognition.Settings(
         learning_rates=rates, **{name: options.pop(name) for name in names}
     )
-    _compare(context, options, tasks=("recognition",), wish={"recognition": settings})
+    _compare(context, options, tasks=("recognition",), wish={"of_recognition": settings})
 
 
 def _compare(

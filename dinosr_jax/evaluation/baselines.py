@@ -1,8 +1,8 @@
 """Unit quality of a network's codes, beside k-means on MFCC and on the untrained network.
 
 The baselines are given the same number of clusters, and are fitted on the same utterances. The
-untrained network's units are k-means, fitted anew, on what its codebooks would cluster: a stronger
-baseline than its random codebooks.
+untrained network's units are k-means on its layers' output, fitted anew: a stronger baseline than
+its random codebooks, or k-means on the `ffn` that these cluster.
 
 Shapes: T frames, D width, K clusters.
 """
@@ -57,27 +57,6 @@ def codebook_codes(
         for layer, codes in zip(plan.layers, utterance.codes, strict=True):
             found[layer][utterance.recording.id] = codes
     return found
-
-
-def targets(
-    model: Model, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
-) -> features.Features:
-    """What codebooks cluster: the teacher's `ffn` of each layer that has one, normalised.
-
-    Args:
-      model: A network.
-      recordings: Whose features are computed.
-      progress: Is told the seconds of audio that are done.
-
-    Returns:
-      Features with mean 0 and variance 1 over each utterance.
-    """
-    config = model.config.model
-    layers = range(config.num_layers - config.num_codebooks + 1, config.num_layers + 1)
-    what = {"tensor": "ffn", "network": "teacher", "progress": progress}
-    return features.of_network(
-        model, recordings, layers=tuple(layers), normalise="utterance", **what
-    )
 
 
 def kmeans_codes(
