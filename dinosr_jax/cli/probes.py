@@ -181,7 +181,7 @@ def _following() -> Iterator[Any]:
     from dinosr_jax.inference.outputs import OutputError
     from dinosr_jax.training.checkpoint import CheckpointError
 
-    shown = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    shown = "{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     bar = tqdm(dynamic_ncols=True, bar_format=shown, desc="reading")
 
     def stage(name: str, total: float) -> Callable[[float], None]:
