@@ -7,7 +7,9 @@ its random codebooks, or k-means on the `ffn` that these cluster.
 Shapes: T frames, D width, K clusters.
 """
 
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,18 +78,23 @@ def kmeans_codes(
     Raises:
       KMeansError: There are fewer frames than clusters.
     """
-    found = {}
-    for i, layer in enumerate(train.layers):
-        frames = np.concatenate([array[i] for array in train.arrays.values()])
-        if len(frames) < num_clusters:
-            raise kmeans.KMeansError(
-                f"{len(frames)} frames cannot make {num_clusters} clusters; give more audio"
-            )
-        centroids = kmeans.cluster(frames, num_clusters=num_clusters, seed=seed)
-        found[layer] = {
-            id_: kmeans.nearest(centroids, array[i]) for id_, array in test.arrays.items()
-        }
-    return found
+    from threadpoolctl import threadpool_limits
+
+    frames = sum(array.shape[1] for array in train.arrays.values())
+    if frames < num_clusters:
+        raise kmeans.KMeansError(
+            f"{frames} frames cannot make {num_clusters} clusters; give more audio"
+        )
+
+    def fit(i: int) -> Codes:
+        rows = np.concatenate([array[i] for array in train.arrays.values()])
+        centroids = kmeans.cluster(rows, num_clusters=num_clusters, seed=seed)
+        return {id_: kmeans.nearest(centroids, array[i]) for id_, array in test.arrays.items()}
+
+    # a thread a layer: scikit-learn's own spend most of their time waiting for each other
+    with threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(fit, range(len(train.layers)))
+        return dict(zip(train.layers, found, strict=True))
 
 
 def row(
