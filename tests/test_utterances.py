@@ -1,9 +1,14 @@
 """Which utterances are learnt from and tested on: never the same, by speaker where it can be."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from dinosr_jax.data.phones import Phone
+from dinosr_jax.evaluation import utterances
 from dinosr_jax.evaluation.utterances import (
     LabelError,
     Labelled,
@@ -11,6 +16,7 @@ from dinosr_jax.evaluation.utterances import (
     divide,
     find_alignment,
     phones_of_frames,
+    spell,
 )
 from dinosr_jax.inference.inputs import Recording
 
@@ -74,6 +80,34 @@ def test_few_speakers_leave_something_to_learn_and_to_test(train, test):
     assert found.train and found.test and not ids(found.train) & ids(found.test)
     if len(set(train) | set(test)) > 1:
         assert not {u.speaker for u in found.train} & {u.speaker for u in found.test}
+
+
+def test_transcripts_are_spelt(tmp_path, monkeypatch):
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_text("A AH0\nA EY1\nCAT\tK AE1 T\nEMPTY\n\n")
+    ids, texts = np.array(["x", "y", "z"]), np.array(["a Cat", "dog", ""])
+    manifest = SimpleNamespace(ids=ids, texts=texts)
+    monkeypatch.setattr(utterances.manifests, "load_manifest", lambda *_, **__: manifest)
+    how = {"splits": ["train"], "lexicon": lexicon}
+    said = lambda found: {id_: [p.label for p in ps] for id_, ps in found.utterances.items()}
+    found = spell(tmp_path, **how)
+    assert said(found) == {"x": ["AH0", "K", "AE1", "T"], "y": ["<UNK>"]}
+    assert said(spell(tmp_path, **how, stress="strip"))["x"] == ["AH", "K", "AE", "T"]
+    lexicon.write_text("HORSE HH AO R S\n")
+    with pytest.raises(LabelError, match="has none of the words of train"):
+        spell(tmp_path, **how)
+
+
+def test_the_recipe_of_superb_has_options_of_the_command():
+    from dinosr_jax.cli.probes import recognition_command
+
+    path = Path(__file__).parents[1] / "configs" / "evaluation" / "superb_pr.py"
+    recipe = runpy.run_path(str(path))["get_config"]().to_dict()
+    options = {parameter.name for parameter in recognition_command.params}
+    assert recipe.keys() <= options
+    assert (recipe["num_steps"], recipe["batch_size"], recipe["learning_rates"]) == (
+        100_000, 32, "0.01",
+    )  # fmt: skip
 
 
 def test_too_few():

@@ -88,7 +88,8 @@ def compare(
         rule = f"{baselines.rule(model).to_text()}; {corpus.phones_are()}"
         texts = {"rule": rule, "data": data, "phones": list(corpus.alignment.labels)}
         write(output / "units.json", kind="units", rows=found["units"], **texts)
-    write_example(model, corpus, output / _EXAMPLE)
+    if {"units", "frames"} & set(wish.tasks):  # recognition needs no times
+        write_example(model, corpus, output / _EXAMPLE)
     if {"frames", "recognition"} & set(wish.tasks):
         probed = _probe(model, fresh, corpus, wish, telling)
         for task, (rows, data) in probed.items():
