@@ -86,25 +86,44 @@ def frames_command(context: click.Context, **options: Any) -> None:
 
     names = ("num_steps", "batch_frames", "learning_rate")
     settings = frames.Settings(**{name: options.pop(name) for name in names})
-    _compare(context, options, tasks=("frames",), wish={"frames": settings})
+    _compare(context, options, tasks=("frames",), wish={"of_frames": settings})
 
 
 @click.command("recognition")
 @_over_corpus
 @click.option("--valid_split", default="", help="To choose on.  [default: 15 % of --train_split]")
+@click.option(
+    "--lexicon",
+    type=click.Path(path_type=Path),
+    help="Words and their phones: the transcripts are spelt with it, --alignment is not needed.",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Recipe and splits: configs/evaluation/superb_pr.py; options that are given come first.",
+)
 @click.option("--num_steps", type=click.IntRange(min=1), default=600, show_default=True)
 @click.option("--eval_steps", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--batch_size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--learning_rates", default="0.1,0.01,0.001,0.0001", show_default=True)
 @_memory
 @click.pass_context
-def recognition_command(context: click.Context, learning_rates: str, **options: Any) -> None:
+def recognition_command(
+    context: click.Context, config: str | None, learning_rates: str, **options: Any
+) -> None:
     """Phone error rate of SUPERB's phone recognition, on frozen features; MFCC, untrained network.
 
     CHECKPOINT and INPUT as in `run`.
     """
     from dinosr_jax.evaluation import recognition
 
+    for name, value in _recipe(config).items():
+        if name not in options and name != "learning_rates":
+            raise click.ClickException(f"{config}: {name}: no option of this command")
+        if context.get_parameter_source(name).name != "COMMANDLINE":
+            options[name] = value
+            learning_rates = value if name == "learning_rates" else learning_rates
+    options.pop("learning_rates", None)
     names = ("num_steps", "eval_steps", "batch_size")
     try:
         rates = tuple(float(rate) for rate in learning_rates.split(","))
@@ -115,7 +134,14 @@ def recognition_command(context: click.Context, learning_rates: str, **options: 
     settings = recognition.Settings(
         learning_rates=rates, **{name: options.pop(name) for name in names}
     )
-    _compare(context, options, tasks=("recognition",), wish={"recognition": settings})
+    _compare(context, options, tasks=("recognition",), wish={"of_recognition": settings})
+
+
+def _recipe(config: str | None) -> dict[str, Any]:
+    """Fields of a recipe, by the names of the options."""
+    import runpy
+
+    return runpy.run_path(config)["get_config"]().to_dict() if config else {}
 
 
 def _compare(
@@ -134,9 +160,14 @@ def _compare(
     with _following() as telling:
         trained = model.load(options["checkpoint"])
         given = {name: options[name] for name in ("prefix", "stress")}
-        alignment = utterances.find_alignment(
-            options["data_dir"], given=options["alignment"], **given
-        )
+        splits = [options[s] for s in ("train_split", "split", "valid_split") if options.get(s)]
+        if lexicon := options.get("lexicon"):
+            how = {"splits": splits, "lexicon": lexicon, "stress": options["stress"]}
+            alignment = utterances.spell(options["data_dir"], **how)
+        else:
+            alignment = utterances.find_alignment(
+                options["data_dir"], given=options["alignment"], **given
+            )
         corpus = open_corpus(
             options["data_dir"],
             alignment,
@@ -181,7 +212,7 @@ def _following() -> Iterator[Any]:
     from dinosr_jax.inference.outputs import OutputError
     from dinosr_jax.training.checkpoint import CheckpointError
 
-    shown = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    shown = "{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     bar = tqdm(dynamic_ncols=True, bar_format=shown, desc="reading")
 
     def stage(name: str, total: float) -> Callable[[float], None]:

@@ -1,13 +1,15 @@
 """Unit quality of a network's codes, beside k-means on MFCC and on the untrained network.
 
 The baselines are given the same number of clusters, and are fitted on the same utterances. The
-untrained network's units are k-means, fitted anew, on what its codebooks would cluster: a stronger
-baseline than its random codebooks.
+untrained network's units are k-means on its layers' output, fitted anew: a stronger baseline than
+its random codebooks, or k-means on the `ffn` that these cluster.
 
 Shapes: T frames, D width, K clusters.
 """
 
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,27 +61,6 @@ def codebook_codes(
     return found
 
 
-def targets(
-    model: Model, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
-) -> features.Features:
-    """What codebooks cluster: the teacher's `ffn` of each layer that has one, normalised.
-
-    Args:
-      model: A network.
-      recordings: Whose features are computed.
-      progress: Is told the seconds of audio that are done.
-
-    Returns:
-      Features with mean 0 and variance 1 over each utterance.
-    """
-    config = model.config.model
-    layers = range(config.num_layers - config.num_codebooks + 1, config.num_layers + 1)
-    what = {"tensor": "ffn", "network": "teacher", "progress": progress}
-    return features.of_network(
-        model, recordings, layers=tuple(layers), normalise="utterance", **what
-    )
-
-
 def kmeans_codes(
     train: features.Features, test: features.Features, *, num_clusters: int, seed: int = 0
 ) -> dict[int | None, Codes]:
@@ -97,18 +78,23 @@ def kmeans_codes(
     Raises:
       KMeansError: There are fewer frames than clusters.
     """
-    found = {}
-    for i, layer in enumerate(train.layers):
-        frames = np.concatenate([array[i] for array in train.arrays.values()])
-        if len(frames) < num_clusters:
-            raise kmeans.KMeansError(
-                f"{len(frames)} frames cannot make {num_clusters} clusters; give more audio"
-            )
-        centroids = kmeans.cluster(frames, num_clusters=num_clusters, seed=seed)
-        found[layer] = {
-            id_: kmeans.nearest(centroids, array[i]) for id_, array in test.arrays.items()
-        }
-    return found
+    from threadpoolctl import threadpool_limits
+
+    frames = sum(array.shape[1] for array in train.arrays.values())
+    if frames < num_clusters:
+        raise kmeans.KMeansError(
+            f"{frames} frames cannot make {num_clusters} clusters; give more audio"
+        )
+
+    def fit(i: int) -> Codes:
+        rows = np.concatenate([array[i] for array in train.arrays.values()])
+        centroids = kmeans.cluster(rows, num_clusters=num_clusters, seed=seed)
+        return {id_: kmeans.nearest(centroids, array[i]) for id_, array in test.arrays.items()}
+
+    # a thread a layer: scikit-learn's own spend most of their time waiting for each other
+    with threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(fit, range(len(train.layers)))
+        return dict(zip(train.layers, found, strict=True))
 
 
 def row(

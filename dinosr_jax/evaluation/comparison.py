@@ -35,8 +35,8 @@ class Wish(NamedTuple):
     fit_minutes: float | None = None
     max_bytes: int = features.MAX_BYTES
     seed: int = 0
-    frames: frames.Settings = frames.Settings()
-    recognition: recognition.Settings = recognition.Settings()
+    of_frames: frames.Settings = frames.Settings()
+    of_recognition: recognition.Settings = recognition.Settings()
 
 
 class Telling(NamedTuple):
@@ -88,7 +88,8 @@ def compare(
         rule = f"{baselines.rule(model).to_text()}; {corpus.phones_are()}"
         texts = {"rule": rule, "data": data, "phones": list(corpus.alignment.labels)}
         write(output / "units.json", kind="units", rows=found["units"], **texts)
-    write_example(model, corpus, output / _EXAMPLE)
+    if {"units", "frames"} & set(wish.tasks):  # recognition needs no times
+        write_example(model, corpus, output / _EXAMPLE)
     if {"frames", "recognition"} & set(wish.tasks):
         probed = _probe(model, fresh, corpus, wish, telling)
         for task, (rows, data) in probed.items():
@@ -115,20 +116,20 @@ def compare_units(
     codes = baselines.codebook_codes(model, tested, progress=told)
     rows = [row(of_layer, system="codebook", layer=i) for i, of_layer in codes.items()]
     kmeans = {"num_clusters": model.config.model.codebook_size, "seed": wish.seed}
+    layers = tuple(codes)  # those that have a codebook
     for system in ("mfcc", "untrained"):
         told = telling.stage(f"k-means on {_NAMES[system]}", _seconds(fitted) + _seconds(tested))
         if system == "mfcc":
             compute = functools.partial(features.of_mfcc, model=model)
         else:
-            compute = functools.partial(baselines.targets, fresh)
+            compute = functools.partial(features.of_network, fresh, layers=layers)
         train, test = (compute(some, progress=told) for some in (fitted, tested))
         codes = baselines.kmeans_codes(train, test, **kmeans)
         rows += [row(of_layer, system=system, layer=i) for i, of_layer in codes.items()]
     data = (
         f"{corpus.split} of {corpus.data_dir}, what has phones: {describe(corpus.test)}; k-means "
-        f"on MFCC, and on the untrained network's feed-forward blocks, both normalised over the "
-        f"utterance, fitted on {len(fitted)} utterances, {_seconds(fitted) / 60:.1f} minutes, of "
-        f"{corpus.train_split}"
+        f"on MFCC (normalised over the utterance) and on the untrained network's layers fitted on "
+        f"{len(fitted)} utterances, {_seconds(fitted) / 60:.1f} minutes, of {corpus.train_split}"
     )
     return rows, data
 
@@ -155,17 +156,17 @@ def _probe(
                 held,
                 frame_division,
                 conv_layers=model.config.model.conv_layers,
-                settings=wish.frames._replace(seed=wish.seed),
-                progress=telling.stage(f"frames of {_NAMES[system]}", wish.frames.num_steps),
+                settings=wish.of_frames._replace(seed=wish.seed),
+                progress=telling.stage(f"frames of {_NAMES[system]}", wish.of_frames.num_steps),
             )
             rows["frames"] += [{"system": system} | row for row in found]
         if "recognition" in rows:
-            steps = wish.recognition.num_steps
+            steps = wish.of_recognition.num_steps
             row = probes.recognise(
                 held,
                 division,
                 valid,
-                settings=wish.recognition._replace(seed=wish.seed),
+                settings=wish.of_recognition._replace(seed=wish.seed),
                 progress=telling.stage(f"recognition with {_NAMES[system]}", steps),
             )
             rows["recognition"].append({"system": system} | row)
@@ -186,10 +187,9 @@ def _rule(task: Task, wish: Wish, corpus: Corpus) -> str:
         text = "the phone at the centre of what the network's frame reads, silence too; linear "
         text += "classifiers of layers (0: what the first one reads) and of SUPERB's weighted sum"
     else:
+        rates = ", ".join(f"{rate:g}" for rate in wish.of_recognition.learning_rates)
         text = "SUPERB's PR: phones without silence, greedy decoding, edit distances over lengths, "
-        text += (
-            f"learning rate out of {', '.join(f'{r:g}' for r in wish.recognition.learning_rates)}"
-        )
+        text += f"learning rate out of {rates}"
     return f"{text}; {corpus.phones_are()}"
 
 

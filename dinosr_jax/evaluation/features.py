@@ -7,7 +7,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,11 +20,10 @@ from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import Bad, Recording, refuse
 from dinosr_jax.inference.model import Model
-from dinosr_jax.inference.selection import Network, Selection, Tensor
+from dinosr_jax.inference.selection import Network, Selection
 from dinosr_jax.training.state import init_state
 
 MAX_BYTES = 2**31
-_EPSILON = 1e-5  # of instance normalisation
 Progress = Callable[[float], None]  # is told the seconds of audio that are done
 
 
@@ -90,22 +89,18 @@ def of_network(
     recordings: Sequence[Recording],
     *,
     layers: Sequence[int] | None = None,
-    tensor: Tensor = "block",
     network: Network = "student",
-    normalise: Literal["none", "utterance"] = "none",
     dtype: type = np.float32,
     on_bad: Bad = refuse,
     progress: Progress = lambda seconds: None,
 ) -> Features:
-    """Features of some layers of a network.
+    """The `block` of some layers of a network.
 
     Args:
       model: Of `load`.
       recordings: Whose features are computed.
       layers: None for all: 0 (what the first one reads) to L.
-      tensor: 'block' or 'ffn'.
       network: Student or teacher.
-      normalise: 'utterance' gives every channel mean 0 and variance 1 over the utterance.
       dtype: In which they are held.
       on_bad: As in `batches.run`.
       progress: Is told the seconds of audio that are done.
@@ -114,15 +109,12 @@ def of_network(
       The features.
     """
     layers = tuple(range(model.config.model.num_layers + 1) if layers is None else layers)
-    forward = batches.Forward(model, Selection(layers, tensor), depth=max(layers), network=network)
+    forward = batches.Forward(model, Selection(layers, "block"), depth=max(layers), network=network)
     parts = batches.run(forward, recordings, on_bad=on_bad, progress=lambda done, _: progress(done))
-    arrays = {}
-    for part in batches.whole(parts):
-        array = np.stack(part.arrays)
-        if normalise == "utterance":
-            array = array - array.mean(axis=1, keepdims=True)
-            array /= np.sqrt(array.var(axis=1, keepdims=True) + _EPSILON)
-        arrays[part.recording.id] = array.astype(dtype, copy=False)
+    arrays = {
+        part.recording.id: np.stack(part.arrays).astype(dtype, copy=False)
+        for part in batches.whole(parts)
+    }
     return Features(layers, arrays)
 
 

@@ -30,7 +30,8 @@ def probe_frames(
     Returns:
       Rows of results, without their system.
     """
-    phones = sorted({p.label for u in division.train for p in u.phones} | {SILENCE})
+    everyone = (*division.train, *division.test)
+    phones = sorted({p.label for u in everyone for p in u.phones} | {SILENCE})
 
     def gather(some: Sequence[Labelled]) -> frames.Frames:
         labels = {
@@ -74,11 +75,9 @@ def recognise(
 
     Returns:
       A row of results, without its system.
-
-    Raises:
-      LabelError: A phone of the test part is not in the training part.
     """
-    phones = sorted({p for u in division.train for p in recognition.spoken(u.phones)})
+    everyone = (*division.train, *valid, *division.test)
+    phones = sorted({p for u in everyone for p in recognition.spoken(u.phones)})
     source = recognition.Held(held.arrays)
     parts = [
         recognition.Part(

@@ -104,7 +104,9 @@ def encode(
     number = {phone: i for i, phone in enumerate(phones, start=1)}
     for id_, sequence in sequences.items():
         if unknown := [phone for phone in sequence if phone not in number]:
-            raise LabelError(f"{id_}: found the phone {unknown[0]!r}, which training has not")
+            raise LabelError(
+                f"{id_}: found the phone {unknown[0]!r}, expected one of {len(phones)} others"
+            )
     return {
         id_: np.asarray([number[phone] for phone in sequence], np.int32)
         for id_, sequence in sequences.items()
@@ -293,6 +295,14 @@ def _batches(train: Part, ids: Sequence[str], settings: Settings) -> Iterator[_B
             yield _fill(train, *planned[i], settings)
 
 
+def _start(layers_and_width: tuple[int, int], num_phones: int, settings: Settings) -> Any:
+    """The same parameters for every learning rate."""
+    shape = dict(zip(("num_layers", "width"), layers_and_width, strict=True))
+    shape |= {"project_width": settings.project_width, "num_phones": num_phones}
+    one = init(jax.random.key(settings.seed), **shape)
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(settings.learning_rates)), one)
+
+
 def recognise(
     train: Part,
     valid: Part,
@@ -325,11 +335,8 @@ def recognise(
         raise LabelError("no training utterance has phones, and as many frames as CTC needs")
     source = _batches(train, ids, settings)
     batch = next(source)
-    shape = {"num_layers": batch.features.shape[2], "width": batch.features.shape[3]}
-    shape |= {"project_width": settings.project_width, "num_phones": num_phones}
     rates = settings.learning_rates
-    one = init(jax.random.key(settings.seed), **shape)
-    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(rates)), one)
+    params = _start(batch.features.shape[2:], num_phones, settings)
     init_optimizer, update = make_update(settings)
     state = init_optimizer(params)
     best = [(np.inf, 0, None)] * len(rates)  # error on the validation part, step, parameters

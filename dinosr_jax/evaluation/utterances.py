@@ -10,7 +10,8 @@ import numpy as np
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifests
 from dinosr_jax.data.alignments import Alignment, read_alignment
-from dinosr_jax.data.phones import Phone, Stress, frame_labels
+from dinosr_jax.data.phones import Phone, Stress, clean_label, frame_labels
+from dinosr_jax.data.text_files import read_text
 from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
@@ -69,6 +70,51 @@ def find_alignment(
     )
 
 
+def spell(
+    data_dir: Path, *, splits: Sequence[str], lexicon: Path, stress: Stress = "keep"
+) -> Alignment:
+    """Phones of the transcripts of some splits, by a lexicon: their order, not their times.
+
+    Args:
+      data_dir: Of a prepared dataset with transcripts.
+      splits: In TFDS syntax.
+      lexicon: A word and its phones a line; of several, the first is taken, as in SUPERB.
+      stress: SUPERB keeps the digits of ARPAbet's vowels.
+
+    Returns:
+      An alignment in which phone i is from i to i + 1 s. A word that the lexicon has not is <UNK>.
+
+    Raises:
+      LabelError: The lexicon has no word of the transcripts.
+    """
+    words: dict[str, list[str]] = {}
+    for line in read_text(lexicon).split("\n"):
+        if (parts := line.split())[1:]:
+            words.setdefault(parts[0].upper(), [clean_label(p, stress=stress) for p in parts[1:]])
+    spelt: dict[str, tuple[Phone, ...]] = {}
+    known = 0
+    for split in splits:
+        manifest = manifests.load_manifest(data_dir, dataset=_dataset(data_dir), split=split)
+        for id_, text in zip(manifest.ids, manifest.texts, strict=True):
+            said = text.upper().split()
+            known += sum(word in words for word in said)
+            labels = [label for word in said for label in words.get(word, ["<UNK>"])]
+            if labels:
+                spelt[str(id_)] = tuple(Phone(i, i + 1, label) for i, label in enumerate(labels))
+    if not known:
+        raise LabelError(
+            f"{lexicon}: has none of the words of {', '.join(splits)} of {data_dir}; expected "
+            "lines of a word and its phones, and a dataset with transcripts"
+        )
+    return Alignment(spelt, "tsv", str(lexicon))
+
+
+def _dataset(data_dir: Path) -> str:
+    """The prepared dataset in a folder."""
+    found = [name for name in _DATASETS if manifests.dataset_folder(data_dir, dataset=name)]
+    return (found or _DATASETS)[0]
+
+
 def read_split(
     data_dir: Path, *, split: str, alignment: Alignment, conv_layers: ConvLayers
 ) -> tuple[list[Recording], list[Labelled]]:
@@ -89,8 +135,7 @@ def read_split(
     """
     shortest = receptive_field(conv_layers)[0]
     recordings = [r for r in open_inputs(data_dir, split=split) if r.num_samples >= shortest]
-    found = [name for name in _DATASETS if manifests.dataset_folder(data_dir, dataset=name)]
-    manifest = manifests.load_manifest(data_dir, dataset=found[0], split=split)
+    manifest = manifests.load_manifest(data_dir, dataset=_dataset(data_dir), split=split)
     said = dict(zip(manifest.ids, zip(manifest.speakers, manifest.texts, strict=True), strict=True))
     phones = alignment.match(recording.id for recording in recordings)
     labelled = [Labelled(r, phones[r.id], *said[r.id]) for r in recordings if r.id in phones]
