@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_FOLLOWED = tuple(f"eval_{name}_information" for name in ("position", "loudness", "speaker"))
 # title, fields of a record, whether there is one curve a codebook, logarithmic axis
 _PANELS: Sequence[tuple[str, tuple[str, ...], bool, bool]] = (
     ("loss (nats)", ("loss", "eval_loss"), False, False),
@@ -14,7 +15,11 @@ _PANELS: Sequence[tuple[str, tuple[str, ...], bool, bool]] = (
     ("target perplexity by codebook", ("target_perplexity",), True, False),
     ("prediction perplexity by codebook", ("prediction_perplexity",), True, False),
     ("share of codewords in use", ("codeword_use",), True, False),
-    ("information about position", ("position_information",), True, False),
+    ("what codes say about phones (held out)", ("eval_pnmi", "eval_phone_purity"), False, False),
+    ("PNMI by codebook (held out)", ("eval_pnmi",), True, False),
+    ("what else codes follow (held out)", _FOLLOWED, False, False),
+    ("position in the crop, by codebook", ("position_information",), True, False),
+    ("spread over frames", ("teacher_std", "feature_encoder_std"), False, True),
     ("learning rate", ("learning_rate",), False, False),
     ("EMA decay of the teacher", ("ema_decay",), False, False),
     ("norms", ("gradient_norm", "parameter_norm", "update_norm"), False, True),
@@ -35,10 +40,10 @@ def draw_curves(records: Sequence[dict[str, Any]], figure_path: Path) -> None:
 
     if not records:
         return
-    figure = Figure(figsize=(16, 10), layout="constrained")
+    figure = Figure(figsize=(16, 13), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, fields, by_codebook, logarithmic) in zip(
-        figure.subplots(3, 4).flat, _PANELS, strict=True
+        figure.subplots(4, 4).flat, _PANELS, strict=True
     ):
         for field in fields:
             if not by_codebook:
