@@ -176,12 +176,13 @@ def test_only_cli_knows_command_lines():
 
 
 def test_training_and_inference_run_without_tensorflow_and_soundfile():
-    loaded = ("inference", "interop")
+    loaded = ("inference", "interop", "evaluation")
     script = "\n".join(
         [
             "import sys",
             "blocked = ('tensorflow', 'tensorflow_datasets', 'soundfile', 'librosa')",
-            "sys.modules.update(dict.fromkeys((*blocked, 'torch', 'transformers')))",
+            "more = ('torch', 'transformers', 'matplotlib', 'sklearn')",
+            "sys.modules.update(dict.fromkeys((*blocked, *more)))",
             "import dinosr_jax.training.loop",
             *(f"import {module}" for module in sources() if room(module) in loaded),
             "try:",

@@ -21,14 +21,6 @@ def test_run_lengths(units, values, durations):
     assert [part.tolist() for part in found] == [values, durations]
 
 
-def test_entropy_and_perplexity():
-    assert statistics.entropy([1, 1, 1, 1]) == 2.0
-    assert statistics.entropy([2, 1, 1, 0]) == 1.5
-    assert statistics.entropy([7, 0]) == statistics.entropy([0, 0]) == 0.0
-    assert statistics.perplexity([5, 5, 5, 5, 0]) == pytest.approx(4.0)
-    assert statistics.perplexity([2, 1, 1]) == pytest.approx(2**1.5)
-
-
 def test_counts():
     assert statistics.count(np.array([2, 0, 2]), num_units=4).tolist() == [1, 0, 2, 0]
     assert statistics.count(np.array([], np.int32), num_units=2).tolist() == [0, 0]

@@ -3,6 +3,7 @@
 import click
 
 from dinosr_jax.cli.data import prepare
+from dinosr_jax.cli.evaluation import evaluate
 from dinosr_jax.cli.inference import extract, units
 from dinosr_jax.cli.interop import export, import_command
 from dinosr_jax.cli.training import compile_command, scale
@@ -13,5 +14,5 @@ def cli() -> None:
     """DinoSR in JAX: tools around training (training itself is main.py)."""
 
 
-for command in (prepare, compile_command, scale, extract, units, import_command, export):
+for command in (prepare, compile_command, scale, extract, units, evaluate, import_command, export):
     cli.add_command(command)

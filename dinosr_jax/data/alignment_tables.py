@@ -76,7 +76,7 @@ class Table(NamedTuple):
                 self.refuse(number, f"{id_}, which is in line {lines[id_]} too", "every id once")
             phones, begin = [], 0
             for label, run in itertools.groupby(map(self.named, labels)):
-                end = begin + sum(1 for _ in run)
+                end = begin + len(list(run))
                 phones.append(Phone(float(begin * step), float(end * step), label))
                 begin = end
             found[id_], lines[id_] = tuple(phones), number
@@ -99,7 +99,7 @@ def _read_fairseq(table: Table) -> dict[str, tuple[Phone, ...]]:
         for number, line in table.rows():
             id_, tab, phones = line.rstrip().partition("\t")
             labels = phones.split(",")
-            if not (id_.strip() and tab and all(labels)) or "\t" in phones:
+            if not (id_.strip() and tab and all(labels)) or len(phones.split()) > 1:
                 table.refuse(
                     number, repr(line[:60]), "an id, a tab, and phones with commas between"
                 )
@@ -126,7 +126,7 @@ def _read_jsonl(table: Table) -> dict[str, tuple[Phone, ...]]:
             entry = parse_object(line, path=table.path, number=number)
             labels, step = entry.get("phones"), entry.get("step")
             step = float(_STEP) if step is None else step
-            plain = isinstance(labels, list) and all(type(label) in (str, int) for label in labels)
+            plain = isinstance(labels, list) and set(map(type, labels)) <= {str, int}
             if not plain:
                 table.refuse(number, f"phones: {str(labels)[:60]}", "a list of labels")
             if type(step) not in (int, float) or not 0 < step < math.inf:

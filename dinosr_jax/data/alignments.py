@@ -22,7 +22,15 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from dinosr_jax.data import alignment_tables, praat
-from dinosr_jax.data.phones import Phone, Stress, clean_label, count_frames, frame_labels, in_order
+from dinosr_jax.data.phones import (
+    SILENCE,
+    Phone,
+    Stress,
+    clean_label,
+    count_frames,
+    frame_labels,
+    in_order,
+)
 from dinosr_jax.data.text_files import TextError, read_text
 
 __all__ = ["Alignment", "Phone", "TextError", "count_frames", "frame_labels", "read_alignment"]
@@ -63,14 +71,13 @@ class Alignment:
             if len(fits) > 1:
                 raise TextError(
                     f"{id_} is ambiguous in {self.path}: found {fits[0]} and {fits[1]}, which have "
-                    "the same name in other folders; expected ids with the folder of one"
+                    "the same name in other folders; expected a name with the folder of one"
                 )
             for target in fits:
                 if target in users:
-                    folder = id_.removesuffix(PurePosixPath(id_).name)
                     raise TextError(
                         f"{users[target]} and {id_} both fit {target} of {self.path}; say which "
-                        f"folder its utterances are in, such as --prefix={folder}"
+                        "folder its utterances are in (--prefix=FOLDER/)"
                     )
                 users[target] = id_
                 found[id_] = self.utterances[target]
@@ -87,6 +94,12 @@ class Alignment:
         name, folders = _name_and_folders(id_)
         agree = lambda other: other <= folders or folders <= other
         return [full for full, other in self._by_name.get(name, ()) if agree(other)]
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """All labels, sorted; SIL is always one of them."""
+        said = {phone.label for phones in self.utterances.values() for phone in phones}
+        return tuple(sorted(said | {SILENCE}))
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[tuple[str, set[str]]]]:

@@ -3,6 +3,7 @@
 Shapes: T frames.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -43,15 +44,24 @@ def frame_labels(
     Returns:
       [T] texts; 'SIL' where nothing is said.
     """
+    labels = np.asarray([phone.label for phone in phones] + [SILENCE])
+    return labels[frame_phones(phones, num_frames=num_frames, step=step, first=first)]
+
+
+def frame_phones(
+    phones: Sequence[Phone], *, num_frames: int, step: float = 0.01, first: float | None = None
+) -> np.ndarray:
+    """Which phone is said at the centre of each frame; arguments as `frame_labels`.
+
+    Returns:
+      [T] indices of `phones`; -1 where nothing is said.
+    """
     first = step / 2 if first is None else first
     centres = np.rint((first + step * np.arange(num_frames)) * 1e9)  # nanoseconds: no float error
-    if not phones:
-        return np.full(num_frames, SILENCE)
-    starts, ends = (np.rint(np.asarray([p[i] for p in phones]) * 1e9) for i in (0, 1))
-    last = np.searchsorted(starts, centres, side="right") - 1
-    said = (last >= 0) & (centres < ends[last])
-    labels = np.asarray([phone.label for phone in phones] + [SILENCE])
-    return labels[np.where(said, last, len(phones))]
+    times = np.rint(np.asarray([phone[:2] for phone in phones]).reshape(-1, 2) * 1e9)
+    last = np.searchsorted(times[:, 0], centres, side="right") - 1
+    ends = np.append(times[:, 1], -np.inf)  # of index -1, too
+    return np.where(centres < ends[last], last, -1)
 
 
 def count_frames(phones: Sequence[Phone], *, step: float = 0.01) -> int:
@@ -60,6 +70,7 @@ def count_frames(phones: Sequence[Phone], *, step: float = 0.01) -> int:
     return max(0, math.ceil(round(end / (step * 1e9) - 0.5, 6)))
 
 
+@functools.lru_cache(maxsize=10_000)
 def clean_label(text: str, *, stress: Stress) -> str:
     """SIL for every name of silence, SPN for spoken noise; with 'strip' AH for AH0."""
     text = text.strip()

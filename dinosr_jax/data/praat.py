@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from dinosr_jax.data.text_files import TextError
 
+# words that are none of these are passed over; what follows a ! is a comment
 _TOKEN = re.compile(
-    r'(?P<text>"(?:[^"]|"")*")|(?P<flag><\w+>)|(?P<skip>![^\n]*|=)|(?P<word>[^\s"=]+)|(?P<open>")'
+    r'(?P<text>"[^"]*(?:""[^"]*)*")|(?<![^\s=])(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)'
+    r'(?![^\s"])|(?<!\S)(?P<flag><\w+>)|(?<!\S)(?P<comment>![^\n]*)|(?P<open>")'
 )
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 class Span(NamedTuple):
@@ -68,13 +69,8 @@ class _Tokens:
     def __init__(self, text: str, path: str | Path):
         self._text, self._path, self._next = text, path, 0
         self._newlines: list[int] | None = None
-        self._found = []
-        for match in _TOKEN.finditer(text):
-            kind, value = match.lastgroup, match[0]
-            if kind == "word" and _NUMBER.fullmatch(value):
-                kind = "number"
-            if kind not in ("skip", "word"):
-                self._found.append((kind, value, match.start()))
+        found = ((match.lastgroup, match[0], match.start()) for match in _TOKEN.finditer(text))
+        self._found = [token for token in found if token[0] != "comment"]
 
     def rest(self) -> bool:
         """Whether there is more."""
@@ -122,5 +118,5 @@ class _Tokens:
 
     def _line(self, offset: int) -> int:
         if self._newlines is None:
-            self._newlines = [i for i, letter in enumerate(self._text) if letter == "\n"]
+            self._newlines = [match.start() for match in re.finditer("\n", self._text)]
         return bisect.bisect_left(self._newlines, offset) + 1

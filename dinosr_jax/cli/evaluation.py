@@ -1,0 +1,149 @@
+"""Commands that measure what was learnt: `evaluate` and its `units`."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure what was learnt, against phones."""
+
+
+def command_text(context: click.Context) -> str:
+    """The command, with the arguments that were given, as one types it."""
+    names, parent = [], context
+    while parent.parent is not None:
+        names, parent = [parent.info_name, *names], parent.parent
+    words = ["python", "-m", "dinosr_jax", *names]
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name).name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name]
+        if isinstance(parameter, click.Argument):
+            words += map(str, value if parameter.nargs == -1 else [value])
+        elif parameter.is_flag:
+            words.append(parameter.opts[0])
+        else:
+            words.append(f"{parameter.opts[0]}={value}")
+    return shlex.join(words)
+
+
+@evaluate.command()
+@click.argument("units", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--alignment",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File, or folder of TextGrids.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]),
+    help="Of the alignment.  [default: by its content]",
+)
+@click.option("--tier", default="phones", show_default=True, help="Of TextGrids.")
+@click.option("--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True)
+@click.option("--prefix", default="", help="Put before every name of the alignment: asterisk_en/.")
+@click.option(
+    "--tolerance",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Frames of 10 ms by which lengths may differ.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out, and count, what differs by more.")
+@click.option(
+    "--unit_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="[default: what was written beside, else 0.02]",
+)
+@click.option(
+    "--offset_seconds",
+    type=float,
+    default=0.0,
+    help="Time of the first unit: another rule than the published one.  [default: 0]",
+)
+@click.option(
+    "--num_units",
+    type=click.IntRange(min=1),
+    help="K.  [default: what was written beside, else the largest + 1]",
+)
+@click.option(
+    "--system",
+    type=click.Choice(["codebook", "head", "kmeans", "mfcc", "untrained"]),
+    help="What the units are of.  [default: what was written beside, else codebook]",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON to write.")
+@click.pass_context
+def units(context: click.Context, **options: Any) -> None:
+    """Unit quality: purity, PNMI, perplexity, bit rate of files of units, one row each.
+
+    UNITS are what `units` writes, or files of spidr, discophon, minimal-hubert or fastabx. The
+    alignment is of TextGrids, or a table of fairseq (HuBERT), CPC, spidr, discophon, or one with
+    the columns file, start_s, end_s, phone. An utterance is found by its name, or by its name
+    without folders where that is unambiguous; --prefix says the folder of the alignment.
+    """
+    from dinosr_jax.evaluation.results import ResultError
+    from dinosr_jax.inference.outputs import OutputError
+
+    try:
+        _evaluate_units(options, command_text(context))
+    except (ValueError, ResultError, OutputError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _evaluate_units(options: dict[str, Any], command: str) -> None:
+    from dinosr_jax.data.alignments import read_alignment
+    from dinosr_jax.evaluation import results, unit_lines, unit_quality
+
+    how = {name: options[name] for name in ("kind", "tier", "stress")}
+    alignment = read_alignment(options["alignment"], **how).with_prefix(options["prefix"])
+    given = {name: options[name] for name in ("num_units", "unit_seconds")}
+    rows, files, told, data, rules = [], [], [], [], []
+    for path in options["units"]:
+        file = unit_lines.read_units(path, **given)
+        rule = unit_quality.Rule(
+            unit_seconds=file.unit_seconds,
+            offset_seconds=options["offset_seconds"],
+            tolerance=options["tolerance"],
+            bad="skip" if options["skip_bad"] else "raise",
+        )
+        try:
+            quality = unit_quality.measure(
+                file.utterances, alignment, num_units=file.num_units, rule=rule
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        system = options["system"] or file.source or "codebook"
+        row = unit_quality.to_row(quality, system=system, layer=file.layer)
+        rows.append(row | {"file": str(path)})
+        files.append(file)
+        data.append(unit_quality.coverage(quality))
+        rules.append(rule.to_text())
+        told.append(f"{path}: {data[-1]}")
+        if file.known == "largest":
+            told.append(f"{path}: {file.num_units} units assumed, the largest + 1; see --num_units")
+        if not (options["system"] or file.source):
+            told.append(f"{path}: units of a codebook assumed; see --system")
+    joined = lambda texts: " | ".join(dict.fromkeys(filter(None, texts)))
+    stress = "stress stripped" if options["stress"] == "strip" else "stress kept"
+    shown = f"{joined(rules)}; {options['alignment']} ({alignment.kind}), {stress}"
+    click.echo("\n".join([unit_quality.to_table(rows), *told, f"rule: {shown}"]))
+    if options["output"] is not None:
+        steps = {file.step for file in files}
+        results.write_results(
+            options["output"],
+            kind="units",
+            rows=rows,
+            command=command,
+            checkpoint=joined(file.checkpoint for file in files),
+            step=steps.pop() if len(steps) == 1 else None,
+            data=joined(data),
+            rule=shown,
+            phones=list(alignment.labels),
+        )
+        click.echo(options["output"])
