@@ -341,6 +341,29 @@ def test_padded_batch_gives_a_finite_loss(padded):
     np.testing.assert_allclose(metrics["loss"].mean(), np.log(16), atol=1.0)
 
 
+def test_spread_of_teacher_and_feature_encoder_over_the_real_frames(padded):
+    config, state, batch, (_, metrics) = (
+        padded.config,
+        padded.state,
+        padded.batch,
+        padded.results[0],
+    )
+    model, padding = make_model(config), frame_padding(config, batch)
+
+    def outputs(params):
+        features = apply(model, params, batch.waveforms, method="convolve")
+        projected = apply(model, params, batch.waveforms, method="project")
+        hidden = apply(model, params, projected, padding_mask=padding, method="encode").output
+        return features, hidden
+
+    features, hidden = jax.jit(outputs)(state.params)  # the first teacher is the student
+    real = ~np.asarray(padding)
+    for name, x in (("feature_encoder_std", features), ("teacher_std", hidden)):
+        expected = np.float64(x)[real].std(axis=0).mean()
+        np.testing.assert_allclose(metrics[name], expected, rtol=1e-4)
+        assert expected > 0.1
+
+
 def test_what_is_in_the_padding_does_not_matter(padded):
     (new, metrics), (other, other_metrics) = padded.results
     close(metrics, other_metrics)
