@@ -24,7 +24,7 @@ from dinosr_jax.training.state import init_state
 
 ROOT = Path(__file__).parents[1]
 SECONDS = (1.0, 1.3, 0.7, 2.4, 1.9, 1.1, 1.6, 1.2, 1.45, 0.9, 1.05)
-MAX_SECONDS = 2.0
+MAX_SECONDS = 2.5
 LABELS = ("AA", "B", "SIL", "K", "OW")
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -53,7 +53,7 @@ def config_of(data_dir, **changes):
     config = runpy.run_path(str(ROOT / "configs/tiny.py"))["get_config"]()
     fields = {"data.data_dir": str(data_dir), "data.eval_split": "train", "data.min_seconds": 0.5}
     fields |= {"data.max_seconds": MAX_SECONDS, "data.max_batch_seconds": 10.0}
-    fields |= {"data.max_rungs": 1, "data.batch_multiple": 4, "mesh.data": 4}
+    fields |= {"data.max_rungs": 1, "data.batch_multiple": 4, "mesh.data": 4, "eval_batches": 9}
     config.update_from_flattened_dict(fields | changes)
     return parse(config)
 
@@ -95,13 +95,13 @@ def test_pnmi_and_purity_are_those_of_the_units_of_whole_utterances(data_dir, me
     assert len(data.manifest) == len(SECONDS) - 2
     for id_, position in zip(data.manifest.ids, data.manifest.positions, strict=True):
         wave = audio.load(records[position][0], name=id_)
-        units = model.units(audio.normalise(wave)[:32_000], layer=layers, source="codebook")
+        units = model.units(wave, layer=layers, source="codebook")
         phones = data._alignment[id_]
         for k, layer in enumerate(layers):
             for i, unit in enumerate(units[layer]):
                 label = label_at(phones, (200 + 320 * i) / 16_000)
                 table[k, data.phones.index(label), unit] += 1
-    frames = sum((int(min(s, MAX_SECONDS) * 16_000) - 400) // 320 + 1 for s in SECONDS)
+    frames = sum((int(s * 16_000) - 400) // 320 + 1 for s in SECONDS)
     assert table[0].sum() == frames - 54 - 59  # of the two that have no phones
     for k in range(2):
         assert found[f"eval_pnmi_{k}"] == pytest.approx(information.pnmi(table[k]), abs=1e-9)
@@ -138,16 +138,26 @@ def read(data, number, share):
 def test_hosts_read_their_rows_of_the_same_batches(data_dir):
     data = open_labelled(config_of(data_dir).data)
     number = data.num_batches(4)
-    assert number == 3  # 9 utterances of up to 2 s in batches of 4
+    assert number == 3  # 9 utterances of up to 2.4 s in batches of 4
     whole = read(data, number, (0, 4, 4))
     parts = [read(data, number, share) for share in ((0, 1, 4), (1, 4, 4))]
     for batch, *halves in zip(whole, *parts, strict=True):
-        assert batch.waveforms.shape == (4, 32_000) and batch.phones.shape == (4, 99)
+        assert batch.waveforms.shape == (4, 38_400) and batch.phones.shape == (4, 119)
         for name, values in batch._asdict().items():
             both = np.concatenate([getattr(half, name) for half in halves])
             np.testing.assert_array_equal(values, both)
     assert sum((batch.phones[:, 0] >= 0).sum() for batch in whole) == 9  # others only fill
-    assert (data.num_batches(1), data.num_batches(16)) == (2, 1)
+    assert (data.num_batches(1), data.num_batches(16)) == (3, 1)
+
+
+def test_what_is_longer_than_training_crops_is_cropped_at_its_end(data_dir):
+    whole = read(open_labelled(config_of(data_dir).data), 3, (0, 1, 1))
+    data = open_labelled(config_of(data_dir, **{"data.max_seconds": 1.0}).data)
+    cropped = read(data, data.num_batches(1), (0, 1, 1))
+    join = lambda batches, name: np.concatenate([getattr(b, name) for b in batches])[:9]
+    for name, size in (("waveforms", 16_000), ("phones", 49)):
+        np.testing.assert_array_equal(join(cropped, name), join(whole, name)[:, :size])
+    assert (join(cropped, "num_samples") == join(whole, "num_samples").clip(max=16_000)).all()
 
 
 def test_a_damaged_record_is_left_out_and_named(data_dir, caplog):
