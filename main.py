@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     from dinosr_jax.config import parse
+    from dinosr_jax.data.labelled import open_labelled
     from dinosr_jax.data.pipeline import PipelineError, open_split
     from dinosr_jax.training.checkpoint import CheckpointError
     from dinosr_jax.training.loop import TrainingError, train
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> None:
             print(f"training data: {train_data.plan.summary()}")
             print(f"  {train_data.left_out} left out: under {data.min_seconds:g} s", flush=True)
         eval_data = open_split(data, split=data.eval_split, seed=0) if data.eval_split else None
-        train(config, workdir=workdir, train_data=train_data, eval_data=eval_data)
+        held_out = {"eval_data": eval_data, "phone_data": open_labelled(data)}
+        train(config, workdir=workdir, train_data=train_data, **held_out)
     except (ValueError, OSError, PipelineError, CheckpointError, TrainingError, ProcessError) as e:
         sys.exit(f"error: {e}")
 

@@ -63,6 +63,7 @@ def get_config():
     optimizer.hold_steps = 500
     optimizer.decay_steps = 400
     optimizer.final_scale = 0.1
+    config.guard.after_steps = 200
     data = config.data
     data.data_dir = "data/prepared/embedded"
     data.dataset = "audio_folder"

@@ -31,6 +31,7 @@ def get_config():
     config.optimizer.warmup_steps = 10
     config.optimizer.hold_steps = 100
     config.optimizer.decay_steps = 100
+    config.guard.after_steps = 10
     data = config.data
     data.data_dir = "data/prepared/embedded"
     data.dataset = "audio_folder"

@@ -45,6 +45,7 @@ def published_recipe() -> ml_collections.ConfigDict:
     config.mesh.data = -1  # devices along the axis; -1, for one of them, takes what is left
     config.mesh.fsdp = 1  # cuts the batch too, and the state
     config.mesh.tensor = 1  # cuts heads, feed-forward and codewords
+    config.guard = _guard()
     return config
 
 
@@ -108,6 +109,9 @@ def _data() -> ml_collections.ConfigDict:
     data.dataset = "librispeech/lazy_decode"  # or "audio_folder"
     data.train_split = "train_clean100+train_clean360+train_other500"  # train_subset
     data.eval_split = "dev_clean"  # valid_subset; '' trains without evaluation
+    # phone alignment of eval_split, any file that data.alignments reads, for PNMI while training;
+    # '' takes the one that `prepare` found beside the audio, if any
+    data.alignment = ""
     data.min_seconds = 2.0  # min_sample_size / 16,000
     data.max_seconds = 20.0  # max_sample_size / 16,000
     data.max_batch_seconds = 3800.0  # max_tokens * GPUs / 16,000
@@ -120,11 +124,33 @@ def _data() -> ml_collections.ConfigDict:
     return data
 
 
+def _guard() -> ml_collections.ConfigDict:
+    """Bounds that an update of a healthy run never reaches (training/guard.py)."""
+    guard = ml_collections.ConfigDict()
+    guard.action = "warn"  # or 'stop', after a checkpoint (fairseq stops, without one)
+    guard.after_steps = 5_000  # later updates are looked at; a constant in fairseq
+    guard.patience_steps = 10  # updates in a row under a bound; then it counts
+    # 0 switches a bound off. Both are means over the channels of the standard deviation over the
+    # frames of a batch: of the last layer of the teacher, and of the feature encoder
+    guard.min_target_std = 0.1  # min_target_var
+    guard.min_feature_std = 0.01  # min_pred_var, there of the prediction
+    # of any codebook, as shares: from 1 to its V codewords, and of them. Collapsed small runs had
+    # a perplexity of 10 % of V, healthy ones 33 % and more, the published one 62 % (dev-clean)
+    guard.min_target_perplexity = 0.15
+    guard.min_codeword_use = 0.2
+    return guard
+
+
+# Fields that came after the first runs: a configuration without them gets the published values.
+_LATER = ("config.guard", "config.data.alignment")
+
+
 def parse(config: Any) -> ml_collections.ConfigDict:
     """Checks a configuration and freezes it.
 
     Args:
-      config: ConfigDict or nested dict, with exactly the fields of `published_recipe`.
+      config: ConfigDict or nested dict, with exactly the fields of `published_recipe`; those that
+        the configurations of older runs lack may be missing.
 
     Returns:
       Frozen ConfigDict with tuples for lists and floats where floats are expected.
@@ -135,12 +161,29 @@ def parse(config: Any) -> ml_collections.ConfigDict:
     """
     errors: list[str] = []
     raw = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    raw = complete(raw) if isinstance(raw, dict) else raw
     values = _conform(raw, published_recipe().to_dict(), "config", errors)
     if not errors:
         _check_values(ml_collections.ConfigDict(values), errors)
     if errors:
         raise ValueError("\n".join(["the configuration has errors:", *errors]))
     return ml_collections.FrozenConfigDict(values)
+
+
+def complete(values: dict) -> dict:
+    """A nested dict of an older run, with the fields that came later; what else it lacks, lacks."""
+    values = dict(values)
+    for name in _LATER:
+        *rooms, field = name.split(".")[1:]
+        room, default = values, published_recipe().to_dict()
+        for part in rooms:
+            if not isinstance(room.get(part), dict):
+                break
+            room[part] = dict(room[part])
+            room, default = room[part], default[part]
+        else:
+            room.setdefault(field, default[field])
+    return values
 
 
 def to_text(config: Any) -> str:
@@ -188,6 +231,17 @@ def _conform(found: Any, expected: Any, name: str, errors: list[str]) -> Any:
     return found
 
 
+_CHOICES = {
+    "compute_dtype": ("float32", "bfloat16"),
+    "model.padding_mode": ("zero", "fairseq"),
+    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("xla", "cudnn"),
+    "teacher.scope": ("encoder", "full"),
+    "teacher.init": ("copy", "reinit"),
+    "guard.action": ("warn", "stop"),
+}
+
+
 def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     """Appends every field that is out of range, or that does not fit another, to `errors`."""
 
@@ -201,14 +255,16 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
         model.pos_conv_depth model.pos_conv_groups model.num_codebooks model.codebook_size
         optimizer.accumulation_steps teacher.freeze_step teacher.freeze_feature_encoder_step
         mask.length data.min_seconds data.max_batch_seconds data.max_rungs
-        data.batch_multiple data.num_workers data.prefetch_batches"""
+        data.batch_multiple data.num_workers data.prefetch_batches guard.patience_steps"""
     not_negative = """seed keep_every_steps codebook.decay_steps mask.min_spans
         optimizer.learning_rate optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps
-        optimizer.eps optimizer.weight_decay optimizer.clip_norm teacher.decay_steps"""
+        optimizer.eps optimizer.weight_decay optimizer.clip_norm teacher.decay_steps
+        guard.after_steps guard.min_target_std guard.min_feature_std"""
     shares = """model.dropout model.attention_dropout model.activation_dropout model.layerdrop
         optimizer.b1 optimizer.b2"""
     fractions = """teacher.decay teacher.end_decay codebook.decay codebook.end_decay mask.prob
-        optimizer.init_scale optimizer.final_scale data.max_ladder_loss"""
+        optimizer.init_scale optimizer.final_scale data.max_ladder_loss
+        guard.min_target_perplexity guard.min_codeword_use"""
     value = lambda field: _nested(c, field)
     for axis, size in c.mesh.items():
         need(size == -1 or size > 0, f"mesh.{axis}", size, "-1, or more than 0")
@@ -222,15 +278,7 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
         need(0 <= value(field) < 1, field, value(field), "at least 0 and less than 1")
     for field in fractions.split():
         need(0 <= value(field) <= 1, field, value(field), "0 to 1")
-    choices = {
-        "compute_dtype": ("float32", "bfloat16"),
-        "model.padding_mode": ("zero", "fairseq"),
-        "model.remat": ("none", "dots", "full"),
-        "model.attention": ("xla", "cudnn"),
-        "teacher.scope": ("encoder", "full"),
-        "teacher.init": ("copy", "reinit"),
-    }
-    for field, allowed in choices.items():
+    for field, allowed in _CHOICES.items():
         need(value(field) in allowed, field, value(field), "one of " + ", ".join(allowed))
     shape = all(isinstance(layer, tuple) and len(layer) == 3 for layer in m.conv_layers)
     numbers = shape and all(isinstance(n, int) and n > 0 for layer in m.conv_layers for n in layer)

@@ -81,6 +81,15 @@ def test_what_may_change_and_what_may_not(tmp_path):
     assert "abc" in message and "xyz" in message and "num_steps" not in message
 
 
+def test_the_guard_and_the_alignment_may_change(tmp_path):
+    old = CONFIG | {"guard": {"action": "warn"}, "data": {"alignment": ""}}
+    new = CONFIG | {"guard": {"action": "stop"}, "data": {"alignment": "phones.tsv"}}
+    compare = {"old_data": DATA, "new_data": DATA, "where": tmp_path}
+    changed = check_same_run(old, new, **compare)
+    assert changed.keys() == {"guard.action", "data.alignment"}
+    assert check_same_run(CONFIG, CONFIG | {"guard": old["guard"]}, **compare).keys() == {"guard"}
+
+
 @contextmanager
 def no_room(num_bytes: int):
     """Files cannot grow beyond num_bytes: writing fails as on a full disk."""

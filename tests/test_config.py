@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from dinosr_jax.config import differences, parse, published_recipe, to_text
+from dinosr_jax.config import complete, differences, parse, published_recipe, to_text
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -119,6 +119,22 @@ def test_missing_field(field):
     assert f"config.{field}: missing" in error
 
 
+def test_the_configuration_of_an_older_run_gets_the_fields_that_came_later():
+    fields = recipe()
+    later = {"guard": fields.pop("guard"), "alignment": fields["data"].pop("alignment")}
+    old = json.loads(json.dumps(fields))
+    assert parse(fields) == parse(published_recipe())
+    assert json.loads(json.dumps(fields)) == old  # what was given is left alone
+    assert complete(fields)["guard"] == later["guard"] and later["alignment"] == ""
+    assert complete({"seed": 1, "data": 3}) == {"seed": 1, "data": 3, "guard": later["guard"]}
+    for room, name in (("guard", "action"), ("data", "alignment")):
+        kept = recipe(**{f"{room}__{name}": "stop"})
+        assert complete(kept) == kept and parse(kept)[room][name] == "stop"
+    del fields["data"]["data_dir"]
+    (error,) = errors_of(fields)
+    assert "config.data.data_dir: missing" in error
+
+
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
@@ -183,6 +199,13 @@ def test_wrong_type(field, value, expected):
         ("data.max_batch_seconds", 0.0),
         ("data.max_rungs", 0),
         ("data.batch_multiple", 0),
+        ("guard.action", "ignore"),
+        ("guard.after_steps", -1),
+        ("guard.patience_steps", 0),
+        ("guard.min_target_std", -0.1),
+        ("guard.min_feature_std", float("inf")),
+        ("guard.min_target_perplexity", 1.5),
+        ("guard.min_codeword_use", -0.1),
         # fields that must fit others
         ("model.num_heads", 7),
         ("model.pos_conv_groups", 7),

@@ -163,6 +163,14 @@ def test_nothing_is_redone_and_a_changed_source_is_noticed(tmp_path, capsys, mon
     assert "nothing to do" in capsys.readouterr().out
     assert dataset_state(data_dir) == before
 
+    # phones that came later are added, and nothing else is written
+    (source / "phones.tsv").write_text("file\tstart_s\tend_s\tphone\n1-7-0000\t0\t0.5\tAA\n")
+    prepare(source, data_dir=data_dir)
+    assert "phones of 1 utterances" in capsys.readouterr().out
+    phones = "file\tstart_s\tend_s\tphone\n1/7/1-7-0000\t0.0\t0.5\tAA\n"
+    assert (data_dir / "audio_folder/1.0.0/phones.tsv").read_text() == phones
+    assert {k: v for k, v in dataset_state(data_dir).items() if "phones" not in k} == before
+
     soundfile.write(source / "new.wav", speech(3), 16_000)
     checked = []
     original = checking._check_file

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from dinosr_jax.training.metrics import (
+    count_table,
+    loudness_bins,
+    moments,
     norms,
     perplexity,
     position_bins,
     prediction_metrics,
     prediction_statistics,
+    standard_deviations,
+    table_metrics,
     to_record,
 )
 
@@ -157,6 +162,60 @@ def test_bins_cover_the_longest_crop():
         frames = int(seconds * 16_000 - 400) // 320 + 1
         assert position_bins(seconds) * 10 >= frames
     assert position_bins(20.0) <= 101
+
+
+def test_spread_is_that_of_numpy_over_the_real_frames():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(3, 7, 5)) * np.arange(1, 6) + 10).astype(np.float32)
+    padded = np.arange(7) >= np.array([7, 4, 2])[:, None]
+    measure = jax.jit(lambda x, mask: standard_deviations(moments({"a": x, "b": 2 * x}, mask)))
+    for mask, real in ((None, x.reshape(-1, 5)), (padded, x[~padded])):
+        found = measure(x, mask)
+        expected = np.float64(real).std(axis=0).mean()
+        np.testing.assert_allclose(found["a"], expected, rtol=1e-5)
+        np.testing.assert_allclose(found["b"], 2 * expected, rtol=1e-5)
+    halves = [moments({"a": part}, None)["a"] for part in (x[:1], x[1:])]
+    added = standard_deviations({"a": jax.tree.map(jnp.add, *halves)})["a"]
+    np.testing.assert_allclose(added, np.float64(x).std(axis=(0, 1)).mean(), rtol=1e-5)
+    constant = standard_deviations(moments({"a": np.full((2, 9, 3), 0.7, np.float32)}, None))
+    assert constant["a"] < 1e-3
+
+
+def test_tables_count_what_meets():
+    labels = np.array([[0, 1, -1, 2], [2, 2, 3, 0]])  # 3 is none of them, as -1
+    codes = np.array([[[0, 1, 1, 2], [2, 0, 1, 0]], [[1, 1, 1, 1], [0, 0, 0, 0]]])
+    found = jax.jit(count_table, static_argnames=("num_labels", "codebook_size"))(
+        labels, codes, num_labels=3, codebook_size=4
+    )
+    expected = np.zeros((2, 3, 4))
+    for n in range(2):
+        for label, code in zip(labels.ravel(), codes[n].ravel(), strict=True):
+            if 0 <= label < 3:
+                expected[n, label, code] += 1
+    np.testing.assert_array_equal(found, expected)
+    assert found[0].sum() == 6
+
+
+def test_loudness_bins_are_ranks_of_the_energy_within_each_crop():
+    wave = np.random.default_rng(0).normal(size=(3, 1300)).astype(np.float32)
+    wave *= np.array([1, 100, 0.01], np.float32)[:, None]
+    found = np.asarray(jax.jit(loudness_bins, static_argnames=("field", "hop"))(
+        wave, field=40, hop=32
+    ))  # fmt: skip
+    energy = np.array(
+        [[np.sum(np.float64(w[32 * t :][:40]) ** 2) for t in range(40)] for w in wave]
+    )
+    np.testing.assert_array_equal(found, energy.argsort(axis=1).argsort(axis=1) // 2)
+    assert (np.bincount(found.ravel()) == 6).all() and found.max() == 19
+
+
+def test_table_metrics():
+    same = np.stack([np.eye(3) * 5, np.ones((3, 3))])
+    found = table_metrics({"phone": same, "loudness": same, "speaker": same[:, :1]})
+    assert found.keys() == {"pnmi", "phone_purity", "loudness_information"}  # one speaker: nothing
+    np.testing.assert_allclose(found["pnmi"], [1, 0], atol=1e-12)
+    np.testing.assert_allclose(found["phone_purity"], [1, 1 / 3])
+    np.testing.assert_allclose(found["loudness_information"], [1, 0], atol=1e-12)
 
 
 def test_norms():

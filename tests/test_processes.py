@@ -27,6 +27,10 @@ def data_dir(tmp_path_factory) -> Path:
     waveform = soundfile.read(ROOT / "data/embedded/asterisk_es.ogg", frames=64 * 16_000)[0]
     for number in range(32):
         soundfile.write(source / f"{number}.flac", waveform[number * 32_000 :][:32_000], 16_000)
+    rows = [
+        f"{n}\t{k / 5}\t{(k + 1) / 5}\t{'AEIOU'[n * k % 5]}" for n in range(32) for k in range(9)
+    ]
+    (source / "phones.tsv").write_text("\n".join(["file\tstart_s\tend_s\tphone", *rows]) + "\n")
     folder = tmp_path_factory.mktemp("prepared")
     prepare(source, data_dir=folder)
     return folder
@@ -50,7 +54,7 @@ def start(data_dir, workdir, cache, *, count, devices, num_steps=STEPS) -> list[
         f"--config.data.data_dir={data_dir}",
         f"--config.num_steps={num_steps}",
         "--config.checkpoint_steps=4",
-        "--config.eval_steps=40",
+        "--config.eval_steps=8",
         "--config.data.eval_split=train[:50%]",
         "--config.data.max_rungs=1",
         "--config.data.max_seconds=2.0",
@@ -138,6 +142,10 @@ def test_stopped_killed_and_resumed_on_other_devices(data_dir, cache, alone, tmp
     found, expected = records(workdir), records(alone)
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     for a, b in zip(found, expected, strict=True):
+        if a["step"] == 8:  # two processes counted what one did
+            for name in ("pnmi", "pnmi_1", "phone_purity", "loudness_information"):
+                found_one, expected_one = a[f"eval_{name}"], b[f"eval_{name}"]
+                np.testing.assert_allclose(found_one, expected_one, atol=1e-3, err_msg=name)
         if a["step"] != 6:  # the first part of the run ended there, with an evaluation
             assert a.keys() == b.keys()
         for name in ("loss", "eval_loss", "target_perplexity", "gradient_norm", "masked_share"):
@@ -147,6 +155,21 @@ def test_stopped_killed_and_resumed_on_other_devices(data_dir, cache, alone, tmp
     steps = (1, 2, 3, 7, 8, 9)  # before rounding has had time to grow
     losses = [[run[step - 1]["loss"] for step in steps] for run in (found, expected)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_texts_of_all_processes_come_together(monkeypatch):
+    assert processes.together(["a"]) == ["a"]
+    rows = [["one", "zwei"], [], ["drei" * 9]]
+    encoded = [np.frombuffer("\n".join(row).encode(), np.uint8) for row in rows]
+
+    def gather(own):  # as jax does: arrays of one shape, on a new axis
+        if own.ndim == 0:
+            return np.array([len(row) for row in encoded])
+        return np.stack([np.pad(row, (0, len(own) - len(row))) for row in encoded])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
+    assert processes.together(rows[0]) == ["one", "zwei", "drei" * 9]
 
 
 def test_a_coordinator_that_is_missing_is_explained(monkeypatch):

@@ -294,12 +294,12 @@ def test_evaluation_leaves_the_state_alone(eight):
     other = jax.device_get(evaluate(eight.state, eight.batch, 1))
     assert same(before, jax.device_get(eight.state))
     assert same(first, again)
-    assert not np.array_equal(first.loss, other.loss)
+    assert not np.array_equal(first.prediction.loss, other.prediction.loss)
     # the masks of an evaluation do not depend on how far the run is
     later = eight.state.replace(step=eight.state.step + 1)
     assert same(first, jax.device_get(evaluate(later, eight.batch, 0)))
     assert evaluate._cache_size() == 1
-    assert np.isfinite(first.loss).all() and first.frames > 0
+    assert np.isfinite(first.prediction.loss).all() and first.prediction.frames > 0
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +339,29 @@ def test_padded_batch_gives_a_finite_loss(padded):
     assert all(np.isfinite(value).all() for value in jax.tree.leaves(metrics))
     assert 0 < metrics["masked_share"] <= frames / (4 * 24)
     np.testing.assert_allclose(metrics["loss"].mean(), np.log(16), atol=1.0)
+
+
+def test_spread_of_teacher_and_feature_encoder_over_the_real_frames(padded):
+    config, state, batch, (_, metrics) = (
+        padded.config,
+        padded.state,
+        padded.batch,
+        padded.results[0],
+    )
+    model, padding = make_model(config), frame_padding(config, batch)
+
+    def outputs(params):
+        features = apply(model, params, batch.waveforms, method="convolve")
+        projected = apply(model, params, batch.waveforms, method="project")
+        hidden = apply(model, params, projected, padding_mask=padding, method="encode").output
+        return features, hidden
+
+    features, hidden = jax.jit(outputs)(state.params)  # the first teacher is the student
+    real = ~np.asarray(padding)
+    for name, x in (("feature_encoder_std", features), ("teacher_std", hidden)):
+        expected = np.float64(x)[real].std(axis=0).mean()
+        np.testing.assert_allclose(metrics[name], expected, rtol=1e-4)
+        assert expected > 0.1
 
 
 def test_what_is_in_the_padding_does_not_matter(padded):
@@ -381,7 +404,7 @@ def test_full_scope_reads_its_own_feature_encoder(padded):
 def test_gradient_is_that_of_the_mean_over_all_masked_frames(padded):
     config = padded.config
     evaluate = jax.jit(make_eval_step(config, sample_mask=padded.sample_mask))
-    statistics = jax.device_get(evaluate(padded.state, padded.batch, 0))
+    statistics = jax.device_get(evaluate(padded.state, padded.batch, 0)).prediction
     new, metrics = padded.results[0]
     np.testing.assert_allclose(metrics["loss"], statistics.loss / statistics.frames, rtol=1e-5)
     # of the loss with respect to the biases of the heads

@@ -25,6 +25,7 @@ import tqdm
 from dinosr_jax.data import audio
 from dinosr_jax.data.checking import Verdict, check_source, map_in_threads, stored_bytes
 from dinosr_jax.data.manifest import dataset_folder, load_manifest, quiet_tfds, split_names
+from dinosr_jax.data.source_phones import carry_phones
 from dinosr_jax.data.sources import Source, SourceError, Utterance, read_source
 
 _NUM_SHOWN = 20
@@ -181,6 +182,8 @@ def prepare(
                 checked = Checked(contents, verdicts, work_dir, encoding, num_workers)
                 _write(checked, data_dir=data_dir)
         folder = dataset_folder(data_dir)
+        with disk_errors(data_dir):
+            carry_phones(contents, folder=folder)
         for finished in ("converted", "build"):
             shutil.rmtree(work_dir / finished, ignore_errors=True)
         print(summary(folder, data_dir=data_dir, dataset=AudioFolder.name))

@@ -8,6 +8,7 @@ Shapes: B rows of the batch that this host reads, S samples.
 
 import atexit
 import contextlib
+import functools
 import logging
 import threading
 import weakref
@@ -99,6 +100,12 @@ class SpeechData:
         self._records = records
         self._num_workers = num_workers
         self._prefetch_batches = prefetch_batches
+
+    @functools.cached_property
+    def speakers(self) -> dict[str, int]:
+        """Numbers of the speakers, 0, 1, ..., by id of the utterance."""
+        _, numbers = np.unique(self.manifest.speakers.astype(str), return_inverse=True)
+        return dict(zip(self.manifest.ids, numbers.tolist(), strict=True))
 
     def batches(
         self,

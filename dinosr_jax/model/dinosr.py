@@ -101,9 +101,13 @@ class DinoSR(nn.Module):
         """Waveforms [B, S] to the feature encoder's output [B, T, C]."""
         return self.feature_encoder(waveforms)
 
+    def project_features(self, features: Array) -> Array:
+        """The feature encoder's output [B, T, C] to projected, unmasked features [B, T, D]."""
+        return layers.place(self.feature_projection(features), "batch")
+
     def project(self, waveforms: Array) -> Array:
         """Waveforms [B, S] to projected, unmasked features [B, T, D]."""
-        return layers.place(self.feature_projection(self.convolve(waveforms)), "batch")
+        return self.project_features(self.convolve(waveforms))
 
     def encode(
         self,

@@ -21,8 +21,8 @@ _LOG = logging.getLogger(__name__)
 # Fields that may change when a run goes on; any other would make it another run.
 MAY_CHANGE = frozenset(
     """workdir num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
-    keep_every_steps mesh.data mesh.fsdp mesh.tensor data.data_dir data.eval_split data.num_workers
-    data.prefetch_batches model.scan_layers model.remat model.attention
+    keep_every_steps mesh.data mesh.fsdp mesh.tensor data.data_dir data.eval_split data.alignment
+    data.num_workers data.prefetch_batches model.scan_layers model.remat model.attention
     optimizer.accumulation_steps""".split()
 )
 
@@ -232,10 +232,11 @@ def check_same_run(
         _LOG.warning("the checkpoint was imported: it takes these data and this recipe")
         others = {name for name in changed if not name.startswith(_IMPORTED_KEEPS)}
         free = free | others | _DROPOUTS
+    may_change = lambda name: name in free or name.split(".")[0] == "guard"
     lines = [
         f"  config.{name}: the checkpoint has {before!r}, asked for is {after!r}"
         for name, (before, after) in changed.items()
-        if name not in free
+        if not may_change(name)
     ]
     if not imported and old_data["fingerprint"] != new_data["fingerprint"]:
         lines.append(

@@ -1,32 +1,33 @@
 """The training run: batches in, updates, records, evaluations and checkpoints out."""
 
-import collections
 import contextlib
 import fcntl
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from dinosr_jax.config import to_text
+from dinosr_jax.config import complete, to_text
+from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
 from dinosr_jax.training.environment import record_environment
+from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData, summary
+from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.logs import RunLog, replace_text
-from dinosr_jax.training.metrics import prediction_metrics, to_record
+from dinosr_jax.training.metrics import to_record
 from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.programs import Programs
 from dinosr_jax.training.state import TrainState, init_state
-from dinosr_jax.training.step import make_eval_step, make_train_step
+from dinosr_jax.training.step import make_train_step
 
-DEVICE_PREFETCH = 2
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,10 +57,18 @@ class Pending(NamedTuple):
     metrics: dict[str, jax.Array]
     ids: list[str]
     seconds: float
+    frames: int
     num_bad: int
 
 
-def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | None) -> int:
+def train(
+    config: Any,
+    *,
+    workdir: Path,
+    train_data: Data,
+    eval_data: EvalData | None,
+    phone_data: PhoneData | None = None,
+) -> int:
     """Trains to `config.num_steps`, going on from the last checkpoint in `workdir`.
 
     SIGTERM and SIGINT save a checkpoint after the update in progress and end the run. Of several
@@ -69,14 +78,16 @@ def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | Non
       config: Parsed configuration.
       workdir: Folder of the run; made if missing.
       train_data: Batches to learn from.
-      eval_data: Held-out batches, or None.
+      eval_data: Held-out batches, or None: nothing is evaluated.
+      phone_data: Held-out utterances whose phones are known, or None.
 
     Returns:
       The number of finished updates.
 
     Raises:
       CheckpointError: The checkpoints belong to another run, or cannot be written.
-      TrainingError: The workdir cannot be used, or the loss is not finite.
+      TrainingError: The workdir cannot be used, the loss is not finite, or the codes collapsed and
+        `config.guard.action` is 'stop'.
     """
     claimed = _claim(workdir) if processes.is_first() else contextlib.nullcontext()
     with claimed, processes.StopSignals() as stop, processes.ending_together():
@@ -91,7 +102,9 @@ def train(config: Any, *, workdir: Path, train_data: Data, eval_data: Data | Non
             if processes.is_first():
                 replace_text(workdir / "config.json", to_text(config) + "\n")
                 record_environment(workdir / "environment.jsonl", step=int(state.step))
-            run = _Run(config, workdir, mesh, abstract, checkpoints, train_data, eval_data)
+            run = _Run(config, workdir, mesh, abstract, checkpoints, train_data)
+            if eval_data is not None:
+                run.evaluate_on(eval_data, phone_data)
             return run.run(state, stop)
         finally:
             checkpoints.close()
@@ -105,17 +118,23 @@ class _Run:
         config: Any,
         workdir: Path,
         mesh: Mesh,
-        abstract_state: Any,
+        abstract: Any,
         checkpoints: Checkpoints,
         train_data: Data,
-        eval_data: Data | None,
     ):
-        self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.checkpoints, self.train_data, self.eval_data = checkpoints, train_data, eval_data
-        self.train_step = sharding.jit_train_step(mesh, make_train_step(config), abstract_state)
-        self.eval_step = sharding.jit_eval_step(mesh, make_eval_step(config), abstract_state)
-        self.programs: dict[str, Any] = {}
+        self.config, self.workdir, self.mesh, self.abstract = config, workdir, mesh, abstract
+        self.checkpoints, self.train_data = checkpoints, train_data
+        self.train_step = sharding.jit_train_step(mesh, make_train_step(config), abstract)
+        self.programs = Programs(self._say)
+        self.evaluation: Evaluation | None = None
+        self.guard = Guard(config)
+        self.collapse = ""  # what the guard saw, where it stops the run
         self.pending: Pending | None = None
+
+    def evaluate_on(self, eval_data: EvalData, phone_data: PhoneData | None) -> None:
+        """Evaluates every `eval_steps` updates and at the end."""
+        where = (self.config, self.mesh, self.abstract, self.programs)
+        self.evaluation = Evaluation(*where, eval_data=eval_data, phone_data=phone_data)
 
     def run(self, state: TrainState, stop: processes.StopSignals) -> int:
         """Runs the updates that are left; returns the number of finished ones."""
@@ -131,14 +150,17 @@ class _Run:
         share = sharding.local_share(self.mesh)
         batches = self.train_data.batches(step, c.num_steps - step, share=share)
         try:
-            for speech, batch in _to_devices(self.mesh, batches):
-                update = self._compiled("update", self.train_step, state, batch)
+            waveforms = lambda speech: {"waveforms": speech.waveforms}
+            for speech, batch in sharding.to_devices(self.mesh, batches, waveforms):
+                update = self.programs.get("update", self.train_step, state, batch)
                 state, metrics = update(state, batch)
                 self._settle()  # the step before, while this one runs
                 step += 1
-                seconds = batch.waveforms.size / 16_000
-                self.pending = Pending(step, metrics, speech.ids, seconds, speech.num_bad)
-                last = step == c.num_steps or stop.is_set(step)
+                size, samples = batch.waveforms.shape
+                frames = size * num_frames(samples, c.model.conv_layers)
+                about = (speech.ids, size * samples / 16_000, frames, speech.num_bad)
+                self.pending = Pending(step, metrics, *about)
+                last = step == c.num_steps or stop.is_set(step) or bool(self.collapse)
                 evaluate = step % c.eval_steps == 0 or step == c.num_steps
                 if evaluate or last or step % c.checkpoint_steps == 0:
                     self._settle(self._evaluate(state) if evaluate else {}, always=evaluate)
@@ -153,6 +175,11 @@ class _Run:
             if self.log is not None:
                 self.log.draw()
                 self.log.close()
+        if self.collapse:
+            raise TrainingError(
+                f"{self.collapse}\nStopped after update {step}, whose checkpoint is saved. To go "
+                "on from there all the same: --config.guard.action=warn"
+            )
         done = "finished" if step == c.num_steps else "stopped by a signal"
         _LOG.info("%s at update %d (from %d); checkpoint saved", done, step, start)
         return step
@@ -161,16 +188,6 @@ class _Run:
         if processes.is_first():
             self.bar.write(text, file=sys.stderr)  # where the bar is
 
-    def _compiled(self, name: str, function: Any, *arguments: Any) -> Any:
-        """The program for batches of this shape; all processes have theirs before one runs it."""
-        size, samples = arguments[1].waveforms.shape
-        key = f"{name} for batches of {size} x {samples / 16_000:.2f} s"
-        if key not in self.programs:
-            self._say(f"compiling the {key} ...")
-            self.programs[key] = function.lower(*arguments).compile()
-            processes.wait_for_all(key)
-        return self.programs[key]
-
     def _settle(self, extra: dict[str, float] | None = None, *, always: bool = False) -> None:
         """Fetches the metrics of the pending update, checks and records them."""
         if self.pending is None:
@@ -178,6 +195,7 @@ class _Run:
         pending, self.pending = self.pending, None
         record = {"step": pending.step} | to_record(pending.metrics)
         self._check_finite(record, pending)
+        self._check_collapse(record, pending)
         self.seconds += pending.seconds
         self.num_bad += pending.num_bad
         self.bar.update()
@@ -198,58 +216,47 @@ class _Run:
             self.log.write(record | (extra or {}))
 
     def _check_finite(self, record: dict[str, float], pending: Pending) -> None:
-        names = ("loss", "gradient_norm", "update_norm", "parameter_norm")
-        if all(math.isfinite(record[name]) for name in names):
+        names = "loss gradient_norm update_norm parameter_norm teacher_std feature_encoder_std"
+        if all(math.isfinite(record[name]) for name in names.split()):
             return
         self.checkpoints.wait()
         complete = self.checkpoints.steps()
         kept = f"the checkpoint of update {complete[-1]} is safe" if complete else "none was saved"
-        values = ", ".join(f"{name} {record[name]:g}" for name in names)
+        values = ", ".join(f"{name} {record[name]:g}" for name in names.split())
         raise TrainingError(
             f"update {pending.step} is not finite: {values}; {kept}.\nIts batch: "
-            f"{', '.join(pending.ids)}\nUsual causes: a learning rate that is too high for this "
-            "batch size (config.optimizer.learning_rate, warmup_steps), or no gradient clipping "
-            "(config.optimizer.clip_norm). Running the same command repeats it exactly."
+            f"{', '.join(processes.together(pending.ids))}\nUsual causes: a learning rate that is "
+            "too high for this batch size (config.optimizer.learning_rate, warmup_steps), or no "
+            "gradient clipping (config.optimizer.clip_norm). Running the same command repeats it "
+            "exactly."
         )
 
+    def _check_collapse(self, record: dict[str, float], pending: Pending) -> None:
+        frames = pending.frames * record["masked_share"]
+        text = self.guard.check(record, frames=frames)
+        if text is None:
+            return
+        if self.config.guard.action == "stop":
+            self.collapse = text
+        else:
+            self._say(text)
+
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        """Metrics on held-out speech, over all its batches together; names start with eval_."""
-        if self.eval_data is None:
+        """Metrics on held-out speech; names start with eval_."""
+        if self.evaluation is None:
             return {}
         jax.block_until_ready(state)
         start = time.monotonic()
-        number = min(self.config.eval_batches, self.eval_data.batches_per_epoch)
-        statistics = None
-        share = sharding.local_share(self.mesh)
-        batches = _to_devices(self.mesh, self.eval_data.batches(0, number, share=share))
-        for k, (_, batch) in enumerate(batches):
-            arguments = (state, batch, jnp.asarray(k))
-            found = self._compiled("evaluation", self.eval_step, *arguments)(*arguments)
-            statistics = found if statistics is None else jax.tree.map(jnp.add, statistics, found)
-        metrics = to_record(prediction_metrics(statistics))
-        self._say(
-            f"update {int(state.step)}: held-out loss {metrics['loss']:.3f}, accuracy "
-            f"{metrics['accuracy']:.1%} (most frequent code {metrics['top_code_share']:.1%}), "
-            f"target perplexity {metrics['target_perplexity']:.1f}"
-        )
+        metrics = self.evaluation.measure(state)
+        self._say(summary(int(state.step), metrics))
         if self.log is not None:
             self.log.draw()
         self.since += time.monotonic() - start  # not counted in the speed of training
-        return {f"eval_{name}": value for name, value in metrics.items()}
+        return metrics
 
     def _save(self, step: int, state: TrainState) -> None:
         data = {"fingerprint": self.train_data.fingerprint, "next_step": step}
         self.checkpoints.save(step, state, config=self.config.to_dict(), data=data)
-
-
-def _to_devices(mesh: Mesh, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Starts the transfer of the next batches while one is computed on."""
-    queue: collections.deque = collections.deque()
-    for speech in batches:
-        queue.append((speech, sharding.shard_batch(mesh, speech.waveforms)))
-        if len(queue) >= DEVICE_PREFETCH:
-            yield queue.popleft()
-    yield from queue
 
 
 def _claim(workdir: Path) -> Any:
@@ -277,7 +284,7 @@ def _restore(checkpoints: Checkpoints, abstract: Any, config: Any, fingerprint: 
     def check(old: dict[str, Any], old_data: dict[str, Any]) -> None:
         new_data = {"fingerprint": fingerprint}
         changed = check_same_run(
-            old,
+            complete(old),
             config.to_dict(),
             old_data=old_data,
             new_data=new_data,

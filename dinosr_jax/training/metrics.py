@@ -1,9 +1,11 @@
 """What is logged of every update: how well codes are predicted, and whether they stay healthy.
 
-Shapes: B batch, T frames, N codebooks, V codewords, P bins of frame positions.
+Shapes: B batch, S samples, T frames, N codebooks, V codewords, P bins of frame positions, K kinds
+of something that codes may follow, C channels.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dinosr_jax.objective import information
+
 Array = jax.Array
 POSITION_BIN_FRAMES = 10
+LOUDNESS_BINS = 20
 
 
 def perplexity(distribution: Array) -> Array:
@@ -32,7 +37,7 @@ class Statistics(NamedTuple):
 
 
 def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int) -> Statistics:
-    """Sums the predictions of the masked frames of the global batch.
+    """Sums the predictions of the masked frames of the global batch; without gradient.
 
     Args:
       logits: [N, B, T, V] float32.
@@ -43,6 +48,7 @@ def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int
     Returns:
       `Statistics`.
     """
+    logits = jax.lax.stop_gradient(logits)
     n, _, frames, size = logits.shape
     masked = jnp.broadcast_to(mask, codes.shape)
     total = lambda x: jnp.sum(jnp.where(masked, x, 0.0), axis=(1, 2))
@@ -94,6 +100,118 @@ def prediction_metrics(statistics: Statistics) -> dict[str, Array]:
         "codeword_use": jnp.mean(target > 0, axis=-1),
         "position_information": shared / jnp.maximum(position, 1e-6),
     }
+
+
+class Moments(NamedTuple):
+    """Sums over frames; those of several micro-batches add up."""
+
+    frames: Array  # []
+    sums: Array  # [C]
+    squares: Array  # [C]
+
+
+def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[str, Moments]:
+    """Sums over the real frames, in float32 and without gradient.
+
+    Args:
+      features: Name -> [B, T, C].
+      padding_mask: [B, T] bool, True on padding; None where nothing is padded.
+
+    Returns:
+      Name -> `Moments`.
+    """
+
+    def of(x: Array) -> Moments:
+        x = jax.lax.stop_gradient(x).astype(jnp.float32)
+        real = jnp.ones(x.shape[:2], bool) if padding_mask is None else ~padding_mask
+        x = jnp.where(real[..., None], x, 0.0)
+        total = lambda y: jnp.sum(y, axis=(0, 1))
+        return Moments(total(real.astype(jnp.float32)), total(x), total(jnp.square(x)))
+
+    return {name: of(x) for name, x in features.items()}
+
+
+def standard_deviations(found: Mapping[str, Moments]) -> dict[str, Array]:
+    """Mean over the channels of the standard deviation over batch and time; scalars.
+
+    fairseq compares such figures with min_target_var and min_pred_var (data2vec, compute_var).
+    """
+
+    def of(moments: Moments) -> Array:
+        frames = jnp.maximum(moments.frames, 1)
+        variance = moments.squares / frames - jnp.square(moments.sums / frames)
+        return jnp.mean(jnp.sqrt(jnp.maximum(variance, 0.0)))
+
+    return {name: of(moments) for name, moments in found.items()}
+
+
+class HeldOut(NamedTuple):
+    """Sums over held-out batches; those of several batches add up.
+
+    `tables`: name of something that codes may follow -> how often they met, [N, K, V], at all
+    frames, masked or not.
+    """
+
+    prediction: Statistics
+    tables: dict[str, Array]
+
+
+def count_table(labels: Array, codes: Array, *, num_labels: int, codebook_size: int) -> Array:
+    """How often a label and a code meet, over the frames of the global batch.
+
+    Args:
+      labels: [B, T] integers, 0 to K - 1; frames of any other number do not count.
+      codes: [N, B, T] int32.
+      num_labels: K.
+      codebook_size: V.
+
+    Returns:
+      [N, K, V] float32, exact up to 2^24 frames.
+    """
+    rows = jax.nn.one_hot(labels, num_labels, dtype=jnp.float32)
+    columns = jax.nn.one_hot(codes, codebook_size, dtype=jnp.float32)
+    return jnp.einsum("btk,nbtv->nkv", rows, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def loudness_bins(waveforms: Array, *, field: int, hop: int) -> Array:
+    """How loud a frame is among those of its crop: 20 bins of equally many.
+
+    Args:
+      waveforms: [B, S].
+      field: Samples that a frame sees.
+      hop: Samples from one frame to the next.
+
+    Returns:
+      [B, T] int32, 0 (quietest) to 19.
+    """
+    energy = jax.lax.reduce_window(
+        jnp.square(waveforms), 0.0, jax.lax.add, (1, field), (1, hop), "valid"
+    )
+    rank = jnp.argsort(jnp.argsort(energy, axis=-1), axis=-1)
+    return rank * LOUDNESS_BINS // energy.shape[-1]
+
+
+def table_metrics(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What codes say about phones, and about what they should not follow.
+
+    Args:
+      tables: Name -> [N, K, V] counts; 'phone' is that of the phones.
+
+    Returns:
+      Each [N], one number a codebook: pnmi and phone_purity (`objective.information`), where there
+      is a table of phones; NAME_information of every other table, I(code; NAME) / H(NAME), where
+      there are two kinds at least. All are estimates that few frames make too high: compare those
+      of equally many.
+    """
+    of_codebooks = lambda measure, table: np.array([measure(counts) for counts in table])
+    found = {}
+    for name, table in tables.items():
+        if name == "phone":
+            found["pnmi"] = of_codebooks(information.pnmi, table)
+            found["phone_purity"] = of_codebooks(information.phone_purity, table)
+        elif np.count_nonzero(np.sum(table, axis=(0, 2))) > 1:
+            found[f"{name}_information"] = of_codebooks(information.pnmi, table)
+    return found
 
 
 def norms(*, gradients: Any, params: Any, updates: Any) -> dict[str, Array]:

@@ -78,6 +78,18 @@ def total(number: int) -> int:
     return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))
 
 
+def together(texts: list[str]) -> list[str]:
+    """Those of all processes, in their order; all of them must ask at the same step."""
+    if jax.process_count() == 1:
+        return texts
+    own = np.frombuffer("\n".join(texts).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(len(own)))
+    padded = np.pad(own, (0, int(sizes.max()) - len(own)))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    found = (bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True))
+    return [text for joined in found for text in joined.split("\n") if text]
+
+
 def wait_for_all(name: str) -> None:
     """Waits until every process is here: some compile longer than a collective would wait."""
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=_BARRIER_SECONDS * 1000)

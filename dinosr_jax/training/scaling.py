@@ -18,7 +18,8 @@ from typing import Any
 from dinosr_jax.config import differences, parse
 
 _STEPS = """num_steps teacher.decay_steps teacher.freeze_step teacher.freeze_feature_encoder_step
-    codebook.decay_steps optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps"""
+    codebook.decay_steps optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps
+    guard.after_steps"""
 _DECAYS = "teacher.decay teacher.end_decay codebook.decay codebook.end_decay"
 
 

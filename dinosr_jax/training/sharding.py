@@ -1,9 +1,10 @@
 """The mesh, and where every array lives on it. Nothing else knows of PartitionSpec."""
 
+import collections
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from dinosr_jax.model.layers import Target, traced_for
 from dinosr_jax.training.state import Batch
 
+DEVICE_PREFETCH = 2  # batches
 # Axes of the mesh: 'data' cuts the batch; 'fsdp' cuts the batch and the state; 'tensor' cuts heads,
 # feed-forward and codewords. First match wins: end of a leaf's path in the TrainState -> its axes.
 # Parameters, teacher and the moments of Adam end in the same names. The leading axis of
@@ -113,12 +115,43 @@ def local_share(mesh: Mesh) -> tuple[int, int, int]:
     return min(bound[0] for bound in bounds), max(bound[1] for bound in bounds), parts
 
 
-def shard_batch(mesh: Mesh, waveforms: np.ndarray) -> Batch:
-    """Puts the rows that this process read [rows, S] on its devices, as their part of the batch."""
+def shard_batch(mesh: Mesh, waveforms: np.ndarray, **others: np.ndarray) -> Batch:
+    """Puts the rows that this process read on its devices, as their part of the batch.
+
+    Args:
+      mesh: The mesh.
+      waveforms: [rows, S] float32.
+      **others: Other fields of a `Batch`, [rows, ...].
+    """
     first, last, parts = local_share(mesh)
-    shape = (len(waveforms) * parts // (last - first), *waveforms.shape[1:])
     where = batch_sharding(mesh)
-    return Batch(jax.make_array_from_process_local_data(where, waveforms, shape))
+
+    def put(local: np.ndarray) -> jax.Array:
+        shape = (len(local) * parts // (last - first), *local.shape[1:])
+        return jax.make_array_from_process_local_data(where, local, shape)
+
+    return Batch(put(waveforms), **{name: put(local) for name, local in others.items()})
+
+
+def to_devices(
+    mesh: Mesh, batches: Iterable[Any], fields: Callable[[Any], dict[str, np.ndarray]]
+) -> Iterator[tuple[Any, Batch]]:
+    """Starts the transfer of the next batches while one is computed on.
+
+    Args:
+      mesh: The mesh.
+      batches: What this process read.
+      fields: What of one goes to the devices, by the names of `Batch`.
+
+    Yields:
+      What was read, and its batch.
+    """
+    queue: collections.deque = collections.deque()
+    for read in batches:
+        queue.append((read, shard_batch(mesh, **fields(read))))
+        if len(queue) >= DEVICE_PREFETCH:
+            yield queue.popleft()
+    yield from queue
 
 
 def make_state(mesh: Mesh, init: Callable[[], Any]) -> tuple[Any, Any]:
@@ -158,6 +191,12 @@ def jit_eval_step(mesh: Mesh, eval_step: Callable, abstract_state: Any) -> Calla
     """Compiles an evaluation; the state is left alone."""
     shardings = (state_shardings(mesh, abstract_state), batch_sharding(mesh), replicated(mesh))
     return jax.jit(_on(mesh, eval_step), in_shardings=shardings, out_shardings=replicated(mesh))
+
+
+def jit_phone_step(mesh: Mesh, phone_step: Callable, abstract_state: Any) -> Callable:
+    """Compiles the counting of phones and codes; the state is left alone."""
+    shardings = (state_shardings(mesh, abstract_state), batch_sharding(mesh))
+    return jax.jit(_on(mesh, phone_step), in_shardings=shardings, out_shardings=replicated(mesh))
 
 
 def _on(mesh: Mesh, step: Callable) -> Callable:

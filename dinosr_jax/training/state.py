@@ -21,10 +21,14 @@ class Batch(NamedTuple):
     Attributes:
       waveforms: [B, S] float32, 16 kHz, normalised per utterance.
       num_samples: [B] int32, real samples of each; None where nothing is padded.
+      speakers: [B] int32, numbers of the speakers; None in training.
+      phones: [B, T] int32, numbers of the phones, -1 where there is none; None in training.
     """
 
     waveforms: Array
     num_samples: Array | None = None
+    speakers: Array | None = None
+    phones: Array | None = None
 
 
 @flax.struct.dataclass

@@ -11,17 +11,22 @@ import jax.numpy as jnp
 import optax
 
 from dinosr_jax.model.dinosr import DinoSR, padding_mask
-from dinosr_jax.model.feature_encoder import num_frames
+from dinosr_jax.model.feature_encoder import num_frames, receptive_field
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective import teacher as teachers
 from dinosr_jax.objective.loss import prediction_loss
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.training.metrics import (
-    Statistics,
+    LOUDNESS_BINS,
+    HeldOut,
+    count_table,
+    loudness_bins,
+    moments,
     norms,
     position_bins,
     prediction_metrics,
     prediction_statistics,
+    standard_deviations,
 )
 from dinosr_jax.training.optimizer import make_optimizer, make_schedule
 from dinosr_jax.training.state import Batch, TrainState, make_model, stream_key
@@ -38,8 +43,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
       sample_mask: Draws the masks; takes what `span_mask` takes.
 
     Returns:
-      Pure function (TrainState, Batch) -> (TrainState, metrics), where a metric is a scalar or
-      [N], one number a codebook.
+      Pure function (TrainState, Batch) -> (TrainState, metrics); each is a scalar or [N].
     """
     model, optimizer, schedule = make_model(config), make_optimizer(config), make_schedule(config)
     bins = position_bins(config.data.max_seconds)
@@ -52,23 +56,25 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         layerdrop_key = stream_key(config.seed, "dropout", state.step)
 
         def student_loss(params, batch, mask, key):
-            projected = apply(model, params, batch.waveforms, method="project")  # [B, T, D]
+            features = apply(model, params, batch.waveforms, method="convolve")  # [B, T, C]
+            projected = apply(model, params, features, method="project_features")  # [B, T, D]
             # 2 teacher targets
-            targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+            targets, top = teach(config, model, state.teacher_params, projected, batch)
             # 3 codes
             codes = codebooks.assign(state.codebook, targets)  # [N, B, T]
             # 4 student loss and gradients
-            inputs = {"mask": mask, "padding_mask": frame_padding(config, batch)}
-            inputs |= {"key": key, "layerdrop_key": layerdrop_key}
+            padded = frame_padding(config, batch)
+            inputs = {"mask": mask, "padding_mask": padded, "key": key}
+            inputs |= {"layerdrop_key": layerdrop_key}
             hidden = apply(model, params, projected, **inputs, method="encode").output
             logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
             loss = jnp.mean(prediction_loss(logits, codes, mask, num_masked=num_masked))
-            logits = jax.lax.stop_gradient(logits)
             found = codebooks.statistics(targets, codes, mask, codebook_size=logits.shape[-1])
-            return loss, (found, prediction_statistics(logits, codes, mask, bins=bins))
+            spread = moments({"teacher_std": top, "feature_encoder_std": features}, padded)
+            return loss, (found, prediction_statistics(logits, codes, mask, bins=bins), spread)
 
         differentiate = lambda *micro: jax.grad(student_loss, has_aux=True)(state.params, *micro)
-        gradients, (found, statistics) = sum_micro_batches(
+        gradients, (found, statistics, spread) = sum_micro_batches(
             differentiate, batch, mask, layerdrop_key, count=config.optimizer.accumulation_steps
         )
         # 5 optimizer
@@ -81,7 +87,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         # 7 codebook
         codebook = codebooks.update(state.codebook, found, decay=codebook_decay(config, update))
         # 8 metrics
-        metrics = prediction_metrics(statistics)
+        metrics = prediction_metrics(statistics) | standard_deviations(spread)
         metrics |= {"learning_rate": schedule(state.step), "ema_decay": decay}
         metrics |= {"masked_share": num_masked / mask.size}
         metrics |= norms(gradients=gradients, params=params, updates=updates)
@@ -117,17 +123,22 @@ def sum_micro_batches(
     return jax.lax.scan(add, zeros, (*micro, keys))[0]
 
 
-def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask):
+def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_speakers: int = 0):
     """The same loss and metrics on held-out speech, without dropout and without any update.
 
+    Args:
+      config: Parsed configuration.
+      sample_mask: As in `make_train_step`.
+      num_speakers: How many speakers there are, where batches name them.
+
     Returns:
-      Pure function (TrainState, Batch, number of the batch) -> Statistics; its masks depend on
-      the seed and the number of the batch only.
+      Pure function (TrainState, Batch, number of the batch) -> HeldOut; its masks depend on the
+      seed and the number of the batch only.
     """
     model = make_model(config)
     bins = position_bins(config.data.max_seconds)
 
-    def eval_step(state: TrainState, batch: Batch, number: Array) -> Statistics:
+    def eval_step(state: TrainState, batch: Batch, number: Array) -> HeldOut:
         mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
         projected = apply(model, state.params, batch.waveforms, method="project")
         targets = teacher_targets(config, model, state.teacher_params, projected, batch)
@@ -135,9 +146,46 @@ def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask):
         inputs = {"mask": mask, "padding_mask": frame_padding(config, batch)}
         hidden = apply(model, state.params, projected, **inputs, method="encode").output
         logits = apply(model, state.params, hidden, method="predict")
-        return prediction_statistics(logits, codes, mask, bins=bins)
+        statistics = prediction_statistics(logits, codes, mask, bins=bins)
+        return HeldOut(statistics, follow_tables(config, batch, codes, num_speakers=num_speakers))
 
     return eval_step
+
+
+def make_phone_step(config: Any, *, num_phones: int):
+    """Counts of phones and codes, for unit quality; only the teacher runs.
+
+    Args:
+      config: Parsed configuration.
+      num_phones: P, kinds of phones.
+
+    Returns:
+      Pure function (TrainState, Batch with phones) -> [N, P, V].
+    """
+    model, size = make_model(config), config.model.codebook_size
+
+    def phone_step(state: TrainState, batch: Batch) -> Array:
+        projected = apply(model, state.params, batch.waveforms, method="project")
+        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+        codes = codebooks.assign(state.codebook, targets)
+        return count_table(batch.phones, codes, num_labels=num_phones, codebook_size=size)
+
+    return phone_step
+
+
+def follow_tables(
+    config: Any, batch: Batch, codes: Array, *, num_speakers: int
+) -> dict[str, Array]:
+    """Counts of codes [N, B, T] with what they should not follow: loudness, and the speaker."""
+    field, hop = receptive_field(config.model.conv_layers)
+    labels = {"loudness": (loudness_bins(batch.waveforms, field=field, hop=hop), LOUDNESS_BINS)}
+    if batch.speakers is not None:
+        speakers = jnp.broadcast_to(batch.speakers[:, None], codes.shape[1:])
+        labels["speaker"] = (speakers, num_speakers)
+    padded, size = frame_padding(config, batch), config.model.codebook_size
+    real = lambda x: x if padded is None else jnp.where(padded, -1, x)
+    count = lambda x, n: count_table(real(x), codes, num_labels=n, codebook_size=size)
+    return {name: count(*found) for name, found in labels.items()}
 
 
 def apply(model: DinoSR, params: Any, *args: Any, method: str, **kwargs: Any) -> Any:
@@ -160,14 +208,22 @@ def teacher_targets(
     Returns:
       [N, B, T, D] float32, lowest layer first; no gradient flows into them.
     """
+    return teach(config, model, teacher_params, projected, batch)[0]
+
+
+def teach(
+    config: Any, model: DinoSR, teacher_params: Any, projected: Array, batch: Batch
+) -> tuple[Array, Array]:
+    """The same, and the output [B, T, D] of the teacher's last layer."""
     teacher_params = jax.lax.stop_gradient(teacher_params)
     if config.teacher.scope == "full":
         projected = apply(model, teacher_params, batch.waveforms, method="project")
     padded = frame_padding(config, batch)
     inputs = {"padding_mask": padded, "all_layers": True}
     projected = jax.lax.stop_gradient(projected)
-    ffn = apply(model, teacher_params, projected, **inputs, method="encode").ffn  # [L, B, T, D]
-    return teachers.instance_normalise(ffn[-config.model.num_codebooks :], padded)
+    layers = apply(model, teacher_params, projected, **inputs, method="encode")
+    ffn = layers.ffn[-config.model.num_codebooks :]  # [N, B, T, D]
+    return teachers.instance_normalise(ffn, padded), layers.output
 
 
 def frame_padding(config: Any, batch: Batch) -> Array | None:
