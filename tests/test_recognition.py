@@ -89,7 +89,7 @@ def test_silence_is_no_phone():
 
 def batch_of(part, frames, size):
     settings = SETTINGS._replace(batch_size=size)
-    return recognition._fill(part, list(part.labels), frames, settings)
+    return recognition._fill(part, list(part.labels), frames, settings, num_labels=6)
 
 
 def params_of(seed=0):

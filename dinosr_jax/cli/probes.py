@@ -102,10 +102,10 @@ def frames_command(context: click.Context, **options: Any) -> None:
     type=click.Path(exists=True, dir_okay=False),
     help="Recipe and splits: configs/evaluation/superb_pr.py; options that are given come first.",
 )
-@click.option("--num_steps", type=click.IntRange(min=1), default=600, show_default=True)
+@click.option("--num_steps", type=click.IntRange(min=1), default=400, show_default=True)
 @click.option("--eval_steps", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--batch_size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--learning_rates", default="0.1,0.01,0.001,0.0001", show_default=True)
+@click.option("--learning_rates", default="0.1,0.01,0.001", show_default=True)
 @_memory
 @click.pass_context
 def recognition_command(
