@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained network, its features and its units: bash launch/quickstart.sh [flags].
+# From nothing to a trained network, its features, units and report: bash launch/quickstart.sh [flags].
 # Flags go to main.py (--config.num_steps=1000). Run it again and it goes on where it stopped.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
@@ -20,6 +20,8 @@ model = json.load(open('$run/config.json'))['model']
 print(model['num_layers'] - model['num_codebooks'] + 1)")
 $python -m dinosr_jax extract "$run" $data --split=test --layer="$layer" --output="$run/features"
 $python -m dinosr_jax units "$run" $data --split=test --layer="$layer" --output="$run/units.jsonl"
+$python -m dinosr_jax evaluate run "$run" $data --split=test --task=units,frames
+$python -m dinosr_jax report "$run"
 
 cat <<TEXT
 
@@ -29,6 +31,8 @@ Done. In $run:
                  events/ for TensorBoard
   features/      layer $layer of the test split, one .npy an utterance, 50 frames a second
   units.jsonl    its discrete units, the machine-discovered phones of the test split
+  evaluation/    unit quality and frame accuracy, beside MFCC and the untrained network
+  report/        report.html, to look at: open it in a browser
 Next: your own recordings.
   $python -m dinosr_jax prepare --source=FOLDER --data_dir=data/prepared/mine
   $python main.py --config=configs/quickstart.py --workdir=runs/mine \\
