@@ -12,7 +12,7 @@ loss falls and the perplexity stays high while PNMI stops at 0.15 to 0.21: the c
 explain 65 % of the variance of the logarithm of the pitch, 64 % of that of the energy and 70 % of
 that of the voicing, but 10 to 25 % of that of the higher cepstral coefficients (k-means on MFCC:
 43, 74, 65 and 40 to 60 %). Pitch is smooth, and so it is easy to predict under a mask. Filters that
-are too short to resolve it (10 samples), their outputs rectified and taken together over 20 ms, cure
+are too short to resolve it (10 samples), their outputs rectified and joined over 20 ms, cure
 most of that.
 
 | updates of 32 s, conv_layers | scope, other changes | PNMI of the three codebooks |
