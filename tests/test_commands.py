@@ -18,7 +18,7 @@ def words(lines):
     return shlex.split("\n".join(lines).replace("\\\n", " "), comments=True)
 
 
-@pytest.mark.parametrize("config", ["quickstart", "tiny", "base", "large"])
+@pytest.mark.parametrize("config", ["quickstart", "tiny", "base", "large", "discover"])
 def test_the_command_of_a_run_gives_its_configuration(tmp_path, config):
     values = read_file(f"{ROOT}/configs/{config}.py")
     (tmp_path / "config.json").write_text(json.dumps(values))
