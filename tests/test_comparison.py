@@ -185,7 +185,7 @@ def test_kmeans_is_fitted_on_one_part_and_used_on_the_other(model):
 
 
 def test_how_much_is_clustered(model, corpus):
-    assert baselines.minutes_for(model) == pytest.approx(10)
+    assert baselines.minutes_for(model) == pytest.approx(256 * 6 / 50 / 60)
     recordings = [u.recording for u in corpus.train]
     chosen = baselines.some_of(recordings, minutes=2 / 60)
     lengths = [r.num_samples / 16_000 for r in chosen]

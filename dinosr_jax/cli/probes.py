@@ -49,7 +49,7 @@ _memory = click.option(
 @click.option(
     "--fit_minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of --train_split, for k-means.  [default: 200 frames a cluster, 10 at least]",
+    help="Of --train_split, for k-means.  [default: 256 frames a cluster]",
 )
 @_memory
 @click.pass_context
