@@ -43,6 +43,9 @@ def test_half_precision_and_the_last_block_of_test_frames(monkeypatch):
     monkeypatch.setattr(frames, "_TEST_FRAMES", 50)
     blocks = frames.probe(train, test, num_phones=P, settings=settings)
     np.testing.assert_array_equal(whole.of_layers, blocks.of_layers)
+    guess = frames.init(L, D, P)  # always phone 0, of padding too
+    right = frames._right(guess, test, frames.Scale.of(train.features))
+    assert right.tolist() == [np.sum(test.phones == 0)] * (L + 1)
     half = [some._replace(features=some.features.astype(np.float16)) for some in (train, test)]
     found = frames.probe(*half, num_phones=P, settings=settings)
     np.testing.assert_allclose(found.of_layers, whole.of_layers, atol=0.03)

@@ -129,3 +129,12 @@ def test_said_in_one_line(tmp_path):
     assert describe(some("ab")) == "2 utterances, 0.0 minutes"
     with pytest.raises(LabelError, match="carries no phones .*--alignment=FILE"):
         find_alignment(tmp_path)
+    folder = tmp_path / "audio_folder" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+    table = "file\tstart_s\tend_s\tphone\n"
+    (folder / "phones.tsv").write_text(table + "en/x\t0\t1\tAH0\n")
+    assert find_alignment(tmp_path).utterances == {"en/x": (Phone(0, 1, "AH"),)}
+    (tmp_path / "mine.tsv").write_text(table + "x\t0\t2\tAH0\n")
+    found = find_alignment(tmp_path, given=tmp_path / "mine.tsv", prefix="fr/", stress="keep")
+    assert found.utterances == {"fr/x": (Phone(0, 2, "AH0"),)}

@@ -49,7 +49,7 @@ _memory = click.option(
 @click.option(
     "--fit_minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of --train_split, for k-means.  [default: 200 frames a cluster, 10 at least]",
+    help="Of --train_split, for k-means.  [default: 256 frames a cluster]",
 )
 @_memory
 @click.pass_context
@@ -128,9 +128,11 @@ def recognition_command(
     try:
         rates = tuple(float(rate) for rate in learning_rates.split(","))
     except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
         raise click.UsageError(
             f"--learning_rates: found {learning_rates!r}, expected numbers such as 0.01,0.001"
-        ) from None
+        )
     settings = recognition.Settings(
         learning_rates=rates, **{name: options.pop(name) for name in names}
     )

@@ -26,6 +26,7 @@ from dinosr_jax.inference.model import Model
 from dinosr_jax.model.feature_encoder import receptive_field
 
 Codes = Mapping[str, np.ndarray]  # id -> [T]
+_FRAMES_A_CLUSTER = 256
 _MAX_BYTES = 2**30  # of the features of a network that k-means is fitted on
 
 
@@ -41,12 +42,11 @@ def some_of(recordings: Sequence[Recording], *, minutes: float) -> list[Recordin
 
 
 def minutes_for(model: Model) -> float:
-    """How much speech k-means needs: 200 frames a cluster, 10 minutes at least; 1 GiB at most."""
+    """How much speech k-means is fitted on: 256 frames a cluster, of which a GiB holds all."""
     config = model.config.model
     frames_a_minute = 60 * audio.SAMPLE_RATE / receptive_field(config.conv_layers)[1]
     most = _MAX_BYTES / (4 * config.width * config.num_codebooks)
-    wanted = max(10 * frames_a_minute, 200 * config.codebook_size)
-    return max(min(wanted, most), config.codebook_size) / frames_a_minute
+    return min(_FRAMES_A_CLUSTER * config.codebook_size, most) / frames_a_minute
 
 
 def codebook_codes(
@@ -55,7 +55,8 @@ def codebook_codes(
     """The teacher's codes of every layer with a codebook; nothing is fitted."""
     plan = units.plan(model, layer="all")
     found: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
-    for utterance in units.compute(plan, recordings, progress=lambda done, _: progress(done)):
+    told = {"options": features.OPTIONS, "progress": lambda done, _: progress(done)}
+    for utterance in units.compute(plan, recordings, **told):
         for layer, codes in zip(plan.layers, utterance.codes, strict=True):
             found[layer][utterance.recording.id] = codes
     return found

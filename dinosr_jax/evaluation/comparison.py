@@ -26,9 +26,8 @@ _VALID_SHARE = 0.15  # of the training utterances, where no validation split is 
 class Wish(NamedTuple):
     """What to compare, and how much of it.
 
-    `fit_minutes` of the training split are clustered (None: 200 frames a cluster, 10 minutes at
-    least); `max_bytes` of features are held; `seed` is that of the untrained network, of k-means
-    and of the classifiers.
+    `fit_minutes` of the training split are clustered (None: 256 frames a cluster); `max_bytes` of
+    features are held; `seed` is that of the untrained network, of k-means and of the classifiers.
     """
 
     tasks: tuple[Task, ...] = ("units", "frames", "recognition")

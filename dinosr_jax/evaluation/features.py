@@ -24,6 +24,8 @@ from dinosr_jax.inference.selection import Network, Selection
 from dinosr_jax.training.state import init_state
 
 MAX_BYTES = 2**31
+# larger batches than those of `extract` on a CPU: fewer lengths are compiled for a small corpus
+OPTIONS = batches.Options(batch_seconds=120.0)
 Progress = Callable[[float], None]  # is told the seconds of audio that are done
 
 
@@ -109,7 +111,8 @@ def of_network(
       The features.
     """
     layers = tuple(range(model.config.model.num_layers + 1) if layers is None else layers)
-    forward = batches.Forward(model, Selection(layers, "block"), depth=max(layers), network=network)
+    where = {"depth": max(layers), "network": network, "options": OPTIONS}
+    forward = batches.Forward(model, Selection(layers, "block"), **where)
     parts = batches.run(forward, recordings, on_bad=on_bad, progress=lambda done, _: progress(done))
     arrays = {
         part.recording.id: np.stack(part.arrays).astype(dtype, copy=False)

@@ -22,7 +22,7 @@ from dinosr_jax.evaluation.utterances import LabelError
 
 Array = jax.Array
 BLANK = 0
-_MAX_LENGTHS = 4  # that utterances are padded to; each is compiled once
+_MAX_LENGTHS = 5  # that utterances are padded to; each is compiled once
 
 
 class Settings(NamedTuple):
@@ -166,8 +166,10 @@ def plan(lengths: Mapping[str, int], ids: Sequence[str], *, batch_size: int) -> 
     ordered = sorted(ids, key=lambda id_: (lengths[id_], id_))
     if not ordered:
         return []
-    ends = np.linspace(0, len(ordered), _MAX_LENGTHS + 1).round().astype(int)[1:]
-    rungs = sorted({lengths[ordered[max(end, 1) - 1]] for end in ends})
+    # each length for an equal share of all frames: few utterances are padded to the longest
+    frames = np.cumsum([lengths[id_] for id_ in ordered])
+    shares = frames[-1] * np.arange(1, _MAX_LENGTHS + 1) / _MAX_LENGTHS
+    rungs = sorted({lengths[ordered[i]] for i in np.searchsorted(frames, shares)})
     found = []
     for low, rung in zip([-1, *rungs], rungs, strict=False):
         group = [id_ for id_ in ordered if low < lengths[id_] <= rung]
