@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import one_line
 from dinosr_jax.cli.evaluation import command_text, evaluate
 
 
@@ -62,11 +64,7 @@ from dinosr_jax.cli.evaluation import command_text, evaluate
     show_default=True,
     help="Items without a frame.",
 )
-@click.option(
-    "--system",
-    type=click.Choice(["codebook", "head", "kmeans", "mfcc", "untrained"]),
-    help="What it is of.  [default: what was written beside, else codebook]",
-)
+@shared.system
 @click.option("--output", type=click.Path(path_type=Path), help="JSON to write.")
 def abx(**options: Any) -> None:
     """ABX error: is a phone closer to itself, said elsewhere, than to another?
@@ -79,14 +77,8 @@ def abx(**options: Any) -> None:
     """
     from dinosr_jax.inference.outputs import OutputError
 
-    try:
+    with one_line(ValueError, OutputError, OSError):
         _evaluate_abx(options, command_text(click.get_current_context()))
-    except (ValueError, OutputError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        stopped = click.ClickException("interrupted")
-        stopped.exit_code = 130
-        raise stopped from None
 
 
 def _evaluate_abx(options: dict[str, Any], command: str) -> None:
@@ -196,15 +188,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     show_default=True,
     help="Three phones, labelled by the second; or one.",
 )
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]),
-    help="Of the alignment.  [default: by its content]",
-)
-@click.option("--tier", default="phones", show_default=True, help="Of TextGrids.")
-@click.option("--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True)
-@click.option("--prefix", default="", help="Put before every name of the alignment: asterisk_en/.")
+@shared.of_alignment
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Item file.")
 def items(**options: Any) -> None:
     """Make an item file for `evaluate abx` from an alignment.
@@ -213,19 +197,15 @@ def items(**options: Any) -> None:
     has it; those with silence or spoken noise in them are left out. OUTPUT may end in .csv or
     .jsonl; else it is ZeroSpeech's format. Alignments as in `evaluate units`.
     """
-    from dinosr_jax.data.alignments import read_alignment
     from dinosr_jax.data.manifest import ManifestError
     from dinosr_jax.evaluation.items import make_items, write_items
     from dinosr_jax.inference.outputs import OutputError
 
-    try:
-        how = {name: options[name] for name in ("kind", "tier", "stress")}
-        aligned = read_alignment(options["alignment"], **how).with_prefix(options["prefix"])
+    with one_line(ValueError, ManifestError, OutputError, OSError):
+        aligned = shared.read_given_alignment(options)
         speakers = _speakers(options["speakers"], options["split"])
         made = make_items(aligned.utterances, speakers, context=options["context"])
         write_items(options["output"], made)
-    except (ValueError, ManifestError, OutputError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     click.echo(
         f"{options['output']}: {len(made)} {options['context']} items of "
         f"{len(set(made.files))} recordings, {len(set(made.speakers))} speakers"

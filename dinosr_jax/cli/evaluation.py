@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import one_line
+
 
 @click.group()
 def evaluate() -> None:
@@ -39,15 +42,7 @@ def command_text(context: click.Context) -> str:
     type=click.Path(path_type=Path),
     help="File, or folder of TextGrids.",
 )
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]),
-    help="Of the alignment.  [default: by its content]",
-)
-@click.option("--tier", default="phones", show_default=True, help="Of TextGrids.")
-@click.option("--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True)
-@click.option("--prefix", default="", help="Put before every name of the alignment: asterisk_en/.")
+@shared.of_alignment
 @click.option(
     "--tolerance",
     type=click.IntRange(min=0),
@@ -72,11 +67,7 @@ def command_text(context: click.Context) -> str:
     type=click.IntRange(min=1),
     help="K.  [default: what was written beside, else the largest + 1]",
 )
-@click.option(
-    "--system",
-    type=click.Choice(["codebook", "head", "kmeans", "mfcc", "untrained"]),
-    help="What the units are of.  [default: what was written beside, else codebook]",
-)
+@shared.system
 @click.option("--output", type=click.Path(path_type=Path), help="JSON to write.")
 @click.pass_context
 def units(context: click.Context, **options: Any) -> None:
@@ -90,18 +81,14 @@ def units(context: click.Context, **options: Any) -> None:
     from dinosr_jax.evaluation.results import ResultError
     from dinosr_jax.inference.outputs import OutputError
 
-    try:
+    with one_line(ValueError, ResultError, OutputError, OSError):
         _evaluate_units(options, command_text(context))
-    except (ValueError, ResultError, OutputError, OSError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _evaluate_units(options: dict[str, Any], command: str) -> None:
-    from dinosr_jax.data.alignments import read_alignment
     from dinosr_jax.evaluation import results, unit_lines, unit_quality
 
-    how = {name: options[name] for name in ("kind", "tier", "stress")}
-    alignment = read_alignment(options["alignment"], **how).with_prefix(options["prefix"])
+    alignment = shared.read_given_alignment(options)
     given = {name: options[name] for name in ("num_units", "unit_seconds")}
     rows, files, told, data, rules = [], [], [], [], []
     for path in options["units"]:

@@ -1,25 +1,21 @@
 """Commands that take things from a network: `extract`, `units`."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dinosr_jax.cli.errors import one_line
+from dinosr_jax.cli.options import together
 
-def _together(*decorators: Callable) -> Callable:
-    """One decorator of several, the first on top."""
-    return lambda command: functools.reduce(lambda f, add: add(f), reversed(decorators), command)
-
-
-_run_over_inputs = _together(
+_run_over_inputs = together(
     click.argument("checkpoint", type=click.Path(path_type=Path)),
     click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option("--split", default="", help="INPUT are prepared datasets; read this."),
 )
-_run_options = _together(
+_run_options = together(
     click.option("--shard", default="0/1", show_default=True, help="Part i of n, from 0."),
     click.option(
         "--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on."
@@ -164,23 +160,16 @@ def _network(
         bar.total = total
         bar.update(min(done, total - bar.n))  # sums round
 
-    try:
-        with bar:
-            trained = model.load(checkpoint)
-            bar.write(f"{checkpoint}: the network after {trained.step} updates")
-            yield (
-                trained,
-                options
-                | {
-                    "bad": "skip" if skip_bad else "raise",
-                    "options": batches.Options(**fields),
-                    "progress": progress,
-                    "say": bar.write,
-                },
-            )
-    except errors as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        stopped = click.ClickException("interrupted; run the same command again")
-        stopped.exit_code = 130
-        raise stopped from None
+    with one_line(*errors), bar:
+        trained = model.load(checkpoint)
+        bar.write(f"{checkpoint}: the network after {trained.step} updates")
+        yield (
+            trained,
+            options
+            | {
+                "bad": "skip" if skip_bad else "raise",
+                "options": batches.Options(**fields),
+                "progress": progress,
+                "say": bar.write,
+            },
+        )

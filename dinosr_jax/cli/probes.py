@@ -1,39 +1,31 @@
 """Commands that compare a network with MFCC and with itself untrained."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import one_line
 from dinosr_jax.cli.evaluation import command_text
 
 _TASKS = ("units", "frames", "recognition")
 
 
-def _over_corpus(command: Callable) -> Callable:
-    """Arguments and options of all commands here."""
-    file = click.Path(path_type=Path)
-    decorators = (
-        click.argument("checkpoint", type=file),
-        click.argument("data_dir", metavar="INPUT", type=file),
-        click.option("--train_split", default="train", show_default=True, help="To fit and learn."),
-        click.option("--split", default="test", show_default=True, help="To test on."),
-        click.option("--alignment", type=file, help="Phones.  [default: those that INPUT carries]"),
-        click.option(
-            "--prefix", default="", help="Put before the alignment's names: asterisk_en/."
-        ),
-        click.option(
-            "--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True
-        ),
-        click.option("--output", type=file, help="Folder.  [default: RUN/evaluation]"),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
-    )
-    return functools.reduce(lambda f, add: add(f), reversed(decorators), command)
-
-
+_FILE = click.Path(path_type=Path)
+_over_corpus = shared.together(
+    click.argument("checkpoint", type=_FILE),
+    click.argument("data_dir", metavar="INPUT", type=_FILE),
+    click.option("--train_split", default="train", show_default=True, help="To fit and learn."),
+    click.option("--split", default="test", show_default=True, help="To test on."),
+    click.option("--alignment", type=_FILE, help="Phones.  [default: those that INPUT carries]"),
+    shared.prefix,
+    shared.stress,
+    click.option("--output", type=_FILE, help="Folder.  [default: RUN/evaluation]"),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
+)
 _memory = click.option(
     "--max_memory",
     type=click.FloatRange(min=0, min_open=True),
@@ -222,12 +214,5 @@ def _following() -> Iterator[Any]:
         bar.set_description(name)
         return lambda done: bar.update(min(done, bar.total - bar.n))  # sums round
 
-    try:
-        with bar:
-            yield Telling(bar.write, stage)
-    except (ValueError, ResultError, OutputError, CheckpointError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        stopped = click.ClickException("interrupted; run the same command again")
-        stopped.exit_code = 130
-        raise stopped from None
+    with one_line(ValueError, ResultError, OutputError, CheckpointError, OSError), bar:
+        yield Telling(bar.write, stage)

@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+
+def together(*decorators: Callable) -> Callable:
+    """One decorator of several, the first on top."""
+    return lambda command: functools.reduce(lambda f, add: add(f), reversed(decorators), command)
+
+
+stress = click.option(
+    "--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True
+)
+prefix = click.option(
+    "--prefix", default="", help="Put before every name of the alignment: asterisk_en/."
+)
+of_alignment = together(
+    click.option(
+        "--format",
+        "kind",
+        type=click.Choice(["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]),
+        help="Of the alignment.  [default: by its content]",
+    ),
+    click.option("--tier", default="phones", show_default=True, help="Of TextGrids."),
+    stress,
+    prefix,
+)
+system = click.option(
+    "--system",
+    type=click.Choice(["codebook", "head", "kmeans", "mfcc", "untrained"]),
+    help="What it is of.  [default: what was written beside, else codebook]",
+)
+
+
+def read_given_alignment(options: Mapping[str, Any]) -> Any:
+    """The alignment that `--alignment` (or the argument) and the options `of_alignment` say."""
+    from dinosr_jax.data.alignments import read_alignment
+
+    how = {name: options[name] for name in ("kind", "tier", "stress")}
+    return read_alignment(options["alignment"], **how).with_prefix(options["prefix"])
