@@ -157,7 +157,8 @@ def open_labelled(data_config: Any) -> LabelledData | None:
             )
     else:
         path = phones_path(data_config.data_dir, dataset=data_config.dataset)
-        known = read_alignment(path, kind="tsv").utterances if path.is_file() else {}
+        found = path is not None and path.is_file()
+        known = read_alignment(path, kind="tsv").utterances if found else {}
         phones = {id_: known[id_] for id_ in manifest.ids if id_ in known}
     if not phones:
         return None
@@ -172,7 +173,7 @@ def open_labelled(data_config: Any) -> LabelledData | None:
     )
 
 
-def phones_path(data_dir: str | Path, *, dataset: str) -> Path:
-    """Where the phones of a prepared dataset are, if it has any."""
+def phones_path(data_dir: str | Path, *, dataset: str) -> Path | None:
+    """Where the phones of a prepared dataset are, if it has any; None without a dataset."""
     folder = dataset_folder(data_dir, dataset=dataset)
-    return (folder or Path(data_dir)) / PHONES_NAME
+    return None if folder is None else folder / PHONES_NAME

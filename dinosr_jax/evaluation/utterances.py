@@ -10,12 +10,12 @@ import numpy as np
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifests
 from dinosr_jax.data.alignments import Alignment, read_alignment
+from dinosr_jax.data.labelled import PHONES_NAME, phones_path
 from dinosr_jax.data.phones import Phone, Stress, clean_label, frame_labels
 from dinosr_jax.data.text_files import read_text
 from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
-PHONES = "phones.tsv"  # what a prepared dataset may carry beside its records
 _DATASETS = ("audio_folder", "librispeech/lazy_decode")
 
 
@@ -61,12 +61,12 @@ def find_alignment(
     if given is not None:
         return read_alignment(given, stress=stress).with_prefix(prefix)
     for dataset in _DATASETS:
-        folder = manifests.dataset_folder(data_dir, dataset=dataset)
-        if folder is not None and (folder / PHONES).is_file():
-            return read_alignment(folder / PHONES, stress=stress)
+        path = phones_path(data_dir, dataset=dataset)
+        if path is not None and path.is_file():
+            return read_alignment(path, stress=stress)
     raise LabelError(
-        f"{data_dir}: the prepared dataset carries no phones ({PHONES} beside its records); give "
-        "them with --alignment=FILE"
+        f"{data_dir}: the prepared dataset carries no phones ({PHONES_NAME} beside its records); "
+        "give them with --alignment=FILE"
     )
 
 
