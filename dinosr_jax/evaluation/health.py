@@ -7,19 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from dinosr_jax.config import published_recipe
 from dinosr_jax.evaluation.run_files import RunFiles, numbers
 
 Verdict = Literal["good", "watch", "bad", "unknown"]
 Record = dict[str, Any]
 
-# field of config.guard: under it bad; these where the run has none
-BOUNDS = {
-    "min_target_perplexity": 0.15,  # of the codebook's size
-    "min_codeword_use": 0.2,
-    "min_target_std": 0.1,
-    "min_feature_std": 0.01,
-}
-WATCH = {"min_target_perplexity": 0.25, "min_codeword_use": 0.5}  # under it to be watched
+# of config.guard fields: under it to be watched; under the bound bad
+WATCH = {"min_target_perplexity": 0.25, "min_codeword_use": 0.5}
 INFORMATION = (0.2, 0.1)  # over the first bad, over the second to be watched
 FOLLOWED = {
     "phones": "eval_pnmi",
@@ -195,7 +190,7 @@ _BAD = {
 
 def _bound(run: RunFiles, name: str) -> float:
     bound = numbers(guard, name) if isinstance(guard := run.value("guard"), dict) else None
-    return BOUNDS[name] if bound is None else bound
+    return published_recipe().guard[name] if bound is None else bound
 
 
 def _low(share: float, bad: float, watch: float) -> Verdict:
