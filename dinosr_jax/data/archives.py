@@ -128,7 +128,11 @@ def _extract(archive: Archive, *, to: Path) -> None:
                     for member in members:
                         parts = PurePosixPath(member.name).parts
                         if member.isfile() and parts[:1] == (ROOT,) and ".." not in parts:
-                            members.extract(member, to, filter="data")
+                            # extract(filter=...) is not in every Python 3.11
+                            path = to.joinpath(*parts)
+                            path.parent.mkdir(parents=True, exist_ok=True)
+                            with members.extractfile(member) as source, path.open("wb") as target:
+                                shutil.copyfileobj(source, target)
                 while content.read(_DRAIN_BYTES):
                     pass
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
