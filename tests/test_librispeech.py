@@ -375,7 +375,7 @@ def test_a_full_disk_is_said_before_and_meanwhile(archives, tmp_path, monkeypatc
         def full(*args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(tarfile.TarFile, "extract", full)
+        patch.setattr(tarfile.TarFile, "extractfile", full)
         assert "No space left on device. Check the disk" in run_error(tmp_path, *options)
     with monkeypatch.context() as patch:
 
@@ -393,14 +393,14 @@ def test_a_full_disk_is_said_before_and_meanwhile(archives, tmp_path, monkeypatc
 SLOW = """
 import sys, time
 from dinosr_jax.data import archives, librispeech, librispeech_builder
-stored, extract = librispeech_builder._stored_bytes, archives.tarfile.TarFile.extract
+stored, extract = librispeech_builder._stored_bytes, archives.tarfile.TarFile.extractfile
 def slow(original):
     def wait(*args, **kwargs):
         time.sleep(0.2)
         return original(*args, **kwargs)
     return wait
 if sys.argv[3] == "unpack":
-    archives.tarfile.TarFile.extract = slow(extract)
+    archives.tarfile.TarFile.extractfile = slow(extract)
 else:
     librispeech_builder._stored_bytes = slow(stored)
 librispeech.prepare_librispeech(
