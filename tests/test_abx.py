@@ -300,6 +300,20 @@ def test_commands(golden, tmp_path):
     assert "identical distance" in record["rule"] and "384 items of 12" in record["data"]
 
 
+def test_one_speaker_has_an_error_within_only(golden, tmp_path):
+    folder, _ = golden
+    header, *lines = (folder / "phoneme.item").read_text().splitlines()
+    speaker = lines[0].split()[-1]
+    own = [line for line in lines if line.split()[-1] == speaker]
+    assert 0 < len(own) < len(lines)
+    (tmp_path / "one.item").write_text("\n".join([header, *own]) + "\n")
+    out = run("abx", folder / "units.jsonl", f"--item={tmp_path / 'one.item'}")
+    assert out.exit_code == 0 and "within" in out.output, out.output
+    assert "one speaker: there is no error across speakers" in out.output
+    out = run("abx", folder / "units.jsonl", f"--item={tmp_path / 'one.item'}", "--speaker=across")
+    assert out.exit_code == 1 and "no cell across speakers" in out.output
+
+
 def test_commands_refuse_in_one_line(golden, tmp_path):
     folder, _ = golden
     item = f"--item={folder / 'phoneme.item'}"

@@ -98,6 +98,9 @@ def _evaluate_abx(options: dict[str, Any], command: str) -> None:
     )
     end = "repeat" if options["pad_end"] else "raise"
     rows, told = [], {}
+    if options["speaker"] == "both" and len(set(items.speakers)) == 1:
+        options = options | {"speaker": "within"}
+        told["one speaker: there is no error across speakers"] = None
     for source in sources:
         distance = options["distance"] or ("identical" if source.kind == "units" else "angular")
         gathered = feature_files.gather(
@@ -180,7 +183,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     type=click.Path(path_type=Path),
     help="Table with the columns file, speaker (an index.tsv); or a prepared dataset.",
 )
-@click.option("--split", help="Of the prepared dataset.  [default: all]")
+@click.option("--split", help="Of the prepared dataset: items of its utterances only.")
 @click.option(
     "--context",
     type=click.Choice(["triphone", "phoneme"]),
@@ -204,7 +207,10 @@ def items(**options: Any) -> None:
     with one_line(ValueError, ManifestError, OutputError, OSError):
         aligned = shared.read_given_alignment(options)
         speakers = _speakers(options["speakers"], options["split"])
-        made = make_items(aligned.utterances, speakers, context=options["context"])
+        wanted = aligned.utterances
+        if options["split"]:
+            wanted = {id_: phones for id_, phones in wanted.items() if id_ in speakers}
+        made = make_items(wanted, speakers, context=options["context"])
         write_items(options["output"], made)
     click.echo(
         f"{options['output']}: {len(made)} {options['context']} items of "

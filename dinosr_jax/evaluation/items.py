@@ -216,7 +216,10 @@ def make_items(
         for item in _items_of(phones, context)
     ]
     if not rows:
-        raise ItemError(f"found no {context} without silence in {len(utterances)} utterances")
+        raise ItemError(
+            f"found no {context} without silence in {len(utterances)} utterances whose speaker is "
+            "known (--prefix adds a folder to the alignment's names)"
+        )
     return Items(*map(list, zip(*rows, strict=True)))
 
 
