@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dinosr_jax.cli import abx as commands
 from dinosr_jax.cli import cli
 from dinosr_jax.evaluation import abx, dtw, results
 from dinosr_jax.evaluation import feature_files as ff
@@ -331,7 +332,7 @@ def test_commands_refuse_in_one_line(golden, tmp_path):
         assert "Traceback" not in out.output and out.output.count("Error") == 1
 
 
-def test_items_of_an_alignment(tmp_path):
+def test_items_of_an_alignment(tmp_path, monkeypatch):
     (tmp_path / "phones.tsv").write_text(
         "file\tstart_s\tend_s\tphone\n"
         + "".join(
@@ -354,6 +355,10 @@ def test_items_of_an_alignment(tmp_path):
     assert read_items(tmp_path / "y.csv").phones[:3] == ["AH", "B", "T"]
     out = run(*common, f"--output={tmp_path / 'x.item'}")
     assert out.exit_code == 1 and "speakers of 2 of 2 utterances are not known" in out.output
+    # a split of a prepared dataset knows its own speakers only
+    monkeypatch.setattr(commands, "_speakers", lambda path, split: {"f/u1": "b"})
+    out = run(*common, "--prefix=f/", "--split=test", f"--output={tmp_path / 'z.item'}")
+    assert out.exit_code == 0 and "1 triphone items of 1 recordings" in out.output, out.output
 
 
 def test_the_rule_says_what_was_done():
