@@ -1,0 +1,149 @@
+"""Symbols of a recogniser, and transcripts as sequences of them.
+
+The first four are fairseq's: the CTC blank, padding, end and unknown. Words of letters end with a
+word boundary each, as in fairseq's .ltr files; phones have none.
+
+Shapes: U labels, V symbols.
+"""
+
+import functools
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+BLANK, PADDING, END, UNKNOWN = range(4)
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+BOUNDARY = "|"
+_LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"  # in the order of fairseq's dict.ltr.txt
+_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
+
+
+class VocabularyError(ValueError):
+    """A transcript or a list of symbols cannot be used; the message says why."""
+
+
+class Vocabulary(NamedTuple):
+    """V symbols; number 0 is the blank. With a word boundary they are characters, else phones."""
+
+    symbols: tuple[str, ...]
+
+    @property
+    def of_characters(self) -> bool:
+        """Whether words are spelt with single characters and end with a boundary."""
+        return BOUNDARY in self.symbols
+
+    def normalise(self, text: str) -> str:
+        """A transcript as it is spelt with these symbols.
+
+        Characters: in the case of the symbols, compatibility forms and apostrophes unified (NFKC),
+        punctuation and symbols that are no symbols of the vocabulary read as spaces. Letters and
+        digits that it lacks stay, and are errors when it is encoded. Phones: spaces only.
+        """
+        if self.of_characters:
+            known = set(self.symbols)
+            text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+            text = text.upper() if _upper(self.symbols) else text.lower()
+            drop = lambda c: c not in known and unicodedata.category(c)[0] in "PSZC"
+            text = "".join(" " if drop(c) or c == BOUNDARY else c for c in text)
+        return " ".join(text.split())
+
+    def unknown(self, text: str) -> list[str]:
+        """What of a transcript is no symbol, in order, once each."""
+        tokens = _tokens(self.normalise(text), characters=self.of_characters)
+        return list(dict.fromkeys(t for t in tokens if t not in _numbers(self.symbols)))
+
+    def encode(self, text: str) -> np.ndarray:
+        """A transcript as labels [U] int32.
+
+        Raises:
+          VocabularyError: It holds something that is no symbol.
+        """
+        if unknown := self.unknown(text):
+            raise VocabularyError(
+                f"{text[:60]!r}: found {unknown[0]!r}, which is not among the {len(self.symbols)} "
+                "symbols of the vocabulary"
+            )
+        numbers = _numbers(self.symbols)
+        tokens = _tokens(self.normalise(text), characters=self.of_characters)
+        return np.asarray([numbers[token] for token in tokens], np.int32)
+
+    def decode(self, labels: Sequence[int] | np.ndarray) -> str:
+        """Labels as a transcript; the blank, padding and end say nothing."""
+        tokens = [self.symbols[label] for label in labels if label not in (BLANK, PADDING, END)]
+        if not self.of_characters:
+            return " ".join(tokens)
+        return " ".join("".join(" " if t == BOUNDARY else t for t in tokens).split())
+
+
+@functools.lru_cache
+def _numbers(symbols: tuple[str, ...]) -> dict[str, int]:
+    return {symbol: i for i, symbol in enumerate(symbols) if i >= len(SPECIAL)}
+
+
+@functools.lru_cache
+def _upper(symbols: tuple[str, ...]) -> bool:
+    return any(s.isupper() for s in symbols if len(s) == 1)
+
+
+def _tokens(text: str, *, characters: bool) -> list[str]:
+    """Of a normalised transcript."""
+    if not characters:
+        return text.split()
+    return [c for word in text.split() for c in [*word, BOUNDARY]]
+
+
+def letters() -> Vocabulary:
+    """The 32 symbols of fairseq's English recognisers."""
+    return Vocabulary((*SPECIAL, *_LETTERS))
+
+
+def characters(texts: Iterable[str]) -> Vocabulary:
+    """The lower-case characters of transcripts, without punctuation, the most frequent first.
+
+    Raises:
+      VocabularyError: There are none.
+    """
+    counts: dict[str, int] = {}
+    draft = Vocabulary((*SPECIAL, BOUNDARY, "'", "a"))
+    for text in texts:
+        for character in draft.normalise(text).replace(" ", ""):
+            counts[character] = counts.get(character, 0) + 1
+    if not counts:
+        raise VocabularyError("the transcripts are empty: there is nothing to recognise")
+    ordered = sorted(counts, key=lambda c: (-counts[c], c))
+    return Vocabulary((*SPECIAL, BOUNDARY, *ordered))
+
+
+def phones(sequences: Iterable[Sequence[str]]) -> Vocabulary:
+    """The phones of utterances, sorted.
+
+    Raises:
+      VocabularyError: There are none, or one is spelt like a special symbol.
+    """
+    found = sorted({phone for sequence in sequences for phone in sequence})
+    if not found or set(found) & {*SPECIAL, BOUNDARY}:
+        raise VocabularyError(f"phones: found {found[:5]}, expected labels such as AH or s")
+    return Vocabulary((*SPECIAL, *found))
+
+
+def read_dictionary(path: str | Path) -> Vocabulary:
+    """Reads fairseq's dict.ltr.txt: a symbol and its count a line, special ones not among them.
+
+    Raises:
+      VocabularyError: It is another file.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocabularyError(f"{path}: cannot be read as a dictionary ({error})") from None
+    found = [line.split(" ")[0] for line in lines if line.strip()]
+    if not found or len(set(found)) < len(found) or set(found) & set(SPECIAL):
+        raise VocabularyError(
+            f"{path}: expected a symbol and its count a line, as in fairseq's dict.ltr.txt, each "
+            f"symbol once; found {len(found)} lines that begin with {found[:3]}"
+        )
+    return Vocabulary((*SPECIAL, *found))
