@@ -1,12 +1,13 @@
 """Pre-train DinoSR: python main.py --config=configs/base.py [--workdir=DIR] [--config.FIELD=VALUE].
 
+Fine-tune a network: python main.py --config=configs/finetune_10h.py --config.init=RUN.
+
 Run it again with the same workdir and it goes on from its last checkpoint.
 """
 
 import logging
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -32,27 +33,16 @@ def main(argv: list[str]) -> None:
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    from dinosr_jax.config import parse
-    from dinosr_jax.data.labelled import open_labelled
-    from dinosr_jax.data.pipeline import PipelineError, open_split
+    from dinosr_jax.cli.train import run
+    from dinosr_jax.data.pipeline import PipelineError
     from dinosr_jax.training.checkpoint import CheckpointError
-    from dinosr_jax.training.loop import TrainingError, train
-    from dinosr_jax.training.processes import ProcessError, is_first, join, keep_compiled
+    from dinosr_jax.training.loop import TrainingError
+    from dinosr_jax.training.processes import ProcessError, join
 
     try:
-        config = parse(_CONFIG.value)
         if _DISTRIBUTED.value:
             join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        workdir = Path(_WORKDIR.value or config.workdir)
-        keep_compiled(workdir / "compiled")
-        data = config.data
-        train_data = open_split(data, split=data.train_split, seed=config.seed)
-        if is_first():
-            print(f"training data: {train_data.plan.summary()}")
-            print(f"  {train_data.left_out} left out: under {data.min_seconds:g} s", flush=True)
-        eval_data = open_split(data, split=data.eval_split, seed=0) if data.eval_split else None
-        held_out = {"eval_data": eval_data, "phone_data": open_labelled(data)}
-        train(config, workdir=workdir, train_data=train_data, **held_out)
+        run(_CONFIG.value, workdir=_WORKDIR.value)
     except (ValueError, OSError, PipelineError, CheckpointError, TrainingError, ProcessError) as e:
         sys.exit(f"error: {e}")
 

@@ -9,7 +9,7 @@ Commands:
 A whole run needs the splits train_clean100, train_clean360, train_other500 and dev_clean.
 """
 
-from dinosr_jax.config import published_recipe
+from dinosr_jax.recipes import published_recipe
 
 
 def get_config():

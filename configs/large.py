@@ -10,7 +10,7 @@ TPU; benchmarks/RESULTS.md has a table.
 Command: python main.py --config=configs/large.py --workdir=runs/large
 """
 
-from dinosr_jax.config import published_recipe
+from dinosr_jax.recipes import published_recipe
 
 
 def get_config():

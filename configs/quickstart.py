@@ -24,7 +24,7 @@ Not measured: positional convolutions of the published 5 x 19 frames. They were 
 their zero padding shows the position in a crop to most frames of a short one.
 """
 
-from dinosr_jax.config import published_recipe
+from dinosr_jax.recipes import published_recipe
 
 
 def get_config():

@@ -3,7 +3,7 @@
 Command: python main.py --config=configs/tiny.py --config.data.data_dir=DIR --workdir=runs/tiny
 """
 
-from dinosr_jax.config import published_recipe
+from dinosr_jax.recipes import published_recipe
 
 
 def get_config():

@@ -1,148 +1,22 @@
-"""Every field of a training configuration, with the published value, and the check of one.
-
-Trailing comments give the name of the field in fairseq, where it has one. Durations carry their
-unit; all `*_steps` count optimizer updates.
-"""
+"""The check of a configuration: the fields of `recipes`, of their types, in their ranges."""
 
 import ast
 import difflib
 import json
 import math
 import runpy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_collections
 
-
-def published_recipe() -> ml_collections.ConfigDict:
-    """The recipe of the paper: base network, LibriSpeech 960 h, 400,000 updates."""
-    config = ml_collections.ConfigDict()
-    config.workdir = "runs/base"  # save_dir
-    config.seed = 0  # seed
-    config.num_steps = 400_000  # max_update
-    config.log_steps = 100  # log_interval
-    config.eval_steps = 5_000  # validate_interval_updates
-    config.eval_batches = 20  # at most so many held-out batches an evaluation
-    config.checkpoint_steps = 5_000  # save_interval_updates
-    config.keep_checkpoints = 3  # keep_interval_updates
-    config.keep_every_steps = 50_000  # keep_interval_updates_pattern; 0 keeps the last only
-    config.compute_dtype = "float32"  # bf16: "bfloat16"; all but the computation stays float32
-    config.model = _model()
-    config.teacher = _teacher()
-    config.codebook = ml_collections.ConfigDict()
-    config.codebook.decay = 0.9  # codebook_init_decay
-    config.codebook.end_decay = 0.9  # codebook_end_decay
-    config.codebook.decay_steps = 0  # codebook_end_decay_step
-    config.mask = ml_collections.ConfigDict()
-    config.mask.prob = 0.8  # mask_prob
-    config.mask.length = 10  # mask_length, in frames
-    config.mask.min_spans = 1  # min_masks
-    config.mask.require_same_masks = True  # require_same_masks
-    config.optimizer = _optimizer()
-    config.data = _data()
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1  # devices along the axis; -1, for one of them, takes what is left
-    config.mesh.fsdp = 1  # cuts the batch too, and the state
-    config.mesh.tensor = 1  # cuts heads, feed-forward and codewords
-    config.guard = _guard()
-    return config
-
-
-def _model() -> ml_collections.ConfigDict:
-    model = ml_collections.ConfigDict()
-    # conv_feature_layers: (channels, kernel, stride)
-    model.conv_layers = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
-    model.num_layers = 12  # encoder_layers
-    model.width = 768  # encoder_embed_dim
-    model.ffn_dim = 3072  # encoder_ffn_embed_dim
-    model.num_heads = 12  # encoder_attention_heads
-    model.pos_conv_width = 95  # conv_pos; each kernel is pos_conv_width // pos_conv_depth wide
-    model.pos_conv_depth = 5  # pos_conv_depth
-    model.pos_conv_groups = 16  # conv_pos_groups
-    model.padding_mode = "zero"  # 'zero', or 'fairseq' for its leak of padding into real frames
-    model.dropout = 0.1  # dropout
-    model.attention_dropout = 0.1  # attention_dropout
-    model.activation_dropout = 0.0  # activation_dropout
-    model.layerdrop = 0.05  # encoder_layerdrop
-    model.num_codebooks = 8  # average_top_k_layers
-    model.codebook_size = 256  # codebook_size
-    model.scan_layers = True  # one layer compiled once; False unrolls (same parameters)
-    # the backward pass computes anew: 'none', 'dots' (all but products with weights) or 'full'
-    model.remat = "dots"
-    model.attention = "xla"  # or 'cudnn': flash attention on GPU, where no probability is dropped
-    return model
-
-
-def _teacher() -> ml_collections.ConfigDict:
-    teacher = ml_collections.ConfigDict()
-    teacher.scope = "encoder"  # ema_transformer_only: 'encoder' is true, 'full' is false
-    teacher.init = "copy"  # 'copy' of the student, or 'reinit' (spidr)
-    teacher.decay = 0.999  # ema_decay
-    teacher.end_decay = 0.9999  # ema_end_decay
-    teacher.decay_steps = 30_000  # ema_anneal_end_step
-    teacher.freeze_step = 200_001  # freeze_teacher_step; first update without a change
-    teacher.freeze_feature_encoder_step = 200_001  # freeze_pre_enc_modules, from the same update
-    return teacher
-
-
-def _optimizer() -> ml_collections.ConfigDict:
-    optimizer = ml_collections.ConfigDict()
-    optimizer.learning_rate = 5e-4  # lr
-    optimizer.warmup_steps = 12_000  # phase_ratio[0] * max_update
-    optimizer.hold_steps = 188_000  # phase_ratio[1] * max_update
-    optimizer.decay_steps = 200_000  # phase_ratio[2] * max_update
-    optimizer.init_scale = 0.01  # init_lr_scale
-    optimizer.final_scale = 0.01  # final_lr_scale
-    optimizer.b1 = 0.9  # adam_betas[0]
-    optimizer.b2 = 0.98  # adam_betas[1]
-    optimizer.eps = 1e-6  # adam_eps
-    optimizer.weight_decay = 0.01  # weight_decay
-    optimizer.accumulation_steps = 1  # update_freq; micro-batches that a batch is computed in
-    optimizer.clip_norm = 0.0  # clip_norm; 0 does not clip
-    return optimizer
-
-
-def _data() -> ml_collections.ConfigDict:
-    data = ml_collections.ConfigDict()
-    data.data_dir = "data/prepared/librispeech"
-    data.dataset = "librispeech/lazy_decode"  # or "audio_folder"
-    data.train_split = "train_clean100+train_clean360+train_other500"  # train_subset
-    data.eval_split = "dev_clean"  # valid_subset; '' trains without evaluation
-    # phone alignment of eval_split, any file that data.alignments reads, for PNMI while training;
-    # '' takes the one that `prepare` found beside the audio, if any
-    data.alignment = ""
-    data.min_seconds = 2.0  # min_sample_size / 16,000
-    data.max_seconds = 20.0  # max_sample_size / 16,000
-    data.max_batch_seconds = 3800.0  # max_tokens * GPUs / 16,000
-    data.max_rungs = 12  # lengths that utterances are cropped to; each is compiled once
-    # where cropping to them loses a larger share of the audio, utterances are cut in two; 1 never
-    data.max_ladder_loss = 0.03
-    data.batch_multiple = 16  # batch sizes are multiples of it; the data axis divides it
-    data.num_workers = 8  # num_workers
-    data.prefetch_batches = 2
-    return data
-
-
-def _guard() -> ml_collections.ConfigDict:
-    """Bounds that an update of a healthy run never reaches (training/guard.py)."""
-    guard = ml_collections.ConfigDict()
-    guard.action = "warn"  # or 'stop', after a checkpoint (fairseq stops, without one)
-    guard.after_steps = 5_000  # later updates are looked at; a constant in fairseq
-    guard.patience_steps = 10  # updates in a row under a bound; then it counts
-    # 0 switches a bound off. Both are means over the channels of the standard deviation over the
-    # frames of a batch: of the last layer of the teacher, and of the feature encoder
-    guard.min_target_std = 0.1  # min_target_var
-    guard.min_feature_std = 0.01  # min_pred_var, there of the prediction
-    # of any codebook, as shares: from 1 to its V codewords, and of them. Collapsed small runs had
-    # a perplexity of 10 % of V, healthy ones 33 % and more, the published one 62 % (dev-clean)
-    guard.min_target_perplexity = 0.15
-    guard.min_codeword_use = 0.2
-    return guard
-
+from dinosr_jax.recipes import published_recipe
 
 # Fields that came after the first runs: a configuration without them gets the published values.
-_LATER = ("config.guard", "config.data.alignment")
+_LATER = (
+    "config.guard", "config.data.alignment", "config.task", "config.init", "config.ctc",
+    "config.data.eval_data_dir", "config.data.eval_dataset",
+)  # fmt: skip
 
 
 def parse(config: Any) -> ml_collections.ConfigDict:
@@ -184,6 +58,14 @@ def complete(values: dict) -> dict:
         else:
             room.setdefault(field, default[field])
     return values
+
+
+def held_out(data: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:
+    """The `data` part of a parsed configuration with the folder and dataset of its `eval_split`."""
+    if not data.eval_data_dir:
+        return data
+    where = {"data_dir": data.eval_data_dir, "dataset": data.eval_dataset}
+    return ml_collections.FrozenConfigDict(data.to_dict() | where)
 
 
 def to_text(config: Any) -> str:
@@ -232,6 +114,7 @@ def _conform(found: Any, expected: Any, name: str, errors: list[str]) -> Any:
 
 
 _CHOICES = {
+    "task": ("pretrain", "ctc"),
     "compute_dtype": ("float32", "bfloat16"),
     "model.padding_mode": ("zero", "fairseq"),
     "model.remat": ("none", "dots", "full"),
@@ -239,6 +122,7 @@ _CHOICES = {
     "teacher.scope": ("encoder", "full"),
     "teacher.init": ("copy", "reinit"),
     "guard.action": ("warn", "stop"),
+    "ctc.network": ("student", "teacher"),
 }
 
 
@@ -249,22 +133,24 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
         if not holds:
             errors.append(f"  config.{field}: found {found!r}, expected {expected}")
 
-    m, d = c.model, c.data
+    m = c.model
     positive = """num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
         model.num_layers model.width model.ffn_dim model.num_heads model.pos_conv_width
         model.pos_conv_depth model.pos_conv_groups model.num_codebooks model.codebook_size
         optimizer.accumulation_steps teacher.freeze_step teacher.freeze_feature_encoder_step
         mask.length data.min_seconds data.max_batch_seconds data.max_rungs
-        data.batch_multiple data.num_workers data.prefetch_batches guard.patience_steps"""
+        data.batch_multiple data.num_workers data.prefetch_batches guard.patience_steps
+        ctc.channel_mask_length"""
     not_negative = """seed keep_every_steps codebook.decay_steps mask.min_spans
         optimizer.learning_rate optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps
         optimizer.eps optimizer.weight_decay optimizer.clip_norm teacher.decay_steps
-        guard.after_steps guard.min_target_std guard.min_feature_std"""
+        guard.after_steps guard.min_target_std guard.min_feature_std ctc.freeze_steps
+        ctc.eval_after_steps"""
     shares = """model.dropout model.attention_dropout model.activation_dropout model.layerdrop
         optimizer.b1 optimizer.b2"""
     fractions = """teacher.decay teacher.end_decay codebook.decay codebook.end_decay mask.prob
         optimizer.init_scale optimizer.final_scale data.max_ladder_loss
-        guard.min_target_perplexity guard.min_codeword_use"""
+        guard.min_target_perplexity guard.min_codeword_use ctc.channel_mask_prob"""
     value = lambda field: _nested(c, field)
     for axis, size in c.mesh.items():
         need(size == -1 or size > 0, f"mesh.{axis}", size, "-1, or more than 0")
@@ -284,8 +170,13 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     numbers = shape and all(isinstance(n, int) and n > 0 for layer in m.conv_layers for n in layer)
     triples = "(channels, kernel, stride) of each convolution, all more than 0"
     need(bool(m.conv_layers) and numbers, "model.conv_layers", m.conv_layers, triples)
-    if errors:
-        return
+    if not errors:
+        _check_together(c, need)
+
+
+def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> None:
+    """Fields that must fit each other; `need` as in `_check_values`."""
+    m, d = c.model, c.data
     need(m.width % m.num_heads == 0, "model.width", m.width, f"a multiple of {m.num_heads} heads")
     half = c.compute_dtype == "bfloat16" or m.attention == "xla"
     need(half, "model.attention", m.attention, "'xla', or compute_dtype 'bfloat16' for cuDNN")
@@ -295,6 +186,15 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     need(m.num_codebooks <= m.num_layers, "model.num_codebooks", m.num_codebooks, layers)
     longer = f"at least min_seconds = {d.min_seconds}"
     need(d.max_seconds >= d.min_seconds, "data.max_seconds", d.max_seconds, longer)
+    both = "both, or neither"
+    where = (d.eval_data_dir, d.eval_dataset)
+    need(all(where) or not any(where), "data.eval_data_dir and eval_dataset", where, both)
+    pretrain = (
+        "'' where task is 'pretrain' (to go on from a checkpoint: python -m dinosr_jax import)"
+    )
+    need(c.task == "ctc" or not c.init, "init", c.init, pretrain)
+    texts = all(isinstance(symbol, str) for symbol in c.ctc.symbols)
+    need(texts, "ctc.symbols", c.ctc.symbols, "texts (filled in when a run starts)")
 
 
 def read_file(path: str, overrides: Iterable[str] = ()) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from dinosr_jax.config import published_recipe
 from dinosr_jax.data.batching import BatchPlan, ladder
+from dinosr_jax.recipes import published_recipe
 
 SECOND = 16_000
 GENERATOR = np.random.Generator(np.random.Philox(key=11))

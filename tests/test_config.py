@@ -122,11 +122,14 @@ def test_missing_field(field):
 def test_the_configuration_of_an_older_run_gets_the_fields_that_came_later():
     fields = recipe()
     later = {"guard": fields.pop("guard"), "alignment": fields["data"].pop("alignment")}
+    later |= {name: fields.pop(name) for name in ("task", "init", "ctc")}
+    for name in ("eval_data_dir", "eval_dataset"):
+        del fields["data"][name]
     old = json.loads(json.dumps(fields))
     assert parse(fields) == parse(published_recipe())
     assert json.loads(json.dumps(fields)) == old  # what was given is left alone
-    assert complete(fields)["guard"] == later["guard"] and later["alignment"] == ""
-    assert complete({"seed": 1, "data": 3}) == {"seed": 1, "data": 3, "guard": later["guard"]}
+    assert complete(fields)["guard"] == later["guard"] and later.pop("alignment") == ""
+    assert complete({"seed": 1, "data": 3}) == {"seed": 1, "data": 3, **later}
     for room, name in (("guard", "action"), ("data", "alignment")):
         kept = recipe(**{f"{room}__{name}": "stop"})
         assert complete(kept) == kept and parse(kept)[room][name] == "stop"

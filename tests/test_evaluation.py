@@ -17,7 +17,7 @@ from dinosr_jax.data.pipeline import open_split
 from dinosr_jax.inference.model import Model
 from dinosr_jax.objective import information
 from dinosr_jax.training import sharding
-from dinosr_jax.training.evaluation import Evaluation, summary
+from dinosr_jax.training.evaluation import Evaluation
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.programs import Programs
 from dinosr_jax.training.state import init_state
@@ -126,9 +126,9 @@ def test_loss_loudness_and_speaker_are_measured_on_the_crops(measured):
     assert all(np.isfinite(found[f"eval_{name}_1"]) for name in names)
     assert 0 < found["eval_speaker_information"] < 1
     assert sum("unit quality" in text for text in said) == 1  # one shape
-    text = summary(7, found)
+    text = Evaluation.summary(7, found)
     assert text.startswith("update 7: held-out loss") and f"PNMI {found['eval_pnmi']:.3f}" in text
-    assert "PNMI" not in summary(7, {k: v for k, v in found.items() if "pnmi" not in k})
+    assert "PNMI" not in Evaluation.summary(7, {k: v for k, v in found.items() if "pnmi" not in k})
 
 
 def read(data, number, share):

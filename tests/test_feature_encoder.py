@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from dinosr_jax.config import published_recipe
 from dinosr_jax.model.feature_encoder import FeatureEncoder, num_frames, receptive_field
+from dinosr_jax.recipes import published_recipe
 
 PUBLISHED = tuple(published_recipe().model.conv_layers)
 SMALL = ((4, 10, 5), (4, 3, 2), (6, 2, 2))

@@ -33,7 +33,11 @@ class Noise:
         for step in range(start_step, start_step + num_steps):
             waveforms = np.random.default_rng(step).normal(size=(8, 8000)).astype(np.float32)
             ids = [str(k) for k in range(8)]
-            yield types.SimpleNamespace(waveforms=waveforms, ids=ids, num_bad=0)
+            arrays = {"waveforms": waveforms}
+            yield types.SimpleNamespace(arrays=arrays, ids=ids, num_bad=0)
+
+    def samples(self, step):
+        return 8 * 8000
 
 
 def short_run(workdir, **changes):

@@ -73,7 +73,7 @@ def test_the_error_rate_is_that_of_edit_distances():
 def test_repetitions_and_blanks():
     cases = {(0, 1, 1, 0, 1, 2, 2): [1, 1, 2], (0, 0): [], (3,): [3], (): []}
     for path, expected in cases.items():
-        assert recognition.collapse(np.array(path, int)).tolist() == expected
+        assert recognition.best_path(np.array(path, int)).tolist() == expected
     assert recognition.frames_needed(np.array([1, 1, 2, 2, 2])) == 8
     assert recognition.frames_needed(np.array([], int)) == 0
 
@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_all_paths():
         total = sum(
             np.prod([shares[t, code] for t, code in enumerate(path)])
             for path in itertools.product(range(P + 1), repeat=frames)
-            if recognition.collapse(np.array(path)).tolist() == labels.tolist()
+            if recognition.best_path(np.array(path)).tolist() == labels.tolist()
         )
         expected.append(-np.log(total) / len(labels))
     found = recognition.loss(params, batch_of(part, 5, 2)._replace(ids=()))

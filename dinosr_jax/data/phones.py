@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.praat import Span
-from dinosr_jax.data.text_files import TextError
+from dinosr_jax.data.text_files import TextError, read_text
 
 Stress = Literal["strip", "keep"]
 SILENCE = "SIL"
@@ -80,6 +80,23 @@ def clean_label(text: str, *, stress: Stress) -> str:
         return "SPN"
     stressed = _STRESSED.fullmatch(text)
     return stressed[1] if stressed and stress == "strip" else text
+
+
+def read_lexicon(path: Path, *, stress: Stress) -> dict[str, list[str]]:
+    """Words, in upper case, and their phones; of several pronunciations the first, as in SUPERB.
+
+    Args:
+      path: A word and its phones a line.
+      stress: Whether AH0 is AH.
+
+    Raises:
+      TextError: It cannot be read.
+    """
+    words: dict[str, list[str]] = {}
+    for line in read_text(path).split("\n"):
+        if (parts := line.split())[1:]:
+            words.setdefault(parts[0].upper(), [clean_label(p, stress=stress) for p in parts[1:]])
+    return words
 
 
 def in_order(

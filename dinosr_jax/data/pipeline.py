@@ -21,6 +21,7 @@ import tensorflow as tf
 from dinosr_jax.data import audio
 from dinosr_jax.data.batching import Batch, BatchPlan
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
+from dinosr_jax.data.padding import EMPTY, PaddedPlan
 
 for _kind in ("GPU", "TPU"):  # they are jax's: tensorflow would take all of their memory
     with contextlib.suppress(RuntimeError):  # tensorflow was in use before: it has them already
@@ -40,15 +41,25 @@ class PipelineError(RuntimeError):
 class SpeechBatch(NamedTuple):
     """The rows of one batch that this host reads.
 
-    `waveforms` [B, S] float32, normalised over the whole utterance before cropping; `ids` of the
-    utterances; `seconds` of audio; `num_bad`: rows replaced because their record is damaged.
+    `waveforms` [B, S] float32, normalised over the whole utterance before cropping, zeros after the
+    end of one that is shorter; `ids` of the utterances, '' where a row is empty; `num_bad`: rows
+    replaced because their record is damaged.
     """
 
     step: int
     waveforms: np.ndarray
     ids: list[str]
-    seconds: float
     num_bad: int
+
+    @property
+    def seconds(self) -> float:
+        """Audio of these rows."""
+        return self.waveforms.size / audio.SAMPLE_RATE
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What goes to the devices."""
+        return {"waveforms": self.waveforms}
 
 
 def _aligned_empty(num_rows: int, num_samples: int) -> np.ndarray:
@@ -77,7 +88,7 @@ class SpeechData:
         manifest: Manifest,
         *,
         records: Records,
-        plan: BatchPlan,
+        plan: BatchPlan | PaddedPlan,
         left_out: int = 0,
         num_workers: int = 2,
         prefetch_batches: int = 2,
@@ -165,14 +176,21 @@ class SpeechData:
                     substitute = self._first_good(batch, step=step)
                 used, waveforms[place] = substitute
                 num_bad += 1
-            ids.append(self.manifest.ids[batch.indices[used]])
-        seconds = waveforms.size / audio.SAMPLE_RATE
-        return SpeechBatch(step, waveforms, ids, seconds, num_bad)
+            index = batch.indices[used]
+            ids.append("" if index == EMPTY else self.manifest.ids[index])
+        return SpeechBatch(step, waveforms, ids, num_bad)
+
+    def samples(self, step: int) -> int:
+        """Samples of audio in the global batch of a step."""
+        batch = self.plan.batch(step)
+        real = batch.indices != EMPTY
+        rest = self.manifest.num_samples[batch.indices] - batch.starts
+        return int(np.minimum(rest, batch.num_samples)[real].sum())
 
     def _first_good(self, batch: Batch, *, step: int) -> tuple[int, np.ndarray]:
         """The first row of the global batch whose record is good."""
         crop = np.empty(batch.num_samples, np.float32)
-        for row in range(len(batch.indices)):
+        for row in np.flatnonzero(batch.indices != EMPTY):
             if self._crop(batch, row=row, out=crop):
                 return row, crop
         raise PipelineError(
@@ -183,6 +201,9 @@ class SpeechData:
     def _crop(self, batch: Batch, *, row: int, out: np.ndarray) -> bool:
         """Reads, checks, normalises and crops one row into `out`; False, and a warning, if bad."""
         index, start = batch.indices[row], batch.starts[row]
+        if index == EMPTY:
+            out[:] = 0
+            return True
         expected_id = self.manifest.ids[index]
         try:
             content, record_id = self._records[self.manifest.positions[index]]
@@ -203,7 +224,9 @@ class SpeechData:
                 error,
             )
             return False
-        audio.normalise(waveform, crop=slice(start, start + batch.num_samples), out=out)
+        length = min(len(waveform) - start, batch.num_samples)
+        out[length:] = 0
+        audio.normalise(waveform, crop=slice(start, start + length), out=out[:length])
         return True
 
 
@@ -281,7 +304,6 @@ class BatchIterator:
             step=int(step),
             waveforms=waveforms,
             ids=[utterance_id.decode() for utterance_id in ids],
-            seconds=waveforms.size / audio.SAMPLE_RATE,
             num_bad=int(num_bad),
         )
 

@@ -2,7 +2,8 @@
 
 Three kinds of folders are understood:
 - any folder of audio files, nested or not; the parent folder names the speaker;
-- one like LibriSpeech: speaker/chapter/speaker-chapter-number.flac beside *.trans.txt files;
+- one like LibriSpeech: speaker/chapter/speaker-chapter-number.flac beside *.trans.txt files; of
+  Libri-Light's limited sets, the folders are the splits (`librilight`);
 - one with an `index.tsv` that cuts long files into utterances, as data/embedded has.
 A `transcripts.tsv` at the root adds text, speaker, language and split to the first two.
 """
@@ -15,6 +16,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from dinosr_jax.data.librilight import limited_splits
 
 AUDIO_EXTENSIONS = frozenset(
     ".flac .wav .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64".split()
@@ -167,6 +170,9 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
     if TABLE_NAME in found:
         table, columns = _read_table(folder, audio, notes)
         has_splits = "split" in columns
+    limited = limited_splits(audio) or {}
+    if limited:
+        notes.append(f"Libri-Light's limited sets: {', '.join(sorted(set(limited.values())))}")
     per_file = {}
     for path in audio:
         row = table.get(path, {})
@@ -180,7 +186,7 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
                 speaker=row.get("speaker") or _speaker(path, folder=folder),
                 language=row.get("language", ""),
                 text=row.get("text") or texts.get(_without_extension(path), ""),
-                split=row.get("split", DEFAULT_SPLIT),
+                split=row.get("split", limited.get(path, DEFAULT_SPLIT)),
             )
         ]
     return per_file, left_out, notes

@@ -10,7 +10,7 @@ import functools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -55,20 +55,21 @@ class Vocabulary(NamedTuple):
         tokens = _tokens(self.normalise(text), characters=self.of_characters)
         return list(dict.fromkeys(t for t in tokens if t not in _numbers(self.symbols)))
 
-    def encode(self, text: str) -> np.ndarray:
-        """A transcript as labels [U] int32.
+    def encode(self, text: str, *, unknown: Literal["raise", "mark"] = "raise") -> np.ndarray:
+        """A transcript as labels [U] int32; with 'mark', `<unk>` for what is no symbol.
 
         Raises:
           VocabularyError: It holds something that is no symbol.
         """
-        if unknown := self.unknown(text):
+        missing = self.unknown(text)
+        if missing and unknown == "raise":
             raise VocabularyError(
-                f"{text[:60]!r}: found {unknown[0]!r}, which is not among the {len(self.symbols)} "
+                f"{text[:60]!r}: found {missing[0]!r}, which is not among the {len(self.symbols)} "
                 "symbols of the vocabulary"
             )
         numbers = _numbers(self.symbols)
         tokens = _tokens(self.normalise(text), characters=self.of_characters)
-        return np.asarray([numbers[token] for token in tokens], np.int32)
+        return np.asarray([numbers.get(token, UNKNOWN) for token in tokens], np.int32)
 
     def decode(self, labels: Sequence[int] | np.ndarray) -> str:
         """Labels as a transcript; the blank, padding and end say nothing."""
@@ -93,6 +94,11 @@ def _tokens(text: str, *, characters: bool) -> list[str]:
     if not characters:
         return text.split()
     return [c for word in text.split() for c in [*word, BOUNDARY]]
+
+
+def frames_needed(labels: np.ndarray) -> int:
+    """Least T that CTC can say these labels in: one each, and a blank between equal ones."""
+    return len(labels) + int(np.sum(labels[1:] == labels[:-1]))
 
 
 def letters() -> Vocabulary:

@@ -3,8 +3,9 @@
 import shlex
 from typing import Any
 
-from dinosr_jax.config import differences, published_recipe
+from dinosr_jax.config import differences
 from dinosr_jax.evaluation.run_files import RunFiles
+from dinosr_jax.recipes import published_recipe
 
 _ALIGNMENT = "# where the data holds no phones, add --alignment=FILE"
 

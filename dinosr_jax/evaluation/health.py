@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from dinosr_jax.config import published_recipe
 from dinosr_jax.evaluation.run_files import RunFiles, numbers
+from dinosr_jax.recipes import published_recipe
 
 Verdict = Literal["good", "watch", "bad", "unknown"]
 Record = dict[str, Any]

@@ -18,10 +18,11 @@ import numpy as np
 import optax
 
 from dinosr_jax.data.phones import SILENCE, Phone
+from dinosr_jax.data.vocabulary import frames_needed
 from dinosr_jax.evaluation.utterances import LabelError
+from dinosr_jax.objective.ctc import BLANK, best_path
 
 Array = jax.Array
-BLANK = 0
 _MAX_LENGTHS = 5  # that utterances are padded to; each is compiled once
 
 
@@ -127,19 +128,6 @@ def error_rate(references: Sequence[Sequence], hypotheses: Sequence[Sequence]) -
         raise LabelError("the references hold no phone; an error rate has no meaning")
     pairs = zip(references, hypotheses, strict=True)
     return sum(Levenshtein.distance(list(r), list(h)) for r, h in pairs) / total
-
-
-def collapse(codes: np.ndarray) -> np.ndarray:
-    """Best path [T] to labels: repetitions are one, then blanks go."""
-    codes = np.asarray(codes)
-    changed = np.concatenate([[True], codes[1:] != codes[:-1]])[: len(codes)]
-    kept = codes[changed]
-    return kept[kept != BLANK]
-
-
-def frames_needed(labels: np.ndarray) -> int:
-    """Least T that CTC can say these labels in: one each, and a blank between equal ones."""
-    return len(labels) + int(np.sum(labels[1:] == labels[:-1]))
 
 
 class _Batch(NamedTuple):
@@ -277,7 +265,7 @@ def decode(params: Any, part: Part, *, settings: Settings) -> list[dict[str, np.
         paths = np.asarray(_best_paths(params, batch.features))
         for rate, of_rate in enumerate(found):
             for row, id_ in enumerate(ids):
-                of_rate[id_] = collapse(paths[rate, row, : batch.lengths[row]])
+                of_rate[id_] = best_path(paths[rate, row, : batch.lengths[row]])
     return found
 
 

@@ -11,8 +11,7 @@ from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifests
 from dinosr_jax.data.alignments import Alignment, read_alignment
 from dinosr_jax.data.labelled import PHONES_NAME, phones_path
-from dinosr_jax.data.phones import Phone, Stress, clean_label, frame_labels
-from dinosr_jax.data.text_files import read_text
+from dinosr_jax.data.phones import Phone, Stress, frame_labels, read_lexicon
 from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
@@ -87,10 +86,7 @@ def spell(
     Raises:
       LabelError: The lexicon has no word of the transcripts.
     """
-    words: dict[str, list[str]] = {}
-    for line in read_text(lexicon).split("\n"):
-        if (parts := line.split())[1:]:
-            words.setdefault(parts[0].upper(), [clean_label(p, stress=stress) for p in parts[1:]])
+    words = read_lexicon(lexicon, stress=stress)
     spelt: dict[str, tuple[Phone, ...]] = {}
     known = 0
     for split in splits:

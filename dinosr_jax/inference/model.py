@@ -16,6 +16,7 @@ import numpy as np
 
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
+from dinosr_jax.data.vocabulary import Vocabulary
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import Recording, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
@@ -30,6 +31,8 @@ _LOG = logging.getLogger(__name__)
 class Model:
     """A trained network: configuration, parameters of student and teacher, codebooks, step.
 
+    A recogniser has neither teacher nor codebooks ({} and None), and a `vocabulary`.
+
     `path` and `source` say where it came from: 'run', or the format of another project.
     """
 
@@ -39,7 +42,7 @@ class Model:
         *,
         params: Any,
         teacher_params: Any,
-        codebook: Codebook,
+        codebook: Codebook | None,
         step: int = 0,
         path: str = "",
         source: str = "run",
@@ -50,15 +53,28 @@ class Model:
         self.step, self.path, self.source, self.notes = step, path, source, tuple(notes)
         self._resampled: set[int] = set()
 
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The symbols of a recogniser; None of a network that was not fine-tuned."""
+        if self.config.task != "ctc":
+            return None
+        return Vocabulary(tuple(self.config.ctc.symbols))
+
     def full_params(self, network: Network) -> Any:
-        """Parameters of the student, or of the teacher with what it shares with the student."""
+        """Parameters of the student, or of the teacher with what it shares with the student.
+
+        Raises:
+          ValueError: A recogniser has no teacher.
+        """
+        if network == "teacher" and not self.teacher_params:
+            raise ValueError(f"{self.path}: a fine-tuned network has no teacher; expected student")
         return self.params if network == "student" else {**self.params, **self.teacher_params}
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the parameters of student, teacher and codebooks."""
         digest = hashlib.sha256()
-        state = (self.params, self.teacher_params, tuple(self.codebook))
+        state = (self.params, self.teacher_params, tuple(self.codebook or ()))
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(leaf))
@@ -215,9 +231,9 @@ def load(path: str | Path, *, heads: int | None = None) -> Model:
     """Reads a trained network.
 
     Args:
-      path: A run (the --workdir of main.py; its last checkpoint), one step of it
-        (RUN/checkpoints/STEP), an exported folder, or a checkpoint of fairseq, spidr or Hugging
-        Face.
+      path: A run (the --workdir of main.py; its last checkpoint, of a recogniser its best), one
+        step of it (RUN/checkpoints/STEP, RUN/best/STEP), an exported folder, or a checkpoint of
+        fairseq, spidr or Hugging Face.
       heads: Attention heads of another project's checkpoint that does not say them (spidr's); None
         for width / 64, as published.
 
@@ -230,7 +246,7 @@ def load(path: str | Path, *, heads: int | None = None) -> Model:
     path = Path(path).expanduser()
     if (path / "checkpoints").is_dir() and (path / "config.json").is_file():
         config = _read_config(path / "config.json")
-        return _restore(path / "checkpoints", config, step=None, path=path)
+        return _restore(runs.checkpoints_of(path, config), config, step=None, path=path)
     metadata = path / "config" / "metadata"
     if path.absolute().name.isdigit() and metadata.is_file() and (path / "state").is_dir():
         step = int(path.absolute().name)

@@ -100,6 +100,11 @@ def codebook_of_layer(model: Any, layer: int) -> int:
       ValueError: The layer has no codebook.
     """
     config = model.config.model
+    if model.codebook is None:
+        raise ValueError(
+            f"{model.path}: a fine-tuned network has no codebooks and heads; take the units of the "
+            "pre-trained one, or fit k-means (--source=kmeans --fit)"
+        )
     first = config.num_layers - config.num_codebooks + 1
     if not first <= layer <= config.num_layers:
         raise ValueError(

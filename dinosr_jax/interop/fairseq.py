@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dinosr_jax.config import published_recipe
 from dinosr_jax.objective.codebook import Codebook
+from dinosr_jax.recipes import published_recipe
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
 

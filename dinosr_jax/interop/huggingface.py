@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from dinosr_jax.config import published_recipe
 from dinosr_jax.interop import naming
 from dinosr_jax.interop.fairseq import Naming, Place, student_entries
 from dinosr_jax.interop.torch_files import Tensor, TorchFile
+from dinosr_jax.recipes import published_recipe
 
 SIDE_FILE = "dinosr.safetensors"
 _PREFIX = "data2vec_audio."  # of a model with a head

@@ -114,11 +114,19 @@ def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
     return restored
 
 
+def checkpoints_of(workdir: Path, config: Any) -> Path:
+    """The folder that a run is read from: of a recogniser that of its best, else of its last."""
+    best = Path(workdir) / "best"
+    found = config.task == "ctc" and any(path.name.isdigit() for path in best.glob("*"))
+    return best if found else Path(workdir) / "checkpoints"
+
+
 def read_any(path: Path) -> Imported:
     """Reads a run, one of its checkpoints, or a checkpoint of another project.
 
     Args:
-      path: A workdir, a folder workdir/checkpoints/STEP, or what `read_checkpoint` reads.
+      path: A workdir, a folder workdir/checkpoints/STEP or workdir/best/STEP, or what
+        `read_checkpoint` reads.
 
     Returns:
       As `read_checkpoint`; of a run, with its own optimizer state and data.
@@ -127,13 +135,13 @@ def read_any(path: Path) -> Imported:
       InteropError: It is none of them.
       CheckpointError: The run has none that can be read.
     """
-    path, step = Path(path), None
-    if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
-        path, step = path.parent.parent, int(path.name)
+    path, step, folder = Path(path), None, None
+    if path.name.isdigit() and path.parent.name in ("checkpoints", "best") and path.is_dir():
+        path, folder, step = path.parent.parent, path.parent, int(path.name)
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return read_checkpoint(path)
     config = parse(json.loads((path / "config.json").read_text()))
-    restored = restore(path / "checkpoints", config, step=step)
+    restored = restore(folder or checkpoints_of(path, config), config, step=step)
     data = dict(restored.data)
     data["metrics"] = _last_metrics(path / "metrics.jsonl", restored.step)
     return Imported(config, restored.state, restored.step, "run", [], data)

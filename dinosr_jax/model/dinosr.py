@@ -114,6 +114,7 @@ class DinoSR(nn.Module):
         projected: Array,
         *,
         mask: Array | None = None,
+        channel_mask: Array | None = None,
         padding_mask: Array | None = None,
         key: Array | None = None,
         layerdrop_key: Array | None = None,
@@ -124,6 +125,7 @@ class DinoSR(nn.Module):
         Args:
           projected: [B, T, D].
           mask: [B, T] bool, True where the frame becomes the mask embedding; None masks nothing.
+          channel_mask: [B, D] bool, True where a channel becomes 0, in fine-tuning; None for none.
           padding_mask: [B, T] bool, True on padding; None where nothing is padded.
           key: PRNG key of dropout and LayerDrop; None evaluates.
           layerdrop_key: That of LayerDrop, where it is another: micro-batches drop the same layers.
@@ -133,6 +135,8 @@ class DinoSR(nn.Module):
           `Layers`.
         """
         x = projected if mask is None else self.mask_embedding(projected, mask)
+        if channel_mask is not None:
+            x = jnp.where(channel_mask[:, None, :], 0, x)
         keys = {"key": key, "layerdrop_key": layerdrop_key}
         return self.encoder(x, padding_mask, **keys, all_layers=all_layers)
 

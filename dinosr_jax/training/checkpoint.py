@@ -83,6 +83,16 @@ class Checkpoints:
         """Steps that have a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def newest_data(self) -> dict[str, Any] | None:
+        """The `data` of the newest checkpoint that has a readable one; None where none has."""
+        for step in reversed(self.steps()):
+            try:
+                args = ocp.args.Composite(data=ocp.args.JsonRestore())
+                return self._manager.restore(step, args=args).data
+            except Exception as error:  # damaged files raise many kinds of errors
+                self._damaged(step, error)
+        return None
+
     def save(self, step: int, state: Any, *, config: dict[str, Any], data: dict[str, Any]) -> None:
         """Starts to save; returns once the state is copied from the devices.
 

@@ -78,6 +78,25 @@ class Evaluation:
         metrics = prediction_metrics(found.prediction) | table_metrics(jax.device_get(tables))
         return {f"eval_{name}": value for name, value in to_record(metrics).items()}
 
+    @staticmethod
+    def summary(step: int, metrics: Mapping[str, float]) -> str:
+        """One line for a person.
+
+        Args:
+          step: Finished updates.
+          metrics: Of `Evaluation.measure`.
+        """
+        parts = [
+            f"update {step}: held-out loss {metrics['eval_loss']:.3f}",
+            f"accuracy {metrics['eval_accuracy']:.1%} "
+            f"(most frequent code {metrics['eval_top_code_share']:.1%})",
+            f"target perplexity {metrics['eval_target_perplexity']:.1f}",
+        ]
+        if "eval_pnmi" in metrics:
+            best = max(value for name, value in metrics.items() if name.startswith("eval_pnmi_"))
+            parts.append(f"PNMI {metrics['eval_pnmi']:.3f} (best codebook {best:.3f})")
+        return ", ".join(parts)
+
     def _held_out(self, state: TrainState) -> Any:
         data, share = self._eval_data, sharding.local_share(self._mesh)
         number = min(self._config.eval_batches, data.batches_per_epoch)
@@ -102,22 +121,3 @@ class Evaluation:
             found = self._programs.get("unit quality", self._phone_step, state, batch)(state, batch)
             total = found if total is None else total + found
         return total
-
-
-def summary(step: int, metrics: Mapping[str, float]) -> str:
-    """One line for a person.
-
-    Args:
-      step: Finished updates.
-      metrics: Of `Evaluation.measure`.
-    """
-    parts = [
-        f"update {step}: held-out loss {metrics['eval_loss']:.3f}",
-        f"accuracy {metrics['eval_accuracy']:.1%} "
-        f"(most frequent code {metrics['eval_top_code_share']:.1%})",
-        f"target perplexity {metrics['eval_target_perplexity']:.1f}",
-    ]
-    if "eval_pnmi" in metrics:
-        best = max(value for name, value in metrics.items() if name.startswith("eval_pnmi_"))
-        parts.append(f"PNMI {metrics['eval_pnmi']:.3f} (best codebook {best:.3f})")
-    return ", ".join(parts)

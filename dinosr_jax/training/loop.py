@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,9 +17,11 @@ from tqdm.auto import tqdm
 from dinosr_jax.config import complete, to_text
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.training import processes, sharding
+from dinosr_jax.training.best import Best
 from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
 from dinosr_jax.training.environment import record_environment
-from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData, summary
+from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData
+from dinosr_jax.training.finetuning import make_finetuning_step
 from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.logs import RunLog, replace_text
 from dinosr_jax.training.metrics import to_record
@@ -27,6 +29,7 @@ from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.programs import Programs
 from dinosr_jax.training.state import TrainState, init_state
 from dinosr_jax.training.step import make_train_step
+from dinosr_jax.training.word_errors import TranscribedEvalData, WordErrors
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ class TrainingError(RuntimeError):
 
 
 class Data(Protocol):
-    """Batches as a pure function of the step (`data.pipeline.SpeechData`)."""
+    """Batches as a pure function of the step (`SpeechData`, `TranscribedData` in `data`)."""
 
     fingerprint: str
     batches_per_epoch: int
@@ -44,10 +47,13 @@ class Data(Protocol):
     def batches(
         self, start_step: int, num_steps: int, *, share: tuple[int, int, int]
     ) -> Iterator[Any]:
-        """Batches from a step on, each with `waveforms`, `ids` and `num_bad`.
+        """Batches from a step on, each with `arrays`, `ids` and `num_bad`.
 
         `share` is (first, last, parts): the rows from first / parts to last / parts of each.
         """
+
+    def samples(self, step: int) -> int:
+        """Samples of audio in the whole batch of a step."""
 
 
 class Pending(NamedTuple):
@@ -66,8 +72,9 @@ def train(
     *,
     workdir: Path,
     train_data: Data,
-    eval_data: EvalData | None,
+    eval_data: EvalData | TranscribedEvalData | None,
     phone_data: PhoneData | None = None,
+    initial: Mapping[str, Any] | None = None,
 ) -> int:
     """Trains to `config.num_steps`, going on from the last checkpoint in `workdir`.
 
@@ -80,6 +87,7 @@ def train(
       train_data: Batches to learn from.
       eval_data: Held-out batches, or None: nothing is evaluated.
       phone_data: Held-out utterances whose phones are known, or None.
+      initial: Parts of the parameters by name, for a new run to start with; None for random ones.
 
     Returns:
       The number of finished updates.
@@ -95,10 +103,10 @@ def train(
         optimizer = make_optimizer(config)
         abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
         keep = {"keep": config.keep_checkpoints, "keep_every": config.keep_every_steps}
-        checkpoints = Checkpoints(workdir / "checkpoints", **keep)
+        checkpoints, run = Checkpoints(workdir / "checkpoints", **keep), None
         try:
             state = _restore(checkpoints, abstract, config, train_data.fingerprint)
-            state = make() if state is None else state
+            state = _start(abstract, make, initial) if state is None else state
             if processes.is_first():
                 replace_text(workdir / "config.json", to_text(config) + "\n")
                 record_environment(workdir / "environment.jsonl", step=int(state.step))
@@ -108,6 +116,8 @@ def train(
             return run.run(state, stop)
         finally:
             checkpoints.close()
+            if run is not None:
+                run.close()
 
 
 class _Run:
@@ -124,17 +134,28 @@ class _Run:
     ):
         self.config, self.workdir, self.mesh, self.abstract = config, workdir, mesh, abstract
         self.checkpoints, self.train_data = checkpoints, train_data
-        self.train_step = sharding.jit_train_step(mesh, make_train_step(config), abstract)
+        make_step = make_finetuning_step if config.task == "ctc" else make_train_step
+        self.train_step = sharding.jit_train_step(mesh, make_step(config), abstract)
         self.programs = Programs(self._say)
-        self.evaluation: Evaluation | None = None
-        self.guard = Guard(config)
+        self.evaluation: Evaluation | WordErrors | None = None
+        self.best: Best | None = None
+        self.guard = Guard(config) if config.task == "pretrain" else None
         self.collapse = ""  # what the guard saw, where it stops the run
         self.pending: Pending | None = None
 
-    def evaluate_on(self, eval_data: EvalData, phone_data: PhoneData | None) -> None:
-        """Evaluates every `eval_steps` updates and at the end."""
+    def evaluate_on(self, eval_data: Any, phone_data: PhoneData | None) -> None:
+        """Evaluates every `eval_steps` updates and at the end; keeps the best recogniser."""
         where = (self.config, self.mesh, self.abstract, self.programs)
-        self.evaluation = Evaluation(*where, eval_data=eval_data, phone_data=phone_data)
+        if self.config.task == "ctc":
+            self.evaluation = WordErrors(*where, eval_data=eval_data)
+            self.best = Best(self.workdir / "best", fields=self.evaluation.best)
+        else:
+            self.evaluation = Evaluation(*where, eval_data=eval_data, phone_data=phone_data)
+
+    def close(self) -> None:
+        """Ends the saves in progress."""
+        if self.best is not None:
+            self.best.close()
 
     def run(self, state: TrainState, stop: processes.StopSignals) -> int:
         """Runs the updates that are left; returns the number of finished ones."""
@@ -150,18 +171,19 @@ class _Run:
         share = sharding.local_share(self.mesh)
         batches = self.train_data.batches(step, c.num_steps - step, share=share)
         try:
-            waveforms = lambda speech: {"waveforms": speech.waveforms}
-            for speech, batch in sharding.to_devices(self.mesh, batches, waveforms):
+            for speech, batch in sharding.to_devices(self.mesh, batches, lambda b: b.arrays):
                 update = self.programs.get("update", self.train_step, state, batch)
                 state, metrics = update(state, batch)
                 self._settle()  # the step before, while this one runs
-                step += 1
                 size, samples = batch.waveforms.shape
                 frames = size * num_frames(samples, c.model.conv_layers)
-                about = (speech.ids, size * samples / 16_000, frames, speech.num_bad)
+                seconds = self.train_data.samples(step) / 16_000
+                step += 1
+                about = (speech.ids, seconds, frames, speech.num_bad)
                 self.pending = Pending(step, metrics, *about)
                 last = step == c.num_steps or stop.is_set(step) or bool(self.collapse)
-                evaluate = step % c.eval_steps == 0 or step == c.num_steps
+                evaluate = step % c.eval_steps == 0 and step >= self._evaluated_from()
+                evaluate = evaluate or step == c.num_steps
                 if evaluate or last or step % c.checkpoint_steps == 0:
                     self._settle(self._evaluate(state) if evaluate else {}, always=evaluate)
                 if last or step % c.checkpoint_steps == 0:
@@ -169,6 +191,8 @@ class _Run:
                 if last:
                     break
             self.checkpoints.wait()
+            if self.best is not None:
+                self.best.wait()
         finally:
             getattr(batches, "close", lambda: None)()
             self.bar.close()
@@ -183,6 +207,9 @@ class _Run:
         done = "finished" if step == c.num_steps else "stopped by a signal"
         _LOG.info("%s at update %d (from %d); checkpoint saved", done, step, start)
         return step
+
+    def _evaluated_from(self) -> int:
+        return self.config.ctc.eval_after_steps if self.config.task == "ctc" else 0
 
     def _say(self, text: str) -> None:
         if processes.is_first():
@@ -217,21 +244,24 @@ class _Run:
 
     def _check_finite(self, record: dict[str, float], pending: Pending) -> None:
         names = "loss gradient_norm update_norm parameter_norm teacher_std feature_encoder_std"
-        if all(math.isfinite(record[name]) for name in names.split()):
+        names = [name for name in names.split() if name in record]
+        if all(math.isfinite(record[name]) for name in names):
             return
         self.checkpoints.wait()
         complete = self.checkpoints.steps()
         kept = f"the checkpoint of update {complete[-1]} is safe" if complete else "none was saved"
-        values = ", ".join(f"{name} {record[name]:g}" for name in names.split())
+        values = ", ".join(f"{name} {record[name]:g}" for name in names)
+        ids = ", ".join(filter(None, processes.together(pending.ids)))
         raise TrainingError(
             f"update {pending.step} is not finite: {values}; {kept}.\nIts batch: "
-            f"{', '.join(processes.together(pending.ids))}\nUsual causes: a learning rate that is "
-            "too high for this batch size (config.optimizer.learning_rate, warmup_steps), or no "
-            "gradient clipping (config.optimizer.clip_norm). Running the same command repeats it "
-            "exactly."
+            f"{ids}\nUsual causes: a learning rate that is too high for this batch size "
+            "(config.optimizer.learning_rate, warmup_steps), or no gradient clipping "
+            "(config.optimizer.clip_norm). Running the same command repeats it exactly."
         )
 
     def _check_collapse(self, record: dict[str, float], pending: Pending) -> None:
+        if self.guard is None:
+            return
         frames = pending.frames * record["masked_share"]
         text = self.guard.check(record, frames=frames)
         if text is None:
@@ -248,15 +278,21 @@ class _Run:
         jax.block_until_ready(state)
         start = time.monotonic()
         metrics = self.evaluation.measure(state)
-        self._say(summary(int(state.step), metrics))
+        self._say(self.evaluation.summary(int(state.step), metrics))
+        if self.best is not None and self.best.offer(int(state.step), state, metrics, self._about):
+            self._say(f"the best so far; kept in {self.best.directory}")
         if self.log is not None:
             self.log.draw()
         self.since += time.monotonic() - start  # not counted in the speed of training
         return metrics
 
     def _save(self, step: int, state: TrainState) -> None:
+        self.checkpoints.save(step, state, **self._about(step))
+
+    def _about(self, step: int) -> dict[str, Any]:
+        """What a checkpoint has beside the state."""
         data = {"fingerprint": self.train_data.fingerprint, "next_step": step}
-        self.checkpoints.save(step, state, config=self.config.to_dict(), data=data)
+        return {"config": self.config.to_dict(), "data": data}
 
 
 def _claim(workdir: Path) -> Any:
@@ -276,6 +312,15 @@ def _claim(workdir: Path) -> Any:
             f"--workdir {workdir} is in use by another run; wait for it, or choose another folder"
         ) from error
     return lock
+
+
+def _start(abstract: Any, make: Callable[[], Any], initial: Mapping[str, Any] | None) -> TrainState:
+    """The state of a new run."""
+    state = make()
+    if initial is None:
+        return state
+    wanted = {name: abstract.params[name] for name in initial}
+    return state.replace(params={**state.params, **sharding.place_like(dict(initial), wanted)})
 
 
 def _restore(checkpoints: Checkpoints, abstract: Any, config: Any, fingerprint: str) -> Any:

@@ -1,4 +1,4 @@
-"""AdamW with fairseq's tri-stage learning rate, and the freeze of the feature encoder."""
+"""AdamW with fairseq's tri-stage learning rate, and what is frozen when."""
 
 from typing import Any, NamedTuple
 
@@ -75,6 +75,35 @@ def freeze_from(
     return optax.GradientTransformation(init, update)
 
 
+class WaitState(NamedTuple):
+    """Updates seen, and the state of the optimizer inside."""
+
+    count: Array
+    inner: optax.OptState
+
+
+def wait_until(
+    optimizer: optax.GradientTransformation, *, step: int
+) -> optax.GradientTransformation:
+    """Leaves parameters, and the optimizer's state, as they are for the first `step` updates.
+
+    The moments start with the first gradient that counts, as torch's do for a parameter that had
+    none before.
+    """
+
+    def init(params):
+        return WaitState(jnp.zeros((), jnp.int32), optimizer.init(params))
+
+    def update(gradients, state, params=None):
+        waits = state.count < step
+        updates, inner = optimizer.update(gradients, state.inner, params)
+        updates = jax.tree.map(lambda new: jnp.where(waits, jnp.zeros_like(new), new), updates)
+        inner = jax.tree.map(lambda new, old: jnp.where(waits, old, new), inner, state.inner)
+        return updates, WaitState(state.count + 1, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_schedule(config: Any) -> optax.Schedule:
     """The learning rate of a configuration."""
     names = "learning_rate warmup_steps hold_steps decay_steps init_scale final_scale".split()
@@ -82,10 +111,35 @@ def make_schedule(config: Any) -> optax.Schedule:
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:
-    """AdamW on every parameter (biases and norms decay too, as in the official recipe)."""
+    """AdamW on every parameter (biases and norms decay too, as in the official recipe).
+
+    Of a recogniser, the feature encoder never learns, and all but the output layer wait.
+    """
+    if config.task == "ctc":
+        return _make_finetuning_optimizer(config)
     c = config.optimizer
     adamw = optax.adamw(make_schedule(config), c.b1, c.b2, c.eps, weight_decay=c.weight_decay)
     if c.clip_norm:
         adamw = optax.chain(optax.clip_by_global_norm(c.clip_norm), adamw)
     parts = ("feature_encoder", "feature_projection")
     return freeze_from(adamw, step=config.teacher.freeze_feature_encoder_step, parts=parts)
+
+
+def _make_finetuning_optimizer(config: Any) -> optax.GradientTransformation:
+    c = config.optimizer
+    adam = optax.chain(
+        optax.scale_by_adam(c.b1, c.b2, c.eps), optax.add_decayed_weights(c.weight_decay)
+    )
+    parts = {
+        "output": adam,
+        "network": wait_until(adam, step=config.ctc.freeze_steps),
+        "never": optax.set_to_zero(),
+    }
+    names = {"output": "output", "feature_encoder": "never"}
+    label = lambda params: {name: names.get(name, "network") for name in params}
+    optimizer = optax.chain(
+        optax.partition(parts, label), optax.scale_by_learning_rate(make_schedule(config))
+    )
+    if c.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer)
+    return optimizer

@@ -71,11 +71,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def total(number: int) -> int:
+def total(number: float) -> float:
     """Sum of a number over the processes; all of them must ask at the same step."""
     if jax.process_count() == 1:
         return number
-    return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))
+    return type(number)(np.sum(multihost_utils.process_allgather(np.asarray(number))))
 
 
 def together(texts: list[str]) -> list[str]:

@@ -199,6 +199,30 @@ def jit_phone_step(mesh: Mesh, phone_step: Callable, abstract_state: Any) -> Cal
     return jax.jit(_on(mesh, phone_step), in_shardings=shardings, out_shardings=replicated(mesh))
 
 
+def jit_rows_step(mesh: Mesh, step: Callable, abstract_state: Any) -> Callable:
+    """Compiles what gives something of every row; the state is left alone, results are cut."""
+    cut = batch_sharding(mesh)
+    shardings = (state_shardings(mesh, abstract_state), cut)
+    return jax.jit(_on(mesh, step), in_shardings=shardings, out_shardings=cut)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of a cut array that this process has, in order."""
+    rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(rows[first]) for first in sorted(rows)])
+
+
+def place_like(values: Any, abstract: Any) -> Any:
+    """Arrays of the host, the same in every process, on the mesh as an abstract tree says."""
+
+    def place(value: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+        host = np.asarray(value, like.dtype)
+        cut = lambda index: host[index].copy()  # own the buffers: the state is donated
+        return jax.make_array_from_callback(host.shape, like.sharding, cut)
+
+    return jax.tree.map(place, values, abstract)
+
+
 def _on(mesh: Mesh, step: Callable) -> Callable:
     """The same function, traced for the devices of the mesh, with its activations cut by them.
 

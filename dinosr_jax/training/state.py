@@ -9,6 +9,7 @@ import optax
 
 from dinosr_jax.model.dinosr import DinoSR
 from dinosr_jax.model.feature_encoder import receptive_field
+from dinosr_jax.model.recogniser import Output
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective.teacher import teacher_parts
 
@@ -23,30 +24,36 @@ class Batch(NamedTuple):
       num_samples: [B] int32, real samples of each; None where nothing is padded.
       speakers: [B] int32, numbers of the speakers; None in training.
       phones: [B, T] int32, numbers of the phones, -1 where there is none; None in training.
+      labels: [B, U] int32, the transcript's symbols; None in pre-training, as the next.
+      num_labels: [B] int32, how many they are; 0 where a row only fills the batch.
     """
 
     waveforms: Array
     num_samples: Array | None = None
     speakers: Array | None = None
     phones: Array | None = None
+    labels: Array | None = None
+    num_labels: Array | None = None
 
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run. Random keys are derived from the seed and `step`, never stored."""
+    """The state of a run. Random keys are derived from the seed and `step`, never stored.
+
+    A recogniser has no teacher and no codebooks.
+    """
 
     step: Array  # int32, finished optimizer updates
-    params: Any  # the student
-    teacher_params: Any  # float32, `teacher_parts` of the student
+    params: Any  # the student, or the recogniser
+    teacher_params: Any  # float32, `teacher_parts` of the student; {} of a recogniser
     opt_state: optax.OptState
-    codebook: codebooks.Codebook
+    codebook: codebooks.Codebook | None
 
 
 def stream_key(seed: int, stream: str, step: Array | int = 0) -> Array:
     """Random key of one named stream at one step of a run."""
-    number = {"init": 0, "codebook": 1, "teacher": 2, "mask": 3, "dropout": 4, "eval_mask": 5}[
-        stream
-    ]
+    streams = "init codebook teacher mask dropout eval_mask channel_mask output"
+    number = streams.split().index(stream)
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
 
 
@@ -64,12 +71,15 @@ def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> Train
 
     Returns:
       Student initialised from the seed, teacher a copy of it (or, with `teacher.init='reinit'`,
-      initialised anew), codebooks of standardised noise.
+      initialised anew), codebooks of standardised noise. A recogniser: the student with an output
+      layer in place of the heads.
     """
     model = make_model(config)
     samples = jnp.zeros((1, receptive_field(config.model.conv_layers)[0]))
     init = lambda stream: model.init(stream_key(config.seed, stream), samples)["params"]
     params = init("init")
+    if config.task == "ctc":
+        return _init_recogniser(config, params, optimizer)
     source = params if config.teacher.init == "copy" else init("teacher")
     teacher = teacher_parts(source, scope=config.teacher.scope)
     codebook = codebooks.init(
@@ -85,3 +95,12 @@ def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> Train
         opt_state=optimizer.init(params),
         codebook=codebook,
     )
+
+
+def _init_recogniser(config: Any, params: Any, optimizer: optax.GradientTransformation) -> Any:
+    """A student [its parameters] becomes a recogniser."""
+    frame = jnp.zeros((1, 1, config.model.width))
+    output = Output(len(config.ctc.symbols)).init(stream_key(config.seed, "output"), frame)
+    params = {name: part for name, part in params.items() if name != "heads"}
+    params["output"] = output["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), None)
