@@ -1,5 +1,6 @@
 """The checkpoint of a run whose held-out figures are the best so far, beside the last ones."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class Best:
           CheckpointError: It could not be written.
         """
         figures = self._figures(metrics)
-        if self._least is not None and figures >= self._least:
+        comparable = not any(map(math.isnan, figures))
+        if not comparable or (self._least is not None and figures >= self._least):
             return False
         found = about(step)
         found["data"] = found["data"] | {"metrics": dict(metrics)}

@@ -135,4 +135,4 @@ def marked(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[str, st
             width = max(len(a), len(b), 1)
             above.append((a or "-" * width).ljust(width))
             below.append((b or "-" * width).ljust(width))
-    return "ref " + " ".join(above).rstrip(), "hyp " + " ".join(below).rstrip()
+    return ("ref " + " ".join(above)).rstrip(), ("hyp " + " ".join(below)).rstrip()
