@@ -86,8 +86,8 @@ def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
     """
     from dinosr_jax.data.transcripts import find_vocabulary
 
-    started = workdir / "config.json"
-    if started.is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
+    started, kept = workdir / "config.json", (workdir / "checkpoints").glob("*")
+    if started.is_file() and any(path.name.isdigit() for path in kept):  # others are unfinished
         before = complete(json.loads(started.read_text()))
         return _filled(config, before["model"], before["ctc"]["symbols"]), None
     symbols = config.ctc.symbols or find_vocabulary(config.data, config.ctc).symbols

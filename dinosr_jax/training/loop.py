@@ -106,7 +106,8 @@ def train(
         checkpoints, run = Checkpoints(workdir / "checkpoints", **keep), None
         try:
             state = _restore(checkpoints, abstract, config, train_data.fingerprint)
-            state = _start(abstract, make, initial) if state is None else state
+            if state is None:
+                state = _start(config, abstract, make, initial)
             if processes.is_first():
                 replace_text(workdir / "config.json", to_text(config) + "\n")
                 record_environment(workdir / "environment.jsonl", step=int(state.step))
@@ -314,10 +315,14 @@ def _claim(workdir: Path) -> Any:
     return lock
 
 
-def _start(abstract: Any, make: Callable[[], Any], initial: Mapping[str, Any] | None) -> TrainState:
+def _start(
+    config: Any, abstract: Any, make: Callable[[], Any], initial: Mapping[str, Any] | None
+) -> TrainState:
     """The state of a new run."""
     state = make()
     if initial is None:
+        if config.init:
+            raise TrainingError(f"config.init={config.init}: its parameters were not given")
         return state
     wanted = {name: abstract.params[name] for name in initial}
     return state.replace(params={**state.params, **sharding.place_like(dict(initial), wanted)})

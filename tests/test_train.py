@@ -1,0 +1,230 @@
+"""Fine-tuning as a user runs it: from a run, killed, gone on with, and told what is wrong."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from transcribed_prompts import write_prompts
+
+from dinosr_jax.cli.train import resolve
+from dinosr_jax.config import parse, read_file
+from dinosr_jax.data.corpora import prepare
+from dinosr_jax.inference.model import load
+
+ROOT = Path(__file__).parents[1]
+STEPS = 16
+SMALLER = ["--config.model.width=48", "--config.model.num_layers=2", "--config.model.num_heads=3"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    source = tmp_path_factory.mktemp("source")
+    write_prompts(source)
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(source, data_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+def start(cache, *flags):
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    kept |= {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    command = [sys.executable, "main.py", "--config=configs/tiny.py", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=kept, **pipes)
+
+
+def run(cache, *flags, expect=0):
+    process = start(cache, *flags)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == expect, output[-3000:]
+    return output
+
+
+def finetuning(data_dir, workdir, *flags):
+    return [
+        "--config.task=ctc",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}",
+        f"--config.num_steps={STEPS}",
+        "--config.eval_steps=4",
+        "--config.checkpoint_steps=3",
+        "--config.data.min_seconds=0.1",
+        "--config.data.max_rungs=1",
+        "--config.data.max_batch_seconds=17",
+        "--config.ctc.freeze_steps=5",
+        "--config.ctc.eval_after_steps=8",
+        "--config.ctc.channel_mask_length=8",
+        "--config.model.layerdrop=0.2",
+        "--config.optimizer.weight_decay=0.0",
+        *flags,
+    ]
+
+
+@pytest.fixture(scope="module")
+def pretrained(data_dir, cache, tmp_path_factory) -> Path:
+    """A few updates of another shape than the configuration's."""
+    workdir = tmp_path_factory.mktemp("runs") / "pretrained"
+    flags = [f"--config.data.data_dir={data_dir}", f"--workdir={workdir}", "--config.num_steps=2"]
+    short = ["--config.data.min_seconds=0.3", "--config.data.max_rungs=1"]
+    run(cache, *flags, *short, "--config.data.eval_split=", *SMALLER)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def reference(data_dir, cache, pretrained, tmp_path_factory) -> Path:
+    """A fine-tuning that is never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "reference"
+    output = run(cache, *finetuning(data_dir, workdir, f"--config.init={pretrained}"))
+    assert "fine-tuning the student of" in output and "2 layers of width 48" in output
+    assert "left out" in output or "12 utterances" in output
+    return workdir
+
+
+def records(workdir):
+    kept = []
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        record.pop("audio_seconds_per_second")
+        record.pop("num_bad_utterances")
+        kept.append(record)
+    return kept
+
+
+def same_parameters(a, b):
+    pairs = zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def test_a_recogniser_is_made_of_the_network_and_knows_its_symbols(pretrained, reference):
+    trained, before = load(reference), load(pretrained)
+    assert trained.vocabulary.symbols[4] == "|" and len(trained.vocabulary.symbols) == 32
+    assert trained.config.model.width == 48 and before.vocabulary is None
+    for a, b in zip(
+        jax.tree.leaves(trained.params["feature_encoder"]),
+        jax.tree.leaves(before.params["feature_encoder"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)  # never trained
+    found = records(reference)
+    assert [r["step"] for r in found] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in found if "eval_wer" in r] == [8, 12, 16]
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
+def test_the_best_checkpoint_is_kept_and_read(reference):
+    found = {r["step"]: r["eval_wer"] for r in records(reference) if "eval_wer" in r}
+    (best,) = (int(path.name) for path in (reference / "best").glob("[0-9]*"))
+    assert found[best] == min(found.values())
+    assert load(reference).step == best
+    last = load(reference / "checkpoints" / str(STEPS))
+    assert last.step == STEPS and last.vocabulary == load(reference).vocabulary
+    assert same_parameters(load(reference / "best" / str(best)), load(reference))
+
+
+def test_killed_at_any_moment_gives_the_same_run(data_dir, cache, pretrained, reference, tmp_path):
+    workdir = tmp_path / "killed"
+    flags = finetuning(data_dir, workdir, f"--config.init={pretrained}")
+    chance = random.Random(str(tmp_path))
+    kills = []
+    for _ in range(3):
+        process, before = start(cache, *flags), last_step(workdir)
+        wanted = before + chance.randint(1, 5)
+        while process.poll() is None and last_step(workdir) < wanted:
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.1)
+        if process.poll() is None:
+            process.kill()
+            kills.append(last_step(workdir))
+        process.communicate()
+    print("killed at", kills)
+    assert kills
+    run(cache, *flags)
+    assert records(workdir) == records(reference)
+    for folder in ("checkpoints", "best"):
+        steps = sorted(path.name for path in (workdir / folder).glob("[0-9]*"))
+        assert steps == sorted(path.name for path in (reference / folder).glob("[0-9]*"))
+        assert same_parameters(*(load(r / folder / steps[-1]) for r in (workdir, reference)))
+
+
+def last_step(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+
+def test_it_goes_on_without_what_it_started_from(data_dir, cache, reference):
+    """The network that `init` names may be gone by then."""
+    more = f"--config.num_steps={STEPS + 1}"
+    gone = finetuning(data_dir, reference, "--config.init=/gone", more)
+    assert "config.init: the checkpoint has" in run(cache, *gone, expect=1)
+    initial = json.loads((reference / "config.json").read_text())["init"]
+    Path(initial).rename(initial + "-moved")
+    try:
+        run(cache, *finetuning(data_dir, reference, f"--config.init={initial}"))
+    finally:
+        Path(initial + "-moved").rename(initial)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.init=/nowhere"], ["/nowhere"]),
+        (["--config.ctc.vocabulary=/nowhere.txt"], ["/nowhere.txt", "dictionary"]),
+        (["--config.ctc.vocabulary=phones"], ["phones", "config.data.alignment"]),
+        (["--config.ctc.language=fr"], ["'fr'", "its languages are en"]),
+        (["--config.ctc.network=both"], ["config.ctc.network: found 'both'"]),
+        (["--config.data.max_seconds=0.11"], ["no utterance is left", "longer than max_seconds"]),
+        (["--config.data.max_batch_seconds=3"], ["max_batch_seconds = 3", "Raise"]),
+        (["--config.task=pretrain", "--config.init=runs/x"], ["config.init: found 'runs/x'"]),
+    ],
+)
+def test_mistakes_are_explained(data_dir, cache, tmp_path, flags, words):
+    output = run(cache, *finetuning(data_dir, tmp_path / "never", *flags), expect=1)
+    assert all(word in output for word in words), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "never" / "metrics.jsonl").exists()
+
+
+def config_of(data_dir, *flags):
+    name = str(ROOT / "configs/tiny.py")
+    data = [f"--config.data.data_dir={data_dir}", "--config.task=ctc"]
+    return parse(read_file(name, [*data, *flags]))
+
+
+def test_what_is_taken_from_the_network_and_what_from_the_recipe(data_dir, pretrained, tmp_path):
+    flags = [f"--config.init={pretrained}", "--config.model.dropout=0.25"]
+    config, parts = resolve(config_of(data_dir, *flags), tmp_path)
+    assert config.model.width == 48 and config.model.dropout == 0.25
+    assert set(parts) == {"feature_encoder", "feature_projection", "mask_embedding", "encoder"}
+    student = load(pretrained)
+    _, parts = resolve(config_of(data_dir, *flags, "--config.ctc.network=teacher"), tmp_path)
+    ours = jax.tree.leaves(parts["encoder"])
+    for a, b in zip(ours, jax.tree.leaves(student.teacher_params["encoder"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_recogniser_can_be_fine_tuned_further(data_dir, reference, tmp_path):
+    config, parts = resolve(config_of(data_dir, f"--config.init={reference}"), tmp_path)
+    assert set(parts) >= {"output", "encoder"} and len(config.ctc.symbols) == 32
+    other = ["--config.ctc.vocabulary=characters", f"--config.init={reference}"]
+    config, parts = resolve(config_of(data_dir, *other), tmp_path)
+    assert "output" not in parts and "e" in config.ctc.symbols
+    with pytest.raises(ValueError, match="has no teacher"):
+        teacher = "--config.ctc.network=teacher"
+        resolve(config_of(data_dir, f"--config.init={reference}", teacher), tmp_path)
