@@ -24,6 +24,7 @@ from dinosr_jax.config import parse
 from dinosr_jax.data.batching import EDGE_SAMPLES, FRAME_GRID, FRAME_SAMPLES, SAMPLE_RATE
 from dinosr_jax.training.estimate import CHIPS, GIB, Estimate
 
+_LABELS_A_SECOND = 20  # of a transcript, at most; speech has 15 letters a second
 Optimization = Literal["O0", "O1", "O2", "O3"]
 
 
@@ -209,10 +210,17 @@ def _compile(
     import jax
     import jax.numpy as jnp
 
+    from dinosr_jax.data.vocabulary import letters
     from dinosr_jax.training import costs, sharding
+    from dinosr_jax.training.finetuning import make_finetuning_step
     from dinosr_jax.training.optimizer import make_optimizer
     from dinosr_jax.training.state import Batch, init_state
     from dinosr_jax.training.step import make_train_step
+
+    make_step = make_train_step
+    if config["task"] == "ctc":
+        make_step = make_finetuning_step
+        config["ctc"]["symbols"] = config["ctc"]["symbols"] or letters().symbols
 
     jax.config.update("jax_optimization_level", optimization)
     devices = topology_devices(topology)
@@ -223,9 +231,14 @@ def _compile(
     init = functools.partial(init_state, checked, optimizer=make_optimizer(checked))
     state, _ = sharding.make_state(mesh, init)
     where = sharding.batch_sharding(mesh)
-    batch = Batch(jax.ShapeDtypeStruct((size, samples), jnp.float32, sharding=where))
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=where)
+    batch = Batch(array(jnp.float32, samples))
+    if checked.task == "ctc":
+        labels = samples // SAMPLE_RATE * _LABELS_A_SECOND
+        numbers = {name: array(jnp.int32) for name in ("num_samples", "num_labels")}
+        batch = batch._replace(labels=array(jnp.int32, labels), **numbers)
     start, cpu_start = time.monotonic(), time.process_time()
-    traced = sharding.jit_train_step(mesh, make_train_step(checked), state).trace(state, batch)
+    traced = sharding.jit_train_step(mesh, make_step(checked), state).trace(state, batch)
     version = lambda name: f"{name} {importlib.metadata.version(name)}"
     estimate = Estimate(
         topology=topology,

@@ -30,11 +30,20 @@ class Panel(NamedTuple):
 PANELS = (
     Panel(
         "loss",
-        "Loss: how hard the codes are to predict",
-        "cross-entropy (nats)",
+        "Loss: how hard the targets are to predict",
+        "nats; of transcripts, an utterance",
         ("loss", "eval_loss"),
         hint="It falls, on held-out speech too. Under 1 within some thousands of updates, with a "
         "target perplexity of a few codes, it is a collapse and no success.",
+    ),
+    Panel(
+        "word-errors",
+        "Errors on held-out speech, best path",
+        "edits / length of the reference",
+        ("eval_wer", "eval_cer"),
+        scale="share",
+        hint="Both fall; letters first. A word error rate that stays at 1 while the letter error "
+        "rate falls says that words are not whole yet.",
     ),
     Panel(
         "loss-by-codebook",
@@ -234,6 +243,8 @@ def line_name(field: str, panel: Panel) -> str:
     if panel.name == "codes-follow":
         words = field.removeprefix("eval_").removesuffix("_information")
         return "phones (PNMI)" if words == "pnmi" else words
+    if panel.name == "word-errors":
+        return {"eval_wer": "words (WER)", "eval_cer": "letters (CER)"}[field]
     words = field.removeprefix("eval_").replace("_", " ").replace(" std", "")
     return f"{words}, held out" if field.startswith("eval_") else words
 
