@@ -10,12 +10,12 @@ import click
 from dinosr_jax.cli.errors import one_line
 from dinosr_jax.cli.options import together
 
-_run_over_inputs = together(
+run_over_inputs = together(
     click.argument("checkpoint", type=click.Path(path_type=Path)),
     click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option("--split", default="", help="INPUT are prepared datasets; read this."),
 )
-_run_options = together(
+run_options = together(
     click.option("--shard", default="0/1", show_default=True, help="Part i of n, from 0."),
     click.option(
         "--skip-bad", is_flag=True, help="List what cannot be used in skipped.tsv; go on."
@@ -30,7 +30,7 @@ _run_options = together(
 
 
 @click.command()
-@_run_over_inputs
+@run_over_inputs
 @click.option("--layer", required=True, help="From 1 (0: their input); 5, or 1,5,9, or all.")
 @click.option("--tensor", type=click.Choice(["block", "ffn"]), default="block", show_default=True)
 @click.option(
@@ -49,7 +49,7 @@ _run_options = together(
     "0 frames for what is left out.",
 )
 @click.option("--name", default="features", show_default=True, help="NAME of fairseq's layout.")
-@_run_options
+@run_options
 def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **options: Any) -> None:
     """Write features of recordings: [T, D] .npy, 50 frames a second, and features.json.
 
@@ -64,7 +64,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     from dinosr_jax.inference.extract import extract_files
 
     options["network"] = options.pop("model")
-    with _network(checkpoint, options, skip_bad) as (trained, settings):
+    with network(checkpoint, options, skip_bad) as (trained, settings):
         found = extract_files(trained, inputs, **settings)
     text = f"{found.written} written"
     text += f", {found.there_before} were there" if found.there_before else ""
@@ -72,7 +72,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
 
 
 @click.command()
-@_run_over_inputs
+@run_over_inputs
 @click.option("--layer", required=True, help="5, or 10,11,12, or all that have units.")
 @click.option(
     "--source",
@@ -102,7 +102,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
 )
 @click.option("--tensor", type=click.Choice(["block", "ffn"]), help="kmeans.  [--fit: block]")
 @click.option("--model", type=click.Choice(["student", "teacher"]), help="kmeans. [--fit: student]")
-@_run_options
+@run_options
 def units(
     checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, deduplicate: bool, **options: Any
 ) -> None:
@@ -129,13 +129,13 @@ def units(
     form = "runs" if deduplicate else "frames"
     style = unit_files.Style(form=form, textgrids=options.pop("textgrid"), **take("key"))
     options |= {"wish": wish, "style": style}
-    with _network(checkpoint, options, skip_bad) as (trained, settings):
+    with network(checkpoint, options, skip_bad) as (trained, settings):
         found = unit_files.write_units(trained, inputs, **settings)
     click.echo(unit_files.to_text(found))
 
 
 @contextlib.contextmanager
-def _network(
+def network(
     checkpoint: Path, options: dict[str, Any], skip_bad: bool
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The network, and settings with progress and batches; errors become one line."""

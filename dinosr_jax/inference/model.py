@@ -170,6 +170,37 @@ class Model:
             found = [codes[int(layer)] for codes in found]
         return found if several else found[0]
 
+    def transcribe(
+        self,
+        waveforms: np.ndarray | Sequence[np.ndarray],
+        *,
+        sample_rate: int = audio.SAMPLE_RATE,
+        decoder: Any = None,
+        options: batches.Options | None = None,
+    ) -> Any:
+        """What is said in one utterance, or in many.
+
+        Args:
+          waveforms: As `extract` takes them.
+          sample_rate: Of all waveforms, in Hz.
+          decoder: Of `decoding` or `beam_search`; None is greedy.
+          options: Batches, chunks and threads; None for the defaults.
+
+        Returns:
+          Text; a list of texts, in the order of the waveforms, where a list is given.
+
+        Raises:
+          ValueError: The network was not fine-tuned.
+          AudioError: A waveform cannot be used; its place in the list is named.
+        """
+        from dinosr_jax.inference import decoding, transcribe
+
+        transcribe.check_recogniser(self)
+        recordings, several = self._recordings(waveforms, sample_rate)
+        decoder = decoder or decoding.greedy(self.vocabulary, transcribe.clock_of(self))
+        texts = transcribe.texts_of(self, recordings, decoder, options=options)
+        return texts if several else texts[0]
+
     def _recordings(self, waveforms: Any, sample_rate: int) -> tuple[list[Recording], bool]:
         """Waveforms as recordings, and whether they are several."""
         several = isinstance(waveforms, (list, tuple))

@@ -73,13 +73,14 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise _failed(path, error) from error
+        raise failed(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _failed(path: Path, error: OSError) -> OutputError:
+def failed(path: Path, error: OSError) -> OutputError:
+    """What to tell of a disk that is full, or a folder that cannot be written to."""
     folder = next(parent for parent in path.parents if parent.exists())
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     free = shutil.disk_usage(folder).free / 2**20
@@ -133,7 +134,7 @@ class ArrayFile:
         except BaseException as error:
             self.discard()
             if isinstance(error, OSError):
-                raise _failed(self._path, error) from error
+                raise failed(self._path, error) from error
             raise
 
 

@@ -1,0 +1,133 @@
+"""Commands of recognition: `transcribe`, and `evaluate wer`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import one_line
+from dinosr_jax.cli.inference import network, run_options, run_over_inputs
+
+_FILE = click.Path(path_type=Path)
+decoder_options = shared.together(
+    click.option(
+        "--decoder",
+        type=click.Choice(["greedy", "beam"]),
+        help="[default: beam where --lm is given, else greedy]",
+    ),
+    click.option("--lm", type=_FILE, help="n-gram of words: .arpa, .arpa.gz or KenLM's binary."),
+    click.option("--lexicon", type=_FILE, help="Words, and their letters with | at the end."),
+    click.option("--beam", type=click.IntRange(min=1), help="[default: 500]"),
+    click.option("--beam_threshold", type=float, help="[default: 100]"),
+    click.option("--lm_weight", type=float, help="[default: 2]"),
+    click.option("--word_score", type=float, help="[default: -1]"),
+    click.option("--sil_weight", type=float, help="Of the word boundary.  [default: 0]"),
+    click.option("--settings", type=_FILE, help="The last options, as `sweep` writes them."),
+)
+
+
+@click.command()
+@run_over_inputs
+@click.option("--output", required=True, type=_FILE, help="JSON lines to write.")
+@click.option(
+    "--key",
+    type=click.Choice(["file", "name", "fileid", "audio"]),
+    default="file",
+    show_default=True,
+    help="Field of the path (file) or of the basename, as of `units`.",
+)
+@click.option("--emissions", type=_FILE, help="Folder to keep log-probabilities [T, V] in.")
+@decoder_options
+@run_options
+def transcribe(
+    checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, emissions: Path | None, **given: Any
+) -> None:
+    """Write what is said in recordings: {"file": ..., "text": ..., "words": [...]} a line.
+
+    CHECKPOINT is a fine-tuned run (its best checkpoint), a step of one, or an exported folder;
+    INPUT as in `extract`. Words have their start and end in seconds. The same command goes on where
+    it stopped.
+    """
+    from dinosr_jax.inference.transcribe import check_recogniser, clock_of, transcribe_files
+
+    wish = {name: given.pop(name) for name in _DECODER}
+    with network(checkpoint, given, skip_bad) as (trained, settings):
+        check_recogniser(trained)
+        decoder, about = make_decoder(trained.vocabulary, clock_of(trained), wish)
+        settings |= {"decoder": decoder, "settings": about, "emissions_folder": emissions}
+        found = transcribe_files(trained, inputs, **settings)
+    text = f"{found.written} written"
+    text += f", {found.there_before} were there" if found.there_before else ""
+    click.echo(text + (f", {len(found.skipped)} left out (skipped.tsv)" if found.skipped else ""))
+
+
+_DECODER = (
+    "decoder", "lm", "lexicon", "beam", "beam_threshold", "lm_weight", "word_score", "sil_weight",
+    "settings",
+)  # fmt: skip
+
+
+def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The decoder that options ask for, and what is to be known of it."""
+    from dinosr_jax.inference import decoding
+
+    chosen = wish.pop("decoder") or ("beam" if wish["lm"] else "greedy")
+    given = {name: value for name, value in wish.items() if value is not None}
+    if chosen == "greedy":
+        if given:
+            raise ValueError(f"--{next(iter(given))} is for --decoder=beam")
+        return decoding.greedy(vocabulary, clock), {"decoder": "greedy"}
+    from dinosr_jax.inference import beam_search
+
+    file = given.pop("settings", None)
+    kept = beam_search.read_settings(file) if file else {}
+    settings = beam_search.Settings(**(kept | given))
+    about = {"decoder": "beam", **beam_search.describe(settings)}
+    return beam_search.beam_search(vocabulary, clock, settings), about
+
+
+@click.command("wer")
+@click.argument("hypotheses", metavar="HYP", type=_FILE)
+@click.option(
+    "--reference",
+    required=True,
+    type=_FILE,
+    help="JSON lines, a table, lines of an id and its words, a LibriSpeech tree, or a dataset.",
+)
+@click.option("--split", default="", help="--reference is a prepared dataset; of this.")
+@click.option(
+    "--normalise",
+    type=click.Choice(["librispeech", "lower", "none"]),
+    default="librispeech",
+    show_default=True,
+    help="Both sides: upper or lower case without punctuation, or as they are.",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "delete", "leave"]),
+    default="error",
+    show_default=True,
+    help="What HYP lacks: an error, all deletions, or left out.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the bootstrap.")
+@click.option("--worst", type=click.IntRange(min=0), default=5, show_default=True)
+@click.option("--output", type=_FILE, help="JSON file to write.")
+def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given: Any) -> None:
+    """Word and character error rates of HYP, the output of `transcribe`, with an interval."""
+    import json
+
+    from dinosr_jax.evaluation import references, wer
+    from dinosr_jax.inference.outputs import OutputError, write_text
+
+    with one_line(ValueError, OSError, OutputError):
+        said = references.read_transcripts(hypotheses)
+        known = references.read_transcripts(reference, split=given.pop("split"))
+        pairs, extra = references.join(known, said, path=reference)
+        found = wer.rates(pairs, num_worst=given.pop("worst"), **given)
+        if output is not None:
+            write_text(output, json.dumps(wer.to_dict(found), indent=2) + "\n")
+    click.echo(wer.to_text(found))
+    if extra:
+        some = ", ".join(extra[:3]) + (" ..." if len(extra) > 3 else "")
+        click.echo(f"{len(extra)} of HYP are not in the reference and were not used: {some}")
