@@ -1,0 +1,210 @@
+"""Beam search against all paths, in plain Python."""
+
+import gzip
+import itertools
+import json
+import math
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ngram import Bigram
+
+from dinosr_jax.data.vocabulary import SPECIAL, Vocabulary, letters, phones
+from dinosr_jax.inference import beam_search as bs
+from dinosr_jax.inference.decoding import Clock, greedy
+
+pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not there")
+CLOCK = Clock(field=400, hop=320)
+SMALL = Vocabulary((*SPECIAL, "|", "A", "B"))
+SENTENCES = ["A B", "AB A", "B A B", "A AB", "B B A"]
+LEXICON = {"A": "A |", "B": "B |", "AB": "A B |", "BA": "B A |"}
+
+
+def emissions_of(frames, seed, size=7):
+    """Random log-probabilities; fairseq's special symbols never occur."""
+    logits = np.random.default_rng(seed).normal(scale=2.0, size=(frames, size))
+    logits[:, 1:4] = -50
+    return (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
+
+
+def brute_force(emissions, score):
+    """(score, text) of the best of all paths; `score` gives that of a list of words, or None."""
+    best = (-math.inf, None)
+    choices = [0, 4, 5, 6]
+    for path in itertools.product(choices, repeat=len(emissions)):
+        tokens = "".join(SMALL.symbols[s] for s, _ in itertools.groupby(path) if s != 0)
+        found = score(tokens)
+        if found is not None:
+            total = float(sum(emissions[t, s] for t, s in enumerate(path))) + found[0]
+            best = max(best, (total, found[1]), key=lambda pair: pair[0])
+    return best
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm")
+    Bigram(SENTENCES).write(folder / "lm.arpa")
+    (folder / "lexicon.lst").write_text("".join(f"{w}\t{s}\n" for w, s in LEXICON.items()))
+    return folder
+
+
+def test_the_ngram_of_the_tests_is_one():
+    bigram = Bigram(SENTENCES)
+    for first in ["<s>", "A", "B", "AB"]:
+        total = sum(bigram.bigram(first, word) for word in [*bigram.vocabulary, "<unk>"])
+        assert total == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("weights", [(2.0, -1.0), (0.7, 1.5), (0.0, 0.0)])
+def test_lexicon_and_ngram_find_the_best_of_all_paths(files, seed, weights):
+    lm_weight, word_score = weights
+    emissions, bigram = emissions_of(6, seed), Bigram(SENTENCES)
+
+    def score(tokens):
+        *words, rest = tokens.split("|")
+        words = [word for word in words if word]
+        if rest or not set(words) <= set(LEXICON):
+            return None  # a word that did not end
+        return lm_weight * bigram.log10(words) + word_score * len(words), " ".join(words)
+
+    settings = bs.Settings(
+        files / "lm.arpa", files / "lexicon.lst", lm_weight=lm_weight, word_score=word_score
+    )
+    found = bs.beam_search(SMALL, CLOCK, settings)(emissions)
+    expected = brute_force(emissions, score)
+    assert found.text == expected[1]
+    assert found.score == pytest.approx(expected[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_lexicon_and_ngram_it_is_the_best_path(seed):
+    emissions = emissions_of(6, seed)
+    found = bs.beam_search(SMALL, CLOCK, bs.Settings(lm_weight=0.0))(emissions)
+    best = greedy(SMALL, CLOCK)(emissions)
+    assert (found.text, found.words) == (best.text, best.words)
+    assert found.score == pytest.approx(best.score, abs=1e-3)
+
+
+def test_log_add_sums_paths():
+    """Two symbols in two frames: 'A' has three paths, each less probable than that of ''."""
+    p = np.full((2, 7), 1e-9)
+    p[:, 0], p[:, 5] = 0.55, 0.45
+    emissions = np.log(p).astype(np.float32)
+    of = lambda **more: bs.beam_search(SMALL, CLOCK, bs.Settings(lm_weight=0.0, **more))(emissions)
+    assert of().text == "" and of(log_add=True).text == "A"
+
+
+def test_words_of_the_ngram_are_a_lexicon_where_none_is_given(files):
+    emissions = emissions_of(6, 1)
+    given = bs.Settings(files / "lm.arpa", files / "three.lst")
+    (files / "three.lst").write_text("A A |\nB B |\nAB A B |\n")
+    alone = bs.Settings(files / "lm.arpa")
+    a, b = (bs.beam_search(SMALL, CLOCK, s)(emissions) for s in (given, alone))
+    assert a == b
+
+
+def test_an_ngram_of_symbols_needs_no_lexicon(tmp_path):
+    bigram = Bigram(["A | B |", "A B | A |", "B | B |"])
+    bigram.write(tmp_path / "letters.arpa")
+    emissions = emissions_of(5, 2)
+
+    def score(tokens):
+        return 1.5 * bigram.log10(list(tokens)), " ".join(tokens.replace("|", " ").split())
+
+    settings = bs.Settings(tmp_path / "letters.arpa", lm_weight=1.5)
+    found = bs.beam_search(SMALL, CLOCK, settings)(emissions)
+    expected = brute_force(emissions, score)
+    assert found.text == expected[1]
+
+
+def test_compressed_ngrams(files):
+    path = files / "lm.arpa.gz"
+    path.write_bytes(gzip.compress((files / "lm.arpa").read_bytes()))
+    emissions = emissions_of(6, 3)
+    plain, packed = (
+        bs.beam_search(SMALL, CLOCK, bs.Settings(p))(emissions) for p in (files / "lm.arpa", path)
+    )
+    assert plain == packed
+
+
+def test_words_have_the_times_of_their_letters(files):
+    path = [0, 5, 5, 6, 4, 0, 0, 5, 4, 0]  # _AAB|__A|_
+    emissions = np.full((10, 7), np.log(0.01), np.float32)
+    emissions[np.arange(10), path] = np.log(0.94)
+    settings = bs.Settings(files / "lm.arpa", files / "lexicon.lst")
+    found = bs.beam_search(SMALL, CLOCK, settings)(emissions)
+    assert [tuple(w) for w in found.words] == [("AB", 0.0225, 0.0825), ("A", 0.1425, 0.1625)]
+
+
+def test_threads_may_share_a_decoder(files):
+    decoder = bs.beam_search(SMALL, CLOCK, bs.Settings(files / "lm.arpa"))
+    inputs = [emissions_of(40, seed) for seed in range(12)]
+    alone, together = [decoder(x) for x in inputs], [None] * len(inputs)
+
+    def run(k):
+        together[k] = decoder(inputs[k])
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(inputs))]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert together == alone
+
+
+def test_other_weights_share_the_ngram(files):
+    decoder, emissions = (
+        bs.beam_search(SMALL, CLOCK, bs.Settings(files / "lm.arpa")),
+        emissions_of(9, 4),
+    )
+    changed = decoder.with_weights(lm_weight=0.3, word_score=2.0)
+    anew = bs.Settings(files / "lm.arpa", lm_weight=0.3, word_score=2.0)
+    assert changed(emissions) == bs.beam_search(SMALL, CLOCK, anew)(emissions)
+    assert decoder.settings.lm_weight == 2.0
+
+
+def test_settings_are_kept_as_json(tmp_path):
+    settings = bs.Settings(Path("lm.arpa"), beam=20, lm_weight=1.25)
+    (tmp_path / "s.json").write_text(json.dumps({"settings": bs.describe(settings), "wer": 0.1}))
+    found = bs.Settings(**bs.read_settings(tmp_path / "s.json"))
+    assert found == settings._replace(lm="lm.arpa") and found.unk_score == -math.inf
+    (tmp_path / "s.json").write_text('{"beem": 3}')
+    with pytest.raises(ValueError, match="'beem'"):
+        bs.read_settings(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"beam": 0}, "beam: found 0"),
+        ({"beam_threshold": -1.0}, "beam_threshold: found -1"),
+        ({"lm_weight": math.nan}, "lm_weight: found nan"),
+        ({"lm": "/nowhere.arpa"}, "no such file"),
+    ],
+)
+def test_settings_are_checked(changes, words):
+    with pytest.raises(ValueError, match=words):
+        bs.beam_search(SMALL, CLOCK, bs.Settings(**changes))
+
+
+def test_files_that_are_something_else(files, tmp_path):
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"\x00\x01 nothing")
+    with pytest.raises(ValueError, match="ARPA"):
+        bs.beam_search(SMALL, CLOCK, bs.Settings(bad))
+    with pytest.raises(ValueError, match="n-gram"):
+        bs.beam_search(SMALL, CLOCK, bs.Settings(bad, files / "lexicon.lst"))
+    (tmp_path / "other.lst").write_text("tea t e a |\n")
+    with pytest.raises(ValueError, match="none of its 1 words"):
+        bs.beam_search(SMALL, CLOCK, bs.Settings("", tmp_path / "other.lst"))
+    with pytest.raises(ValueError, match="word boundary"):
+        bs.beam_search(phones([["s"]]), CLOCK, bs.Settings("", files / "lexicon.lst"))
+
+
+def test_the_english_letters(files):
+    """Words of the lexicon that the recogniser cannot spell are left out."""
+    settings = bs.Settings(files / "lm.arpa")
+    found = bs.beam_search(letters(), CLOCK, settings)(emissions_of(20, 0, size=32))
+    assert set(found.text.split()) <= {"A", "B", "AB"}
+    assert bs.beam_search(letters(), CLOCK, settings)(np.empty((0, 32), np.float32)).text == ""
