@@ -14,7 +14,7 @@ decoder_options = shared.together(
     click.option(
         "--decoder",
         type=click.Choice(["greedy", "beam"]),
-        help="[default: beam where --lm is given, else greedy]",
+        help="[default: beam where --lm or --settings is given, else greedy]",
     ),
     click.option("--lm", type=_FILE, help="n-gram of words: .arpa, .arpa.gz or KenLM's binary."),
     click.option("--lexicon", type=_FILE, help="Words, and their letters with | at the end."),
@@ -49,7 +49,8 @@ def transcribe(
     INPUT as in `extract`. Words have their start and end in seconds. The same command goes on where
     it stopped.
     """
-    from dinosr_jax.inference.transcribe import check_recogniser, clock_of, transcribe_files
+    from dinosr_jax.inference.emissions import check_recogniser, clock_of
+    from dinosr_jax.inference.transcribe import transcribe_files
 
     wish = {name: given.pop(name) for name in _DECODER}
     with network(checkpoint, given, skip_bad) as (trained, settings):
@@ -72,17 +73,16 @@ def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any
     """The decoder that options ask for, and what is to be known of it."""
     from dinosr_jax.inference import decoding
 
-    chosen = wish.pop("decoder") or ("beam" if wish["lm"] else "greedy")
+    chosen = wish.pop("decoder") or ("beam" if wish["lm"] or wish["settings"] else "greedy")
     given = {name: value for name, value in wish.items() if value is not None}
     if chosen == "greedy":
         if given:
             raise ValueError(f"--{next(iter(given))} is for --decoder=beam")
         return decoding.greedy(vocabulary, clock), {"decoder": "greedy"}
+    from dinosr_jax.cli.sweep import settings_of
     from dinosr_jax.inference import beam_search
 
-    file = given.pop("settings", None)
-    kept = beam_search.read_settings(file) if file else {}
-    settings = beam_search.Settings(**(kept | given))
+    settings = settings_of(wish)
     about = {"decoder": "beam", **beam_search.describe(settings)}
     return beam_search.beam_search(vocabulary, clock, settings), about
 
@@ -131,3 +131,47 @@ def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given:
     if extra:
         some = ", ".join(extra[:3]) + (" ..." if len(extra) > 3 else "")
         click.echo(f"{len(extra)} of HYP are not in the reference and were not used: {some}")
+
+
+@click.command()
+@run_over_inputs
+@click.option(
+    "--reference",
+    type=_FILE,
+    help="Transcripts, as of `evaluate wer`.  [default: those of INPUT with --split]",
+)
+@decoder_options
+@click.option("--trials", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--output", required=True, type=_FILE, help="JSON file to write.")
+@run_options
+def sweep(
+    checkpoint: Path,
+    inputs: tuple[Path, ...],
+    skip_bad: bool,
+    reference: Path | None,
+    output: Path,
+    trials: int,
+    seed: int,
+    **given: Any,
+) -> None:
+    """Tune --lm_weight and --word_score of beam search on a development set.
+
+    CHECKPOINT and INPUT as of `transcribe`. The emissions are computed once; trials are drawn from
+    fairseq's bounds, 0 to 8 and -5 to 5. `transcribe --settings=OUTPUT` uses the best.
+    """
+    import json
+
+    from dinosr_jax.cli.sweep import tune
+    from dinosr_jax.inference.outputs import write_text
+
+    wish = {name: given.pop(name) for name in _DECODER}
+    known = {"reference": reference, "inputs": inputs, "split": given["split"]}
+    with network(checkpoint, given, skip_bad) as (trained, settings):
+        found = tune(trained, settings, known, wish, number=trials, seed=seed)
+        write_text(output, json.dumps(found, indent=2) + "\n")
+    click.echo("lm_weight word_score    WER     CER")
+    for trial in found["trials"][:10]:
+        row = "{lm_weight:9.3f} {word_score:10.3f} {wer:6.2%} {cer:7.2%}"
+        click.echo(row.format(**trial))
+    click.echo(f"{output}: the best of {trials}; transcribe --settings={output}")

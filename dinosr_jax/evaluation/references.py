@@ -8,7 +8,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,15 +163,28 @@ def join(
     Raises:
       TextError: A name fits several utterances.
     """
+    found = match(references, hypotheses, path=path)
+    pairs = [
+        Pair(row, hypotheses[found[id_]].text if id_ in found else None)
+        for id_, row in references.items()
+    ]
+    used = set(found.values())
+    return pairs, [id_ for id_ in hypotheses if id_ not in used]
+
+
+def match(
+    references: Mapping[str, Transcript], ids: Iterable[str], *, path: Path
+) -> dict[str, str]:
+    """Which of some ids each reference is, by its whole id, else by its name where only one fits.
+
+    Raises:
+      TextError: A name fits several utterances.
+    """
     keyed = {_without_extension(id_): row for id_, row in references.items()}
-    if len(keyed) < len(references):
-        keyed = dict(references)
-    known = Alignment(keyed, "jsonl", str(path))
-    wanted = {_without_extension(id_): id_ for id_ in hypotheses}
-    found = known.match(wanted)
-    said = {row.id: hypotheses[wanted[id_]].text for id_, row in found.items()}
-    pairs = [Pair(row, said.get(row.id)) for row in references.values()]
-    return pairs, [wanted[id_] for id_ in wanted if id_ not in found]
+    keyed = keyed if len(keyed) == len(references) else dict(references)
+    wanted = {_without_extension(id_): id_ for id_ in ids}
+    found = Alignment(keyed, "jsonl", str(path)).match(wanted)
+    return {row.id: wanted[id_] for id_, row in found.items()}
 
 
 def _without_extension(id_: str) -> str:

@@ -177,10 +177,10 @@ class BeamSearch:
         path = np.asarray(best.tokens[1 : len(emissions) + 1])  # between its own start and end
         path = np.where(np.isin(path, (PADDING, END)), BLANK, path)
         words = words_in_time(path_spans(path), self._vocabulary, self._clock)
-        if self._trie is not None:  # words that are spelt alike are told apart by their number
+        if self._trie is not None:
+            # numbers tell words apart that are spelt alike; a last word without its end is none
             said = [self._words.get_entry(number) for number in best.words if number >= 0]
-            if len(said) == len(words):
-                words = tuple(Word(w, *at[1:]) for w, at in zip(said, words, strict=True))
+            words = tuple(Word(w, *at[1:]) for w, at in zip(said, words, strict=False))
         return Hypothesis(" ".join(word.word for word in words), words, float(best.score))
 
 

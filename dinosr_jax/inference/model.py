@@ -193,12 +193,12 @@ class Model:
           ValueError: The network was not fine-tuned.
           AudioError: A waveform cannot be used; its place in the list is named.
         """
-        from dinosr_jax.inference import decoding, transcribe
+        from dinosr_jax.inference import decoding, emissions
 
-        transcribe.check_recogniser(self)
+        emissions.check_recogniser(self)
         recordings, several = self._recordings(waveforms, sample_rate)
-        decoder = decoder or decoding.greedy(self.vocabulary, transcribe.clock_of(self))
-        texts = transcribe.texts_of(self, recordings, decoder, options=options)
+        decoder = decoder or decoding.greedy(self.vocabulary, emissions.clock_of(self))
+        texts = emissions.texts_of(self, recordings, decoder, options=options)
         return texts if several else texts[0]
 
     def _recordings(self, waveforms: Any, sample_rate: int) -> tuple[list[Recording], bool]:

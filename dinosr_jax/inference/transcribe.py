@@ -3,7 +3,7 @@
 Finished lines are kept in a file beside the output until all are there; a run that was stopped goes
 on with the others.
 
-Shapes: B batch, S samples, T frames, D model, V symbols.
+Shapes: T frames, V symbols.
 """
 
 import collections
@@ -12,74 +12,17 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches, outputs
-from dinosr_jax.inference.decoding import Clock, Decoder, Hypothesis
+from dinosr_jax.inference.decoding import Decoder, Hypothesis
+from dinosr_jax.inference.emissions import check_recogniser, emissions
 from dinosr_jax.inference.extract import Summary, of_shard, parse_shard, skipped_name
-from dinosr_jax.inference.inputs import Bad, Recording, open_inputs, refuse
+from dinosr_jax.inference.inputs import Recording, open_inputs, refuse
 from dinosr_jax.inference.unit_files import Key, label, paths_of
-from dinosr_jax.model.feature_encoder import receptive_field
-from dinosr_jax.model.recogniser import Output
-
-Array = jax.Array
-
-
-class Emit(NamedTuple):
-    """Log-probabilities of V symbols; a function for `batches.Forward`, given all layers."""
-
-    num_symbols: int
-
-    def __call__(self, arrays: Any, layers: Any, padded: Array) -> Array:
-        """[B, T, V] float32; the output layer's parameters are the arrays."""
-        logits = Output(self.num_symbols).apply({"params": arrays}, layers.output)
-        return jax.nn.log_softmax(logits, axis=-1)
-
-
-def check_recogniser(model: Any) -> None:
-    """Raises ValueError where a network was not fine-tuned."""
-    if model.vocabulary is None:
-        raise ValueError(
-            f"{model.path}: this network was not fine-tuned, it has no output layer. Fine-tune it: "
-            f"python main.py --config=configs/finetune_10h.py --config.init={model.path or 'RUN'}"
-        )
-
-
-def clock_of(model: Any) -> Clock:
-    """When the frames of a network are."""
-    return Clock(*receptive_field(model.config.model.conv_layers))
-
-
-def emissions(
-    model: Any,
-    recordings: Iterable[Recording],
-    *,
-    on_bad: Bad = refuse,
-    options: batches.Options | None = None,
-    **run: Callable,
-) -> Iterator[tuple[Recording, np.ndarray]]:
-    """Log-probabilities [T, V] float32 of recordings, the longest first.
-
-    Args:
-      model: A recogniser (`load`).
-      recordings: In any order.
-      on_bad: As `batches.run`.
-      options: Batches, chunks and threads.
-      **run: `say` and `progress` of `batches.run`.
-
-    Raises:
-      ValueError: The network was not fine-tuned.
-    """
-    check_recogniser(model)
-    depth, arrays = model.config.model.num_layers, model.params["output"]
-    emit = Emit(len(model.vocabulary.symbols))
-    forward = batches.Forward(model, emit, depth=depth, arrays=arrays, options=options)
-    for part in batches.whole(batches.run(forward, recordings, on_bad=on_bad, **run)):
-        yield part.recording, part.arrays
 
 
 def decode_all(
@@ -118,21 +61,17 @@ def transcribe_files(
 
     Args:
       model: A recogniser (`load`).
-      inputs: As `open_inputs`.
+      inputs: As `open_inputs`, with `split` that of a prepared dataset.
       output: JSON lines; OUTPUT's stem with .about.json beside it says how they were made.
       decoder: From emissions to text.
       settings: Of the decoder, for .about.json: a run that goes on must have the same.
       key: Field of the utterance's name, as of units.
       emissions_folder: Where to keep the emissions [T, V] as .npy; None for nowhere.
-      split: Split of a prepared dataset.
       shard: 'i/n': only part i (from 0) of n of the recordings.
       bad: 'raise' at the first recording that cannot be used, or 'skip' and list it.
       options: Batches, chunks and threads.
       progress: As `batches.run`.
       say: Called with what the user should know.
-
-    Returns:
-      What was done.
 
     Raises:
       ValueError: The network was not fine-tuned.
@@ -158,18 +97,29 @@ def transcribe_files(
     how = {"on_bad": on_bad, "options": options, "progress": progress, "say": say}
     workers = None if options is None else options.num_workers
     found = decode_all(emissions(model, todo, **how), decoder, num_workers=workers)
+    _write(found, kept, names, emissions_folder)
+    return _finish(kept, [names[r.id] for r in recordings], before, skipped, skipped_name(parts))
+
+
+def _write(found: Iterable, kept: "_Kept", names: dict[str, str], folder: Path | None) -> None:
     with kept:
         for recording, array, hypothesis in found:
-            if emissions_folder is not None:
-                _keep(array, emissions_folder, recording.id)
+            if folder is not None:
+                _keep(array, folder, recording.id)
             kept.add(names[recording.id], hypothesis)
-    ordered = [names[recording.id] for recording in recordings]
-    if len(kept.lines.keys() & set(ordered)) or not skipped:
-        kept.finish(ordered)
-    outputs.write_skipped(output.parent, skipped, name=skipped_name(parts))
-    if skipped and not kept.lines:
+
+
+def _finish(
+    kept: "_Kept", names: Sequence[str], before: int, skipped: list, skipped_file: str
+) -> Summary:
+    """Writes the output and what was left out; `before` lines were there."""
+    done = len(kept.lines.keys() & set(names))
+    if done or not skipped:
+        kept.finish(names)
+    outputs.write_skipped(kept.folder, skipped, name=skipped_file)
+    if skipped and not done:
         raise audio.AudioError(f"nothing could be used; skipped.tsv says why: {skipped[0][1]}")
-    return Summary(len(kept.lines.keys() & set(ordered)) - before, before, tuple(skipped))
+    return Summary(done - before, before, tuple(skipped))
 
 
 def _names(recordings: Sequence[Recording], key: Key) -> dict[str, str]:
@@ -209,7 +159,7 @@ class _Kept:
     """Finished lines, by name: those of the output, and of a run that was stopped."""
 
     def __init__(self, output: Path, key: Key):
-        self._output, self._key = output, key
+        self._output, self._key, self.folder = output, key, output.parent
         self._partial = output.with_name(f".{output.name}.partial")
         self.lines: dict[str, str] = {}
         for path in (output, self._partial):
@@ -256,11 +206,3 @@ class _Kept:
         text = "".join(self.lines[name] for name in names if name in self.lines)
         outputs.write_text(self._output, text)
         self._partial.unlink(missing_ok=True)
-
-
-def texts_of(
-    model: Any, recordings: Sequence[Recording], decoder: Decoder, **how: Any
-) -> list[str]:
-    """Text of recordings in memory, in their order."""
-    found = {r.id: decoder(array).text for r, array in emissions(model, recordings, **how)}
-    return [found[recording.id] for recording in recordings]

@@ -208,13 +208,12 @@ def _compile(
     seconds: float | None,
 ) -> Estimate:
     import jax
-    import jax.numpy as jnp
 
     from dinosr_jax.data.vocabulary import letters
     from dinosr_jax.training import costs, sharding
     from dinosr_jax.training.finetuning import make_finetuning_step
     from dinosr_jax.training.optimizer import make_optimizer
-    from dinosr_jax.training.state import Batch, init_state
+    from dinosr_jax.training.state import init_state
     from dinosr_jax.training.step import make_train_step
 
     make_step = make_train_step
@@ -230,13 +229,7 @@ def _compile(
     mesh = sharding.make_mesh(checked, devices)
     init = functools.partial(init_state, checked, optimizer=make_optimizer(checked))
     state, _ = sharding.make_state(mesh, init)
-    where = sharding.batch_sharding(mesh)
-    array = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=where)
-    batch = Batch(array(jnp.float32, samples))
-    if checked.task == "ctc":
-        labels = samples // SAMPLE_RATE * _LABELS_A_SECOND
-        numbers = {name: array(jnp.int32) for name in ("num_samples", "num_labels")}
-        batch = batch._replace(labels=array(jnp.int32, labels), **numbers)
+    batch = _abstract_batch(checked.task, sharding.batch_sharding(mesh), size, samples)
     start, cpu_start = time.monotonic(), time.process_time()
     traced = sharding.jit_train_step(mesh, make_step(checked), state).trace(state, batch)
     version = lambda name: f"{name} {importlib.metadata.version(name)}"
@@ -263,6 +256,22 @@ def _compile(
     if not estimate.out_of_memory:
         _measure(estimate, compiled, devices=mesh.size)
     return estimate
+
+
+def _abstract_batch(task: str, where: Any, size: int, samples: int) -> Any:
+    """Shapes of a batch, cut over the devices."""
+    import jax
+    import jax.numpy as jnp
+
+    from dinosr_jax.training.state import Batch
+
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=where)
+    batch = Batch(array(jnp.float32, samples))
+    if task == "ctc":
+        labels = samples // SAMPLE_RATE * _LABELS_A_SECOND
+        numbers = {name: array(jnp.int32) for name in ("num_samples", "num_labels")}
+        batch = batch._replace(labels=array(jnp.int32, labels), **numbers)
+    return batch
 
 
 def topology_devices(topology: str) -> list[Any]:

@@ -1,0 +1,74 @@
+"""What `sweep` does: emissions once, references, trials."""
+
+from pathlib import Path
+from typing import Any
+
+
+def tune(
+    trained: Any,
+    settings: dict[str, Any],
+    known: dict[str, Any],
+    wish: dict[str, Any],
+    *,
+    number: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Tries weights of beam search.
+
+    Args:
+      trained: A recogniser.
+      settings: Of `cli.inference.network`: options of the run over the input.
+      known: `reference` (a path, or None for that of the input), `inputs`, `split`.
+      wish: Options of the decoder.
+      number: Of trials.
+      seed: Of their draws.
+
+    Returns:
+      As `inference.sweep.to_dict`.
+
+    Raises:
+      ValueError: There are no references, or no n-gram, or the decoder is not to be had.
+    """
+    from tqdm.auto import tqdm
+
+    from dinosr_jax.evaluation import references
+    from dinosr_jax.inference import beam_search, sweep
+    from dinosr_jax.inference.emissions import check_recogniser, clock_of, emissions
+    from dinosr_jax.inference.extract import of_shard, parse_shard
+    from dinosr_jax.inference.inputs import open_inputs, refuse
+
+    check_recogniser(trained)
+    start = settings_of({name: value for name, value in wish.items() if name != "decoder"})
+    if not start.lm:
+        raise ValueError("--lm is missing: there is no weight of a language model to tune")
+    reference = known["reference"]
+    if reference is None and not (known["split"] and len(known["inputs"]) == 1):
+        raise ValueError("--reference is missing (only one INPUT with --split knows its own)")
+    split = "" if reference else known["split"]
+    where = Path(reference or known["inputs"][0])
+    texts = references.read_transcripts(where, split=split)
+    skipped: list[str] = []
+    on_bad = refuse if settings["bad"] == "raise" else lambda r, reason: skipped.append(r.name)
+    found = open_inputs(known["inputs"], split=known["split"], on_bad=on_bad)
+    recordings = of_shard(found, parse_shard(settings["shard"]))
+    run = {name: settings[name] for name in ("options", "progress", "say")}
+    arrays = {r.id: a for r, a in emissions(trained, recordings, on_bad=on_bad, **run)}
+    names = references.match(texts, arrays, path=where)
+    spell = trained.vocabulary.normalise
+    rows = [(arrays[id_], spell(texts[name].text)) for name, id_ in names.items()]
+    if not rows:
+        raise ValueError("none of the recordings has a reference")
+    settings["say"](f"{len(rows)} utterances, {number} trials")
+    task = sweep.Task(trained.vocabulary, clock_of(trained), start, *zip(*rows, strict=True))
+    with tqdm(total=number, unit="trial", dynamic_ncols=True) as bar:
+        trials = sweep.sweep(task, sweep.draw(number, seed=seed), progress=bar.update)
+    return sweep.to_dict(trials, beam_search.describe(start))
+
+
+def settings_of(wish: dict[str, Any]) -> Any:
+    """Settings of beam search from the options of a command; a file of them comes first."""
+    from dinosr_jax.inference import beam_search
+
+    given = {name: value for name, value in wish.items() if value is not None}
+    file = given.pop("settings", None)
+    return beam_search.Settings(**((beam_search.read_settings(file) if file else {}) | given))

@@ -1,0 +1,89 @@
+"""Error rates against a plain edit distance."""
+
+import numpy as np
+import pytest
+from test_word_errors import distance
+
+from dinosr_jax.evaluation import wer
+from dinosr_jax.evaluation.references import Pair, Transcript
+
+WORDS = "THE CAT SAT ON MAT A DOG RAN".split()
+
+
+def random_pairs(number, *, seed, speakers=("x", "y")):
+    rng = np.random.default_rng(seed)
+    text = lambda: " ".join(rng.choice(WORDS, rng.integers(0, 9)))
+    return [
+        Pair(Transcript(f"{k}", text(), speakers[k % len(speakers)]), text()) for k in range(number)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rates_are_those_of_the_edit_distance(seed):
+    pairs = random_pairs(30, seed=seed)
+    found = wer.rates(pairs)
+    words = sum(distance(p.reference.text.split(), p.hypothesis.split()) for p in pairs)
+    characters = sum(distance(p.reference.text, p.hypothesis) for p in pairs)
+    length = sum(len(p.reference.text.split()) for p in pairs)
+    e = found.errors
+    assert e.substitutions + e.deletions + e.insertions == words and e.words == length
+    assert e.wer == words / length
+    assert e.cer == characters / sum(len(p.reference.text) for p in pairs)
+    assert set(found.speakers) == {"x", "y"}
+    assert sum(s.words for s in found.speakers.values()) == length
+    assert found.wer_interval[0] <= e.wer <= found.wer_interval[1]
+
+
+def test_by_hand():
+    found = wer.count("THE CAT SAT", "A CAT SAT ON")
+    assert found[:5] == (1, 3, 1, 0, 1)
+    assert wer.count("THE CAT", "CAT")[:5] == (1, 2, 0, 1, 0)
+
+
+def test_nothing_said_and_nothing_recognised():
+    pair = lambda a, b: Pair(Transcript("u", a), b)
+    assert wer.rates([pair("", "")]).errors.wer == 0
+    assert wer.rates([pair("", "A B")]).errors.wer == float("inf")
+    found = wer.rates([pair("A B", ""), pair("", "C")]).errors
+    assert (found.deletions, found.insertions, found.wer) == (2, 1, 1.5)
+
+
+def test_the_interval_is_a_bootstrap_over_utterances():
+    errors, lengths = np.array([0, 10]), np.array([10, 10])
+    low, high = wer.interval(errors, lengths, seed=0)
+    assert (low, high) == (0.0, 1.0)  # both drawn alike in a quarter of the draws each
+    assert wer.interval(np.full(50, 3), np.full(50, 10), seed=0) == (0.3, 0.3)
+    many = np.random.default_rng(0).binomial(10, 0.2, 400)
+    low, high = wer.interval(many, np.full(400, 10), seed=1)
+    deviation = many.std() / 10 / np.sqrt(400)
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+    assert wer.interval(many, np.full(400, 10), seed=1) == (low, high)
+
+
+def test_both_sides_are_normalised_alike():
+    pair = Pair(Transcript("u", "It’s the “Cat”, isn't it?"), "IT'S THE CAT ISN'T IT")
+    assert wer.rates([pair]).errors.wer == 0
+    assert wer.rates([pair], normalise="lower").errors.wer == 0
+    assert wer.rates([pair], normalise="none").errors.wer == 1.0
+    umlaut = Pair(Transcript("u", "Füße, bitte"), "füße bitte")
+    assert wer.rates([umlaut], normalise="lower").errors.wer == 0
+
+
+def test_what_is_missing():
+    pairs = [Pair(Transcript("a", "X Y"), "X Y"), Pair(Transcript("b", "Z"), None)]
+    with pytest.raises(ValueError, match="1 of 2 .*'b'.*--missing=delete"):
+        wer.rates(pairs)
+    assert wer.rates(pairs, missing="delete").errors.wer == pytest.approx(1 / 3)
+    assert wer.rates(pairs, missing="leave").errors.wer == 0
+    with pytest.raises(ValueError, match="none of the 1"):
+        wer.rates(pairs[1:], missing="leave")
+
+
+def test_what_is_shown():
+    pairs = random_pairs(20, seed=5)
+    found = wer.rates(pairs, num_worst=2)
+    text = wer.to_text(found)
+    assert text.startswith("WER ") and text.count("ref ") == 2 and "speaker: WER" in text
+    plain = wer.to_dict(found)
+    assert plain["wer"] == found.errors.wer and len(plain["worst"]) == 2
+    assert plain["worst"][0]["word_errors"] >= plain["worst"][1]["word_errors"]
