@@ -61,12 +61,13 @@ def transcribe_files(
 
     Args:
       model: A recogniser (`load`).
-      inputs: As `open_inputs`, with `split` that of a prepared dataset.
+      inputs: As `open_inputs`.
       output: JSON lines; OUTPUT's stem with .about.json beside it says how they were made.
       decoder: From emissions to text.
       settings: Of the decoder, for .about.json: a run that goes on must have the same.
       key: Field of the utterance's name, as of units.
       emissions_folder: Where to keep the emissions [T, V] as .npy; None for nowhere.
+      split: Of a prepared dataset.
       shard: 'i/n': only part i (from 0) of n of the recordings.
       bad: 'raise' at the first recording that cannot be used, or 'skip' and list it.
       options: Batches, chunks and threads.
