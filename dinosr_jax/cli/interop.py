@@ -14,12 +14,20 @@ _FORMATS = click.Choice(["huggingface", "fairseq", "spidr"])
 @click.option("--heads", type=click.IntRange(min=1), help="Attention heads.  [default: width / 64]")
 @click.option("--num_codebooks", type=click.IntRange(min=1), help="Fresh ones, of a student alone.")
 @click.option("--codebook_size", type=click.IntRange(min=1), help="Codewords of fresh ones.")
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    help="fairseq's dict.ltr.txt of a fine-tuned checkpoint.  [default: its 32 letters]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is fresh.")
 @click.option("--step", type=click.IntRange(min=0), help="Updates.  [default: the checkpoint's]")
-def import_command(checkpoint: Path, output: Path, step: int | None, **choices: Any) -> None:
+def import_command(
+    checkpoint: Path, output: Path, step: int | None, vocabulary: Path | None, **choices: Any
+) -> None:
     """Make a run of a checkpoint of fairseq, spidr or Hugging Face, or of an export.
 
-    Nothing in it is executed. The run can be extracted from, and trained on.
+    Nothing in it is executed. The run can be extracted from, and trained on; one of a fine-tuned
+    checkpoint can be transcribed with.
     """
     import logging
 
@@ -27,6 +35,10 @@ def import_command(checkpoint: Path, output: Path, step: int | None, **choices: 
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
+        if vocabulary is not None:
+            from dinosr_jax.data.vocabulary import read_dictionary
+
+            choices["symbols"] = read_dictionary(vocabulary).symbols
         found = formats.read_checkpoint(checkpoint, choices=formats.Choices(**choices))
         runs.write_run(found, output, step=step)
     except (ValueError, OSError, RuntimeError) as error:

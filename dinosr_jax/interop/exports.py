@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dinosr_jax.config import to_text
-from dinosr_jax.interop import fairseq, huggingface, naming
-from dinosr_jax.interop.formats import Imported
+from dinosr_jax.interop import fairseq, huggingface, naming, recognisers
+from dinosr_jax.interop.formats import Imported, InteropError
 from dinosr_jax.interop.runs import written_whole
 from dinosr_jax.interop.torch_writing import write_torch_file
 
@@ -38,29 +38,47 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
       InteropError: The folder is not empty.
       OSError: It cannot be written.
     """
+    recogniser = found.config.task == "ctc"
+    if recogniser and (kind == "spidr" or model == "teacher"):
+        raise InteropError(
+            "a fine-tuned network goes to huggingface or fairseq; spidr has no recogniser, and "
+            "there is no teacher"
+        )
     data = {key: value for key, value in found.data.items() if key != "metrics"}
     ours = {"config": found.config.to_json(), "data": json.dumps(data)}
     with written_whole(output) as folder:
-        if kind == "huggingface":
+        if recogniser and kind == "huggingface":
+            _recogniser(found, folder, ours)
+        elif kind == "huggingface":
             _huggingface(found, folder, model, ours)
         elif kind == "fairseq":
             write_torch_file(folder / "dinosr.pt", _fairseq(found, ours))
+            if recogniser:
+                text = recognisers.dictionary_text(tuple(found.config.ctc.symbols))
+                (folder / "dict.ltr.txt").write_text(text, encoding="utf-8")
         else:
             write_torch_file(folder / "dinosr.pt", _spidr(found, ours))
         (folder / "README.md").write_text(_card(found, kind, model))
 
 
 def _fairseq(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
-    tensors = fairseq.from_state(found.state, config=found.config)
-    teacher = {k.removeprefix("_ema."): v for k, v in tensors.items() if k.startswith("_ema.")}
-    student = {k: v for k, v in tensors.items() if not k.startswith("_ema.")}
-    return {
+    fields = fairseq.fields_of_config(found.config)
+    rest = {
         "args": None,
-        "cfg": {"model": fairseq.fields_of_config(found.config)},
-        "model": student | {"_ema": teacher},
         "optimizer_history": [{"num_updates": found.step}],
         "extra_state": {"dinosr_jax": ours},
     }
+    if found.config.task == "ctc":
+        cfg = {"model": {"_name": "wav2vec_ctc", "normalize": True, "w2v_args": {"model": fields}}}
+        place = recognisers.fairseq_place
+        return rest | {
+            "cfg": cfg,
+            "model": fairseq.from_state(found.state, config=found.config, naming=place),
+        }
+    tensors = fairseq.from_state(found.state, config=found.config)
+    teacher = {k.removeprefix("_ema."): v for k, v in tensors.items() if k.startswith("_ema.")}
+    student = {k: v for k, v in tensors.items() if not k.startswith("_ema.")}
+    return rest | {"cfg": {"model": fields}, "model": student | {"_ema": teacher}}
 
 
 def _spidr(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
@@ -91,6 +109,23 @@ def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, 
     write("preprocessor_config.json", _PREPROCESSOR)
 
 
+def _recogniser(found: Imported, folder: Path, ours: dict[str, str]) -> None:
+    """Data2VecAudioForCTC with its tokenizer."""
+    from safetensors.numpy import save_file
+
+    symbols = tuple(found.config.ctc.symbols)
+    place = recognisers.huggingface_place
+    tensors = fairseq.from_state(found.state, config=found.config, naming=place)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    metadata = ours | {"step": str(found.step), "model": "recogniser"}
+    save_file({}, folder / huggingface.SIDE_FILE, metadata=metadata)
+    fields = huggingface.fields_of_config(found.config) | recognisers.fields_of(symbols)
+    preprocessor = _PREPROCESSOR | {"processor_class": "Wav2Vec2Processor"}
+    for name, value in (("config.json", fields), ("preprocessor_config.json", preprocessor)):
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+    recognisers.write_tokenizer(folder, symbols)
+
+
 def _card(found: Imported, kind: Kind, model: Network) -> str:
     """The model card, in Markdown."""
     shown = ""
@@ -99,17 +134,22 @@ def _card(found: Imported, kind: Kind, model: Network) -> str:
     seen = found.data.get("origin") or found.data.get("fingerprint") or "not known"
     c = found.config
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
+    last = f"codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers"
+    kind_of = "Self-supervised speech representations"
+    if c.task == "ctc":
+        holds, kind_of = "", "A speech recogniser, fine-tuned with CTC from representations"
+        last = f"symbols: {' '.join(c.ctc.symbols)}"
     return f"""---
 tags: [speech, self-supervised, dinosr]
 ---
 # DinoSR, {c.model.num_layers} layers of width {c.model.width}
 
-Self-supervised speech representations (Liu et al., NeurIPS 2023), written by dinosr_jax for {kind}.
+{kind_of} (Liu et al., NeurIPS 2023), written by dinosr_jax for {kind}.
 {holds}Input: 16 kHz mono, each utterance normalised to mean 0 and variance 1; 50 frames a second.
 
 - updates: {found.step}
 - training data: {c.data.dataset} {c.data.train_split} (identity: {seen})
-- codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers
+- {last}
 
 ## Last metrics
 

@@ -21,6 +21,7 @@ from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
 
 Kind = Literal["plain", "linear", "conv"]
+PROJ = "proj"  # the output layer of a recogniser
 _AXES: dict[Kind, tuple[int, ...] | None] = {"plain": None, "linear": (1, 0), "conv": (2, 1, 0)}
 
 _FIELDS = {
@@ -189,11 +190,32 @@ def teacher_entries(config: Any) -> Iterator[Entry]:
         yield entry._replace(name=f"_ema.encoder.{entry.name}" if full else f"_ema.{entry.name}")
 
 
+def recogniser_entries(model: Any) -> Iterator[Entry]:
+    """Every parameter of a recogniser: the student without heads, and the output layer."""
+    yield from (e for e in student_entries(model) if not e.name.startswith("heads."))
+    yield from _affine(PROJ, ("output",), "linear")
+
+
 def codebook_entries(model: Any) -> Iterator[Entry]:
     """Sums and counts of every codebook."""
     for k in range(model.num_codebooks):
         yield Entry(f"_codebook{k}", ("sums",), k, "plain")
         yield Entry(f"_codebook_cnts{k}", ("counts",), k, "plain")
+
+
+def _entries(config: Any) -> dict[str, Iterator[Entry]]:
+    """The entries of each part of a TrainState; a recogniser has parameters only."""
+    if config.task == "ctc":
+        return {
+            "params": recogniser_entries(config.model),
+            "teacher_params": iter(()),
+            "codebook": iter(()),
+        }
+    return {
+        "params": student_entries(config.model),
+        "teacher_params": teacher_entries(config),
+        "codebook": codebook_entries(config.model),
+    }
 
 
 def to_state(
@@ -220,11 +242,9 @@ def to_state(
         tensors |= {f"_ema.{name}": value for name, value in teacher.items()}
     optimizer = make_optimizer(config)
     abstract = jax.eval_shape(lambda: init_state(config, optimizer=optimizer))
-    parts = {
-        "params": (abstract.params, student_entries(config.model)),
-        "teacher_params": (abstract.teacher_params, teacher_entries(config)),
-        "codebook": (abstract.codebook._asdict(), codebook_entries(config.model)),
-    }
+    parts = {name: (getattr(abstract, name), entries) for name, entries in _entries(config).items()}
+    if abstract.codebook is not None:
+        parts["codebook"] = (abstract.codebook._asdict(), parts["codebook"][1])
     errors: list[str] = []
     known: set[str] = set()
     trees = {}
@@ -242,7 +262,7 @@ def to_state(
         params=trees["params"],
         teacher_params=trees["teacher_params"],
         opt_state=optimizer.init(trees["params"]),
-        codebook=Codebook(**trees["codebook"]),
+        codebook=Codebook(**trees["codebook"]) if trees["codebook"] else None,
     )
 
 
@@ -300,15 +320,11 @@ def fields_of_config(config: Any) -> dict[str, Any]:
 
 def from_state(state: Any, *, config: Any, naming: Naming = Place) -> dict[str, np.ndarray]:
     """The inverse of `to_state`: name -> float32 array; step and optimizer stay behind."""
-    parts = [
-        (state.params, student_entries(config.model)),
-        (state.teacher_params, teacher_entries(config)),
-        (state.codebook._asdict(), codebook_entries(config.model)),
-    ]
+    parts = [(getattr(state, name), entries) for name, entries in _entries(config).items()]
     tensors: dict[str, np.ndarray] = {}
     thirds: dict[str, list[np.ndarray]] = {}
     for tree, entries in parts:
-        tree = jax.device_get(tree)
+        tree = jax.device_get(tree._asdict() if isinstance(tree, Codebook) else tree)
         for entry in entries:
             value = _leaf(tree, entry.path)
             value = value if entry.index is None else value[entry.index]

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from dinosr_jax.config import parse
-from dinosr_jax.interop import fairseq, huggingface, naming
+from dinosr_jax.interop import fairseq, huggingface, naming, recognisers
 from dinosr_jax.interop.shapes import infer_config
 from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
@@ -50,6 +50,7 @@ class Choices(NamedTuple):
     num_codebooks: int | None = None
     codebook_size: int | None = None
     seed: int = 0
+    symbols: tuple[str, ...] | None = None  # of a fine-tuned fairseq checkpoint
 
 
 def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Imported:
@@ -91,12 +92,9 @@ def _read_file(path: Path, choices: Choices) -> Imported:
         rest = {k: plain(v) for k, v in content.items() if k != "model"} if whole else {}
     if beside is not None:
         del rest["dinosr_jax_teacher"]
-    if any(name.startswith("w2v_encoder.") for name in tensors):
-        raise InteropError(
-            f"{path}: a fine-tuned fairseq model (w2v_encoder.*), without heads and codebooks; "
-            "expected the pre-trained dinosr.ckpt that it started from"
-        )
     notes = [f"not used: {name}, which is no tensor" for name in others]
+    if any(name.startswith(recognisers.FAIRSEQ_PREFIX) for name in tensors):
+        return _recogniser_of_fairseq(tensors, rest, choices, notes)
     if "mask_emb" in tensors:
         return _from_fairseq(tensors, rest, choices, notes)
     if "mask_embedding" in tensors:
@@ -160,6 +158,30 @@ def _from_fairseq(
     if step is None:
         notes.append("step: the checkpoint has none; 0 is taken (--step=N says another)")
     used = [place, source if whole else "", "extra_state" if ours else ""]
+    notes += _unused({k: v for k, v in rest.items() if v is not None}, *used)
+    return _imported(config, state, step or 0, "fairseq", notes, ours, len(tensors))
+
+
+def _recogniser_of_fairseq(
+    tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices, notes: list[str]
+) -> Imported:
+    source = "cfg" if rest.get("cfg") else "args"
+    whole = rest.get(source)
+    ours = _saved(rest.get("extra_state"))
+    if ours.get("config"):
+        config = ml_collections.ConfigDict(json.loads(ours["config"]))
+    else:
+        said = {"heads": choices.heads, "symbols": choices.symbols, "notes": notes}
+        whole = whole if isinstance(whole, dict) else {}
+        config = recognisers.fairseq_config(tensors, whole, **said)
+    inside = f"{recognisers.FAIRSEQ_PREFIX}w2v_model."
+    beside = ("heads.", "_codebook", "_ema", "final_proj.", "pre_encoder", "_pre_encoder")
+    unused = [n for n in tensors if n.removeprefix(inside).startswith(beside) and inside in n]
+    tensors = {name: value for name, value in tensors.items() if name not in unused}
+    state = _state(tensors, config, naming=recognisers.fairseq_place)
+    notes += [f"not used: {name}" for name in unused]
+    place, step = _fairseq_step(rest)
+    used = [place, source, "extra_state" if ours else ""]
     notes += _unused({k: v for k, v in rest.items() if v is not None}, *used)
     return _imported(config, state, step or 0, "fairseq", notes, ours, len(tensors))
 
@@ -253,6 +275,8 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     if not (path / "config.json").is_file():
         raise InteropError(f"{path}: no checkpoint: expected a file, or a folder with config.json")
     folder = huggingface.read_folder(path)
+    if "lm_head.weight" in folder.tensors and (path / "vocab.json").is_file():
+        return _recogniser_of_huggingface(path, folder)
     if folder.metadata.get("config"):
         config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
     else:
@@ -275,6 +299,23 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     saved = {"data": folder.metadata.get("data")}
     step = int(folder.metadata.get("step", 0))
     return _imported(config, state, step, "huggingface", notes, saved, count)
+
+
+def _recogniser_of_huggingface(path: Path, folder: huggingface.Folder) -> Imported:
+    notes = [f"not used: {name}, which is no tensor" for name in folder.others]
+    tensors = folder.tensors
+    if folder.metadata.get("config"):
+        config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
+    else:
+        symbols, rows = recognisers.read_tokenizer(path, folder.fields)
+        found = huggingface.config_from_fields(folder.fields)
+        config = recognisers.huggingface_config(found, symbols)
+        if "lm_head.bias" in tensors:
+            tensors = recognisers.reorder(tensors, rows)
+    places = recognisers.huggingface_place
+    state = _state(tensors, config, naming=places, source="Hugging Face")
+    step, saved = int(folder.metadata.get("step", 0)), {"data": folder.metadata.get("data")}
+    return _imported(config, state, step, "huggingface", notes, saved, len(tensors))
 
 
 def _complete(

@@ -29,7 +29,7 @@ MAY_CHANGE = frozenset(
 
 IMPORTED = "imported"  # data fingerprint of a checkpoint that came from elsewhere
 # Such a one takes any data and recipe; these are the network and the shape of the state.
-_IMPORTED_KEEPS = ("model.", "teacher.scope", "optimizer.clip_norm")
+_IMPORTED_KEEPS = ("task", "model.", "teacher.scope", "optimizer.clip_norm", "ctc.symbols")
 _DROPOUTS = frozenset(
     "model.dropout model.attention_dropout model.activation_dropout model.layerdrop".split()
 )

@@ -1,0 +1,220 @@
+"""Fine-tuned networks to other projects and back; transformers transcribes with them."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+from recogniser_runs import recogniser_config, write_recogniser
+
+from dinosr_jax.cli import cli
+from dinosr_jax.data import audio
+from dinosr_jax.data.vocabulary import SPECIAL, letters
+from dinosr_jax.inference.model import load
+from dinosr_jax.interop import exports, recognisers, runs
+from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
+from dinosr_jax.interop.torch_writing import write_torch_file
+
+ROOT = Path(__file__).parents[1]
+PHONES = (*SPECIAL, "AH", "S", "ts", "ʃ")
+GERMAN = (*SPECIAL, "|", "e", "ä", "ß", "'", "n")
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def make(folder, **changes):
+    write_recogniser(folder, **changes)
+    return runs.read_any(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_recogniser(folder, step=3)
+    write_recogniser(folder, step=2, folder="best", seed=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return runs.read_any(run)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a.state.params, b.state.params)
+    assert a.config == b.config and a.step == b.step == int(b.state.step)
+    assert b.state.teacher_params == {} and b.state.codebook is None
+
+
+def files(folder, kind):
+    return folder if kind == "huggingface" else folder / "dinosr.pt"
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "fairseq"])
+def test_exports_come_back_bit_for_bit(found, kind, tmp_path):
+    assert found.step == 2  # the best
+    exports.export(found, tmp_path / "out", kind=kind)
+    back = read_checkpoint(files(tmp_path / "out", kind))
+    same(found, back)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "recogniser" in card and "symbols: <s> <pad>" in card and "- codebooks:" not in card
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "fairseq"])
+def test_without_what_we_wrote_beside_it_is_the_same_network(found, kind, tmp_path):
+    """As other projects write them: no configuration of ours."""
+    exports.export(found, tmp_path / "out", kind=kind)
+    if kind == "huggingface":
+        (tmp_path / "out/dinosr.safetensors").unlink()
+        back = read_checkpoint(tmp_path / "out")
+    else:
+        from dinosr_jax.interop import fairseq
+
+        place = recognisers.fairseq_place
+        model = fairseq.from_state(found.state, config=found.config, naming=place)
+        model["w2v_encoder.w2v_model.heads.0.weight"] = np.zeros((3, 32), np.float32)
+        fields = fairseq.fields_of_config(found.config)
+        content = {"cfg": {"model": {"w2v_args": {"model": fields}}}, "model": model}
+        write_torch_file(tmp_path / "theirs.pt", content)
+        back = read_checkpoint(tmp_path / "theirs.pt")
+        assert any("ASSUMED fairseq's 32 letters" in note for note in back.notes)
+        assert "not used: w2v_encoder.w2v_model.heads.0.weight" in back.notes
+    jax.tree.map(np.testing.assert_array_equal, found.state.params, back.state.params)
+    assert tuple(back.config.ctc.symbols) == letters().symbols and back.config.task == "ctc"
+    assert back.config.model.num_heads == found.config.model.num_heads
+
+
+def test_fairseq_does_not_tell_other_symbols(tmp_path):
+    found = make(tmp_path / "run", symbols=GERMAN)
+    exports.export(found, tmp_path / "out", kind="fairseq")
+    from dinosr_jax.data.vocabulary import read_dictionary
+    from dinosr_jax.interop import fairseq
+
+    dictionary = read_dictionary(tmp_path / "out/dict.ltr.txt")
+    assert dictionary.symbols == GERMAN
+    place = recognisers.fairseq_place
+    model = fairseq.from_state(found.state, config=found.config, naming=place)
+    fields = fairseq.fields_of_config(found.config)
+    write_torch_file(tmp_path / "x.pt", {"cfg": {"model": {"w2v_args": fields}}, "model": model})
+    with pytest.raises(InteropError, match="10 symbols.*--vocabulary"):
+        read_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(InteropError, match="found 32 symbols"):
+        read_checkpoint(tmp_path / "x.pt", choices=Choices(symbols=letters().symbols))
+    back = read_checkpoint(tmp_path / "x.pt", choices=Choices(symbols=GERMAN))
+    assert tuple(back.config.ctc.symbols) == GERMAN
+
+
+def test_tensors_that_do_not_fit_are_named(found, tmp_path):
+    from dinosr_jax.interop import fairseq
+
+    place = recognisers.fairseq_place
+    model = fairseq.from_state(found.state, config=found.config, naming=place)
+    model["w2v_encoder.another"] = model.pop("w2v_encoder.w2v_model.mask_emb")
+    short = model["w2v_encoder.proj.weight"][:, 1:]
+    model["w2v_encoder.proj.weight"] = np.ascontiguousarray(short)
+    fields = fairseq.fields_of_config(found.config)
+    write_torch_file(tmp_path / "x.pt", {"cfg": {"model": {"w2v_args": fields}}, "model": model})
+    with pytest.raises(InteropError) as error:
+        read_checkpoint(tmp_path / "x.pt")
+    for text in ("w2v_model.mask_emb: missing", "w2v_encoder.another: unknown", "[32, 31]"):
+        assert text in str(error.value)
+
+
+def test_what_has_no_place(found, tmp_path):
+    for options in ({"kind": "spidr"}, {"kind": "huggingface", "model": "teacher"}):
+        with pytest.raises(InteropError, match="spidr has no recogniser"):
+            exports.export(found, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_in_another_order(found, tmp_path):
+    """The blank last, as some folders have it; a symbol that ours needs is not there."""
+    exports.export(found, tmp_path / "out", kind="huggingface")
+    (tmp_path / "out/dinosr.safetensors").unlink()
+    import safetensors.numpy
+
+    weights = safetensors.numpy.load_file(tmp_path / "out/model.safetensors")
+    vocab = json.loads((tmp_path / "out/vocab.json").read_text())
+    names = sorted(vocab, key=vocab.get)
+    order = [names.index(n) for n in names if n not in ("<pad>", "</s>")] + [0]
+    for name in ("lm_head.weight", "lm_head.bias"):
+        weights[name] = np.ascontiguousarray(weights[name][order])
+    safetensors.numpy.save_file(weights, tmp_path / "out/model.safetensors")
+    theirs = [names[k].replace("<pad>", "[PAD]").replace("|", "_") for k in order]
+    (tmp_path / "out/vocab.json").write_text(json.dumps({n: k for k, n in enumerate(theirs)}))
+    settings = {"pad_token": "[PAD]", "word_delimiter_token": "_", "bos_token": "<s>"}
+    (tmp_path / "out/tokenizer_config.json").write_text(json.dumps(settings))
+    fields = json.loads((tmp_path / "out/config.json").read_text())
+    fields |= {"pad_token_id": 30, "vocab_size": 31}
+    (tmp_path / "out/config.json").write_text(json.dumps(fields))
+    back = read_checkpoint(tmp_path / "out")
+    assert tuple(back.config.ctc.symbols) == letters().symbols
+    pair = (found.state.params["output"], back.state.params["output"])
+    ours, kept = (jax.tree.map(np.asarray, params) for params in pair)
+    rows = [k for k in range(32) if k != 2]
+    np.testing.assert_array_equal(kept["kernel"][:, rows], ours["kernel"][:, rows])
+    np.testing.assert_array_equal(kept["bias"][rows], ours["bias"][rows])
+    assert kept["bias"][2] < -1000 and not np.any(kept["kernel"][:, 2])
+
+
+@pytest.mark.parametrize("text", ["[1]", "{broken", '{"a": "b"}', '{"<pad>": 0, "a": 2}'])
+def test_a_broken_vocabulary_is_an_error(found, text, tmp_path):
+    exports.export(found, tmp_path / "out", kind="huggingface")
+    (tmp_path / "out/dinosr.safetensors").unlink()
+    (tmp_path / "out/vocab.json").write_text(text)
+    with pytest.raises(InteropError, match="vocab.json"):
+        read_checkpoint(tmp_path / "out")
+
+
+def test_commands(run, tmp_path):
+    """Out, in again as a run, and transcribed with from each."""
+    invoke = lambda *a: CliRunner().invoke(cli, list(map(str, a)))
+    out, again = tmp_path / "out", tmp_path / "again"
+    done = invoke("export", run, "--format=huggingface", f"--output={out}")
+    assert done.exit_code == 0, done.output
+    done = invoke("import", out, f"--output={again}")
+    assert done.exit_code == 0, done.output
+    wave = soundfile.read(ROOT / "data/embedded/asterisk_en.ogg", frames=24_000)[0]
+    texts = [load(path).transcribe(wave.astype(np.float32)) for path in (run, out, again)]
+    assert texts[0] == texts[1] == texts[2] and texts[0]
+    done = invoke("import", run / "config.json", f"--output={tmp_path / 'x'}")
+    assert done.exit_code == 1 and "Traceback" not in done.output
+
+
+NETWORKS = [
+    {},
+    {"model.width": 48, "model.num_layers": 2, "model.num_heads": 3},
+    {"symbols": GERMAN, "model.num_layers": 1, "model.num_codebooks": 1},
+    {"symbols": PHONES},
+]
+
+
+@pytest.mark.parametrize("changes", NETWORKS, ids=str)
+def test_transformers_transcribes_the_same(changes, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    found = make(tmp_path / "run", **changes)
+    exports.export(found, tmp_path / "out", kind="huggingface")
+    model = load(tmp_path / "run")
+    pipe = transformers.pipeline("automatic-speech-recognition", str(tmp_path / "out"))
+    shards = ("asterisk_en.ogg", "asterisk_fr.ogg")
+    some = [soundfile.read(ROOT / "data/embedded" / s, frames=32_000)[0] for s in shards]
+    for wave in some:
+        wave = wave.astype(np.float32)
+        theirs = pipe({"raw": wave.copy(), "sampling_rate": 16_000})["text"]
+        ours = model.transcribe(wave)
+        assert ours and " ".join(theirs.split()) == ours
+        values = torch.from_numpy(audio.normalise(wave))[None]
+        with torch.no_grad():
+            logits = pipe.model(values).logits[0].log_softmax(-1).numpy()
+        from dinosr_jax.inference.emissions import emissions
+        from dinosr_jax.inference.inputs import Recording
+
+        ((_, mine),) = emissions(model, [Recording("x", "x", wave, len(wave))])
+        np.testing.assert_allclose(mine, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_configuration_is_checked():
+    assert recogniser_config(symbols=GERMAN).ctc.symbols == GERMAN
