@@ -54,8 +54,6 @@ def get_config():
     config.eval_steps = 1_000
     config.checkpoint_steps = 1_000
     config.log_steps = 50
-    config.model.conv_layers = ((256, 10, 5), (256, 64, 64))
-    config.teacher.scope = "encoder"
     config.optimizer.hold_steps = 30_000
     config.optimizer.decay_steps = 29_900
     return config
