@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from ngram import Bigram
 from test_beam_search import CLOCK, SMALL, emissions_of
 
 from dinosr_jax.inference import beam_search as bs
 from dinosr_jax.inference import sweep
+from dinosr_jax.inference.ngram import Bigram
 
 pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not there")
 
@@ -13,7 +13,7 @@ pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not there"
 def task(tmp_path_factory):
     """References are what certain weights recognise: a sweep must find weights as good."""
     path = tmp_path_factory.mktemp("lm") / "lm.arpa"
-    Bigram(["A B", "AB A", "B A B", "A AB"]).write(path)
+    path.write_text(Bigram(["A B", "AB A", "B A B", "A AB"]).to_arpa())
     settings = bs.Settings(path, beam=20)
     inputs = [emissions_of(14, seed) for seed in range(8)]
     decoder = bs.beam_search(SMALL, CLOCK, settings._replace(lm_weight=0.5, word_score=3.0))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
-from ngram import Bigram
 from recogniser_runs import write_recogniser
 
 from dinosr_jax.cli import cli
@@ -22,6 +21,7 @@ from dinosr_jax.data.vocabulary import letters
 from dinosr_jax.inference.decoding import greedy
 from dinosr_jax.inference.emissions import clock_of, emissions
 from dinosr_jax.inference.model import load
+from dinosr_jax.inference.ngram import Bigram
 from dinosr_jax.objective.ctc import best_path
 from dinosr_jax.training.finetuning import encode, output_logits
 from dinosr_jax.training.state import Batch, make_model
@@ -204,7 +204,7 @@ def test_the_best_checkpoint_is_taken(tmp_path, folder):
 
 def test_beam_search_with_settings_of_a_sweep(run, folder, tmp_path):
     pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not there")
-    Bigram(["A TEA", "TEA A", "SEE TEA"]).write(tmp_path / "lm.arpa")
+    (tmp_path / "lm.arpa").write_text(Bigram(["A TEA", "TEA A", "SEE TEA"]).to_arpa())
     rows = [f"{p.parent.name}/{p.stem}\tA TEA" for p in sorted(folder.glob("*/*.flac"))]
     (tmp_path / "ref.tsv").write_text("\n".join(["file\ttext", *rows]) + "\n")
     lm, beam = f"--lm={tmp_path / 'lm.arpa'}", "--beam=10"

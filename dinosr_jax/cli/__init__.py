@@ -8,7 +8,7 @@ from dinosr_jax.cli.evaluation import evaluate
 from dinosr_jax.cli.inference import extract, units
 from dinosr_jax.cli.interop import export, import_command
 from dinosr_jax.cli.probes import frames_command, recognition_command, run
-from dinosr_jax.cli.recognition import sweep, transcribe, wer_command
+from dinosr_jax.cli.recognition import ngram, sweep, transcribe, wer_command
 from dinosr_jax.cli.report import report
 from dinosr_jax.cli.training import compile_command, scale
 
@@ -20,7 +20,7 @@ def cli() -> None:
 
 for command in (prepare, compile_command, scale, extract, units, evaluate, import_command, export):
     cli.add_command(command)
-for command in (transcribe, sweep, report):
+for command in (transcribe, sweep, ngram, report):
     cli.add_command(command)
 for command in (run, frames_command, recognition_command, wer_command):
     evaluate.add_command(command)

@@ -175,3 +175,34 @@ def sweep(
         row = "{lm_weight:9.3f} {word_score:10.3f} {wer:6.2%} {cer:7.2%}"
         click.echo(row.format(**trial))
     click.echo(f"{output}: the best of {trials}; transcribe --settings={output}")
+
+
+@click.command()
+@click.argument("transcripts", type=_FILE)
+@click.option("--split", default="", help="TRANSCRIPTS is a prepared dataset; of this.")
+@click.option("--language", default="", help="Only utterances of this language of the dataset.")
+@click.option("--vocabulary", type=_FILE, help="dict.ltr.txt.  [default: English letters]")
+@click.option("--output", required=True, type=_FILE, help="ARPA file to write.")
+def ngram(
+    transcripts: Path, split: str, language: str, vocabulary: Path | None, output: Path
+) -> None:
+    """Write a small bigram of the words of transcripts, for --lm.
+
+    TRANSCRIPTS as --reference of `evaluate wer`. For more than some thousands of sentences take
+    KenLM's lmplz.
+    """
+    from dinosr_jax.data import vocabulary as vocabularies
+    from dinosr_jax.evaluation.references import read_transcripts
+    from dinosr_jax.inference.ngram import Bigram
+    from dinosr_jax.inference.outputs import OutputError, write_text
+
+    with one_line(ValueError, OSError, OutputError):
+        if language and not split:
+            raise ValueError("--language is of a prepared dataset, with --split")
+        found = read_transcripts(transcripts, split=split, language=language)
+        read = vocabularies.read_dictionary
+        spell = (read(vocabulary) if vocabulary else vocabularies.letters()).normalise
+        bigram = Bigram(spell(row.text) for row in found.values())
+        write_text(output, bigram.to_arpa())
+    words = len(bigram.vocabulary) - 1
+    click.echo(f"{output}: {len(bigram.pairs)} bigrams of {words} words, {len(found)} transcripts")

@@ -35,12 +35,13 @@ class Pair(NamedTuple):
     hypothesis: str | None
 
 
-def read_transcripts(path: Path, *, split: str = "") -> dict[str, Transcript]:
+def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict[str, Transcript]:
     """Transcripts of a file, a tree or a prepared dataset, by id.
 
     Args:
       path: See the head of this file.
       split: Of the prepared dataset, in TFDS syntax.
+      language: Only utterances of it, as the prepared dataset names it; '' for all.
 
     Returns:
       Transcripts; the speaker is the column `speaker`, what the dataset says, or the first number
@@ -51,7 +52,7 @@ def read_transcripts(path: Path, *, split: str = "") -> dict[str, Transcript]:
       ManifestError: No such dataset or split.
     """
     if split:
-        rows: Iterable[tuple[str, Transcript]] = _of_dataset(path, split)
+        rows: Iterable[tuple[str, Transcript]] = _of_dataset(path, split, language)
     elif path.is_dir():
         files = sorted(Path(root, n) for root, _, names in os.walk(path) for n in names)
         files = [file for file in files if file.name.endswith(".trans.txt")]
@@ -76,14 +77,15 @@ def read_transcripts(path: Path, *, split: str = "") -> dict[str, Transcript]:
     return found
 
 
-def _of_dataset(path: Path, split: str) -> Iterator[tuple[str, Transcript]]:
+def _of_dataset(path: Path, split: str, language: str) -> Iterator[tuple[str, Transcript]]:
     from dinosr_jax.data import manifest as manifests  # needs tensorflow-datasets
 
     names = ("audio_folder", "librispeech/lazy_decode")
     there = [name for name in names if manifests.dataset_folder(path, dataset=name)]
     manifest = manifests.load_manifest(path, dataset=(there or names)[0], split=split)
-    for row in zip(manifest.ids, manifest.texts, manifest.speakers, strict=True):
-        if row[1]:
+    columns = (manifest.ids, manifest.texts, manifest.speakers, manifest.languages)
+    for *row, spoken in zip(*columns, strict=True):
+        if row[1] and language in ("", spoken):
             yield str(path), Transcript(*map(str, row))
 
 
