@@ -138,7 +138,7 @@ def of_mfcc(
         return mfcc.mfcc(waveform, conv_layers=conv_layers), len(waveform) / audio.SAMPLE_RATE
 
     arrays = {}
-    for recording, future in _ahead(compute, recordings):
+    for recording, future in ahead(compute, recordings):
         try:
             found, seconds = future.result()
         except (audio.AudioError, OSError) as error:
@@ -149,8 +149,8 @@ def of_mfcc(
     return Features((None,), arrays)
 
 
-def _ahead(compute: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Items and their futures, a bounded number ahead."""
+def ahead(compute: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Items and the futures of what is computed of them in threads, a bounded number ahead."""
     workers = os.cpu_count() or 1
     waiting: collections.deque = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
