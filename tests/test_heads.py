@@ -136,6 +136,20 @@ def test_masks_are_of_their_widths_and_within_the_length():
     assert (narrow == 1).all()  # few features: none is taken
 
 
+def test_masks_of_a_share_of_the_frames():
+    lengths = np.array([200, 50, 20])
+    settings = heads.Augment(0, num_feature_masks=0, time_mask_share=0.04)
+    found = [
+        np.asarray(
+            heads.augmented(jax.random.key(k), np.ones((3, 200, 2)), lengths, settings=settings)
+        )
+        for k in range(30)
+    ]
+    gone = (np.array(found) == 0).all(axis=3).sum(axis=2)  # [draws, rows]
+    assert 20 < gone[:, 0].max() <= 8 * 8  # 8 masks of 8 frames
+    assert 2 < gone[:, 1].max() <= 2 * 2 and gone[:, 2].max() == 0
+
+
 def test_warping_moves_time_and_keeps_the_ends():
     lengths = np.array([40, 25, 10])
     settings = heads.Augment(5, num_feature_masks=0, num_time_masks=0)

@@ -50,7 +50,7 @@ def test_the_error_rate_is_that_of_edit_distances():
     assert recognition.error_rate(references, hypotheses) == pytest.approx(expected, abs=1e-12)
     texts = recognition.error_rate([["AA", "B"]], [["AA", "AA", "B"]])
     assert texts == 0.5  # labels are compared as wholes
-    with pytest.raises(LabelError, match="hold no phone"):
+    with pytest.raises(LabelError, match="hold no label"):
         recognition.error_rate([[]], [[1]])
 
 

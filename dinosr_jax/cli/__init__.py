@@ -9,7 +9,7 @@ from dinosr_jax.cli.inference import extract, units
 from dinosr_jax.cli.interop import export, import_command
 from dinosr_jax.cli.probes import frames_command, recognition_command, run
 from dinosr_jax.cli.report import report
-from dinosr_jax.cli.superb import intent, keywords
+from dinosr_jax.cli.superb import asr, intent, keywords, slots
 from dinosr_jax.cli.training import compile_command, scale
 
 
@@ -21,5 +21,5 @@ def cli() -> None:
 for command in (prepare, compile_command, scale, extract, units, evaluate, import_command, export):
     cli.add_command(command)
 cli.add_command(report)
-for command in (run, frames_command, recognition_command, keywords, intent):
+for command in (run, frames_command, recognition_command, keywords, intent, slots, asr):
     evaluate.add_command(command)

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 
 Array = jax.Array
 _NARROWEST = 15  # a mask takes at most this part of the features: those of MFCC are few
+_MOST_MASKS = 20
 
 
 class Augment(NamedTuple):
     """SpecAugment on features (Park et al. 2019): warped in time, then masked with zeros.
 
     `warp_frames` a point in time is moved by at most; masks are of 0 to `_width` frames or
-    features, and are drawn anew for every utterance.
+    features, and are drawn anew for every utterance. Where `time_mask_share` is not 0, the masks in
+    time are as many as this share of the frames, 20 at most, and none is of a larger share.
     """
 
     warp_frames: int = 5
@@ -26,6 +28,7 @@ class Augment(NamedTuple):
     feature_mask_width: int = 50
     num_time_masks: int = 2
     time_mask_width: int = 40
+    time_mask_share: float = 0.0
 
 
 class Head(nn.Module):
@@ -124,19 +127,27 @@ def augmented(key: Array, x: Array, lengths: Array, *, settings: Augment) -> Arr
     if settings.warp_frames:
         x = _warped(keys[0], x, lengths, window=settings.warp_frames)
     narrow = min(settings.feature_mask_width, x.shape[2] // _NARROWEST)
-    widths = jnp.full(len(x), x.shape[2])
-    of = {"size": x.shape[2], "number": settings.num_feature_masks, "longest": narrow}
-    features = _masks(keys[1], widths, **of)
-    of = {"size": x.shape[1], "number": settings.num_time_masks}
-    times = _masks(keys[2], lengths, **of, longest=settings.time_mask_width)
+    everywhere = jnp.full(len(x), x.shape[2])
+    few = jnp.full(len(x), settings.num_feature_masks)
+    features = _masks(
+        keys[1], everywhere, size=x.shape[2], numbers=few, longest=jnp.full(len(x), narrow)
+    )
+    numbers, longest = (
+        jnp.full(len(x), n) for n in (settings.num_time_masks, settings.time_mask_width)
+    )
+    if settings.time_mask_share:
+        share = (settings.time_mask_share * lengths).astype(jnp.int32)
+        numbers, longest = share, jnp.minimum(longest, share)
+    times = _masks(keys[2], lengths, size=x.shape[1], numbers=numbers, longest=longest)
     return jnp.where(features[:, None, :] | times[:, :, None], 0.0, x)
 
 
-def _masks(key: Array, lengths: Array, *, size: int, number: int, longest: int) -> Array:
-    """[B, size] bool: True in `number` spans of 0 to `longest`, each within the length."""
+def _masks(key: Array, lengths: Array, *, size: int, numbers: Array, longest: Array) -> Array:
+    """[B, size] bool: True in `numbers` [B] spans of 0 to `longest` [B], within the length."""
     of_widths, of_starts = jax.random.split(key)
-    shape = (len(lengths), number)
-    widths = jax.random.randint(of_widths, shape, 0, longest + 1)
+    shape = (len(lengths), _MOST_MASKS)
+    widths = jax.random.randint(of_widths, shape, 0, longest[:, None] + 1)
+    widths = jnp.where(jnp.arange(_MOST_MASKS)[None] < numbers[:, None], widths, 0)
     last = jnp.maximum(lengths[:, None] - widths, 1)  # starts are before it
     starts = (jax.random.uniform(of_starts, shape) * last).astype(jnp.int32)
     places = jnp.arange(size)[None, None]

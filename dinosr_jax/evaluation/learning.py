@@ -215,6 +215,21 @@ def make_predict(task: Task) -> Callable[[Params, Batch], Array]:
     return lambda params, batch: several(params, batch.features, batch.lengths)
 
 
+def log_probabilities(
+    task: Task, params: Params, part: Part, *, batch_size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(id, [T, C] float32) of every utterance, of the one learning rate that was chosen."""
+    one = lambda params, features, lengths: jax.nn.log_softmax(
+        task.head.apply(params, features, lengths)
+    )
+    several = jax.jit(jax.vmap(one, in_axes=(0, None, None)))
+    for ids, frames in plan(part.source.lengths(), list(part.labels), batch_size=batch_size):
+        batch = fill(part, ids, frames, batch_size=batch_size)
+        (found,) = np.asarray(several(params, batch.features, batch.lengths))
+        for row, id_ in enumerate(ids):
+            yield id_, found[row, : batch.lengths[row]]
+
+
 def decode(
     task: Task, predict: Callable, params: Params, part: Part, *, batch_size: int
 ) -> list[dict[str, Any]]:

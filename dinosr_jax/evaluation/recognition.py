@@ -57,7 +57,7 @@ def error_rate(references: Sequence[Sequence], hypotheses: Sequence[Sequence]) -
 
     total = sum(map(len, references))
     if not total:
-        raise LabelError("the references hold no phone; an error rate has no meaning")
+        raise LabelError("the references hold no label; an error rate has no meaning")
     pairs = zip(references, hypotheses, strict=True)
     return sum(Levenshtein.distance(list(r), list(h)) for r, h in pairs) / total
 

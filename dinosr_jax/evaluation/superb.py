@@ -34,11 +34,15 @@ RULES = {
 
 
 class Wish(NamedTuple):
-    """How a task is learnt, and where features are kept: `max_bytes` of memory, or a `cache`."""
+    """How a task is learnt, and where features are kept: `max_bytes` of memory, or a `cache`.
+
+    `emissions` is a folder for the log-probabilities of the test part, with the network.
+    """
 
     settings: learning.Settings = learning.Settings()
     max_bytes: int = features.MAX_BYTES
     cache: Path | None = None
+    emissions: Path | None = None
 
 
 def evaluate(
@@ -96,6 +100,10 @@ def evaluate(
         progress = telling.stage(f"{kind} with {name}", settings.num_steps)
         found = learning.learn(task, *parts, settings=settings, progress=progress)
         rows.append({"system": system.name, **learnt_row(found, task, several=system.shape[0] > 1)})
+        if wish.emissions is not None and system.name == "codebook":
+            size = {"batch_size": settings.batch_size}
+            for id_, array in learning.log_probabilities(task, found.params, parts[2], **size):
+                write_emissions(wish.emissions, id_, array)
         telling.say(told(rows[-1], kind=kind, chosen_by=task.chosen_by))
     rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
     results.write_results(
@@ -112,6 +120,18 @@ def evaluate(
     )
     outputs.write_skipped(output, examples.left_out, name=f"{kind}_skipped.tsv")
     return rows
+
+
+def write_emissions(folder: Path, id_: str, array: np.ndarray) -> None:
+    """Writes FOLDER/ID.npy: log-probabilities [T, C] float32.
+
+    Raises:
+      OutputError: The id leads out of the folder, or it cannot be written to.
+    """
+    if ".." in Path(id_).parts or Path(id_).is_absolute():
+        raise outputs.OutputError(f"{id_!r} would be written outside of {folder}")
+    with outputs.replacing(folder / f"{id_}.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def usable(model: Model, examples: Examples, telling: Telling) -> Examples:
