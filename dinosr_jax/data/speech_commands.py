@@ -51,7 +51,10 @@ def read_clips(folder: Path, *, split: str) -> Iterator[Clip]:
                 f"{sorted(builder.info.splits)}, expected {NAME!r} with {', '.join(SPLITS)}"
             )
         labels = builder.info.features["label"].names
-        examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+        if builder.info.file_format.value == "array_record":
+            examples = builder.as_data_source(split=split)
+        else:
+            examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
         for place, example in enumerate(examples):
             samples = np.asarray(example["audio"]).astype(np.int16)
             yield Clip(f"{split}/{place:06d}", samples, labels[int(example["label"])])
