@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.evaluation import features
+from dinosr_jax.evaluation import features, mfcc
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.inputs import Bad, Recording
 from dinosr_jax.inference.model import Model
@@ -95,18 +95,32 @@ class System(NamedTuple):
     digest: str
 
 
-def systems(model: Model, fresh: Model) -> list[System]:
-    """The network, MFCC, and the same network untrained."""
+def systems(
+    model: Model, fresh: Model, *, statistics: mfcc.Statistics | None = None
+) -> list[System]:
+    """The network, MFCC, and the same network untrained.
+
+    Args:
+      model: The network.
+      fresh: The same, untrained.
+      statistics: What MFCC are normalised with; None for each utterance's own. Then their mean over
+        an utterance is 0, and says nothing where a head takes that mean.
+
+    Returns:
+      The three.
+    """
     config = model.config.model
     shape = (config.num_layers + 1, config.width)
-    of_mfcc = functools.partial(features.of_mfcc, model=model)
-    place = hashlib.sha256(repr(config.conv_layers).encode()).hexdigest()[:16]
+    of_mfcc = functools.partial(features.of_mfcc, model=model, statistics=statistics)
+    digest = hashlib.sha256(repr(config.conv_layers).encode())
+    for array in statistics or ():
+        digest.update(np.ascontiguousarray(array))
     network = lambda name, of: System(
         name, functools.partial(features.of_network, of), shape, of.fingerprint
     )
     return [
         network("codebook", model),
-        System("mfcc", of_mfcc, (1, features.mfcc.WIDTH), place),
+        System("mfcc", of_mfcc, (1, mfcc.WIDTH), digest.hexdigest()[:16]),
         network("untrained", fresh),
     ]
 

@@ -125,17 +125,22 @@ def of_mfcc(
     recordings: Sequence[Recording],
     *,
     model: Model,
+    statistics: mfcc.Statistics | None = None,
     on_bad: Bad = refuse,
     progress: Progress = lambda seconds: None,
 ) -> Features:
-    """MFCC with deltas at the network's frames, as one layer without a number; in threads."""
+    """MFCC with deltas at the network's frames, as one layer without a number; in threads.
+
+    They are normalised with `statistics`, or over each utterance.
+    """
     conv_layers = model.config.model.conv_layers
 
     def compute(recording: Recording) -> tuple[np.ndarray, float]:
         waveform = recording.load()
         if not model.num_frames(len(waveform)):
             raise audio.AudioError(f"{recording.name}: too short for one frame")
-        return mfcc.mfcc(waveform, conv_layers=conv_layers), len(waveform) / audio.SAMPLE_RATE
+        found = mfcc.mfcc(waveform, conv_layers=conv_layers, statistics=statistics)
+        return found, len(waveform) / audio.SAMPLE_RATE
 
     arrays = {}
     for recording, future in ahead(compute, recordings):
@@ -147,6 +152,14 @@ def of_mfcc(
         arrays[recording.id] = found[None]
         progress(seconds)
     return Features((None,), arrays)
+
+
+def mfcc_statistics(recordings: Sequence[Recording], *, model: Model) -> mfcc.Statistics:
+    """Mean and deviation of MFCC over the frames of some recordings."""
+    nothing = mfcc.Statistics(np.zeros(mfcc.WIDTH), np.ones(mfcc.WIDTH))
+    found = of_mfcc(recordings, model=model, statistics=nothing)
+    frames = np.concatenate([array[0] for array in found.arrays.values()]).astype(np.float64)
+    return mfcc.Statistics(frames.mean(axis=0), frames.std(axis=0))
 
 
 def ahead(compute: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

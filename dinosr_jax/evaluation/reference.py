@@ -39,7 +39,7 @@ PUBLISHED_RESULTS = (
     ("ABX error of the units of layer 5, within speakers", "6.50\u00a0%", "dev-clean, triphones"),
     ("Phone recognition (SUPERB), phone error rate", "3.21\u00a0%", "test-clean"),
     (
-        "Speech recognition (SUPERB), word error rate, no language model",
+        "Speech recognition (SUPERB), word error rate, no n-gram",
         "4.71\u00a0%",
         "test-clean",
     ),

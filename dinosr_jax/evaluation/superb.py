@@ -15,7 +15,9 @@ from dinosr_jax.evaluation import feature_sources, features, learning, results
 from dinosr_jax.evaluation.comparison import NAMES, Telling
 from dinosr_jax.evaluation.examples import PARTS, Examples
 from dinosr_jax.evaluation.probes import learnt_row
+from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference import outputs
+from dinosr_jax.inference.inputs import Recording
 from dinosr_jax.inference.model import Model
 
 Prepare = Callable[..., tuple[learning.Task, Mapping[str, np.ndarray]]]
@@ -31,6 +33,13 @@ RULES = {
     "slots": "SUPERB's SF: F1 of slot types, mean over utterances; CER of slot values",
     "asr": "SUPERB's ASR: letters, greedy decoding, no language model; WER",
 }
+
+
+_MFCC_RECORDINGS = 500  # of the training part, for their mean and variance
+
+
+def _id(recording: Recording) -> str:
+    return recording.id
 
 
 class Wish(NamedTuple):
@@ -81,8 +90,13 @@ def evaluate(
     task, labels = prepare(examples, settings=settings)
     recordings = [example.recording for example in examples.everyone()]
     seconds = sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
+    fresh = features.untrained(model, seed=settings.seed)
+    statistics = None
+    if task.head.pooled:
+        learnt = in_chance_order([example.recording for example in examples.train], key=_id)
+        statistics = features.mfcc_statistics(learnt[:_MFCC_RECORDINGS], model=model)
     rows = []
-    for system in feature_sources.systems(model, features.untrained(model, seed=settings.seed)):
+    for system in feature_sources.systems(model, fresh, statistics=statistics):
         name = NAMES[system.name]
         source = feature_sources.open_source(
             system,
