@@ -9,7 +9,7 @@ import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.data.alignments import Alignment
 from dinosr_jax.data.phones import Phone
-from dinosr_jax.evaluation import baselines, comparison, features, frames, recognition, results
+from dinosr_jax.evaluation import baselines, comparison, features, frames, learning, results
 from dinosr_jax.evaluation.corpus import Corpus
 from dinosr_jax.evaluation.utterances import LabelError, Labelled
 from dinosr_jax.inference import kmeans
@@ -62,7 +62,7 @@ def compared(model, corpus, tmp_path_factory, compile_quickly):
     output = tmp_path_factory.mktemp("run") / "evaluation"
     wish = comparison.Wish(
         of_frames=frames.Settings(num_steps=150, batch_frames=64),
-        of_recognition=recognition.Settings(
+        of_recognition=learning.Settings(
             num_steps=60, eval_steps=30, batch_size=8, project_width=16, learning_rates=(3e-2,)
         ),
     )

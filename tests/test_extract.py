@@ -5,23 +5,20 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-import tiny
+from tiny_runs import write_run
 
 import dinosr_jax
-from dinosr_jax.config import parse, to_text
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import open_inputs
 from dinosr_jax.inference.model import Model, load
 from dinosr_jax.model import transformer
-from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state, make_model
+from dinosr_jax.training.checkpoint import CheckpointError
+from dinosr_jax.training.state import make_model
 from dinosr_jax.training.step import apply
 
 ROOT = Path(__file__).parents[1]
@@ -29,19 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, compile_quickly) -> Path:
-    """A run with a checkpoint of an untrained network, whose teacher is not its student."""
-    folder = tmp_path_factory.mktemp("run")
-    config = tiny.get_config()
-    config.teacher.init = "reinit"
-    config = parse(config)
-    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    checkpoints = Checkpoints(folder / "checkpoints")
-    data = {"fingerprint": "", "next_step": 7}
-    checkpoints.save(7, state, config=config.to_dict(), data=data)
-    checkpoints.wait()
-    checkpoints.close()
-    (folder / "config.json").write_text(to_text(config))
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

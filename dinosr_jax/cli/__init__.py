@@ -10,6 +10,7 @@ from dinosr_jax.cli.interop import export, import_command
 from dinosr_jax.cli.probes import frames_command, recognition_command, run
 from dinosr_jax.cli.recognition import ngram, sweep, transcribe, wer_command
 from dinosr_jax.cli.report import report
+from dinosr_jax.cli.superb import asr, intent, keywords, slots
 from dinosr_jax.cli.training import compile_command, scale
 
 
@@ -22,5 +23,6 @@ for command in (prepare, compile_command, scale, extract, units, evaluate, impor
     cli.add_command(command)
 for command in (transcribe, sweep, ngram, report):
     cli.add_command(command)
-for command in (run, frames_command, recognition_command, wer_command):
+for command in (run, frames_command, recognition_command, keywords, intent, slots, asr):
     evaluate.add_command(command)
+evaluate.add_command(wer_command)

@@ -107,35 +107,41 @@ def recognition_command(
 
     CHECKPOINT and INPUT as in `run`.
     """
-    from dinosr_jax.evaluation import recognition
+    from dinosr_jax.evaluation import learning
 
-    for name, value in _recipe(config).items():
-        if name not in options and name != "learning_rates":
-            raise click.ClickException(f"{config}: {name}: no option of this command")
-        if context.get_parameter_source(name).name != "COMMANDLINE":
-            options[name] = value
-            learning_rates = value if name == "learning_rates" else learning_rates
-    options.pop("learning_rates", None)
+    options["learning_rates"] = learning_rates
+    apply_recipe(context, options, config)
     names = ("num_steps", "eval_steps", "batch_size")
-    try:
-        rates = tuple(float(rate) for rate in learning_rates.split(","))
-    except ValueError:
-        rates = ()
-    if not rates or not all(0 < rate < float("inf") for rate in rates):
-        raise click.UsageError(
-            f"--learning_rates: found {learning_rates!r}, expected numbers such as 0.01,0.001"
-        )
-    settings = recognition.Settings(
-        learning_rates=rates, **{name: options.pop(name) for name in names}
+    settings = learning.Settings(
+        learning_rates=parse_rates(options.pop("learning_rates")),
+        **{name: options.pop(name) for name in names},
     )
     _compare(context, options, tasks=("recognition",), wish={"of_recognition": settings})
 
 
-def _recipe(config: str | None) -> dict[str, Any]:
-    """Fields of a recipe, by the names of the options."""
+def apply_recipe(context: click.Context, options: dict[str, Any], config: str | None) -> None:
+    """Puts the fields of a recipe in place of options that were not given."""
     import runpy
 
-    return runpy.run_path(config)["get_config"]().to_dict() if config else {}
+    recipe = runpy.run_path(config)["get_config"]().to_dict() if config else {}
+    for name, value in recipe.items():
+        if name not in options:
+            raise click.ClickException(f"{config}: {name}: no option of this command")
+        if context.get_parameter_source(name).name != "COMMANDLINE":
+            options[name] = value
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Learning rates."""
+    try:
+        rates = tuple(float(rate) for rate in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise click.UsageError(
+            f"--learning_rates: found {text!r}, expected numbers such as 0.01,0.001"
+        )
+    return rates
 
 
 def _compare(
@@ -149,9 +155,9 @@ def _compare(
     from dinosr_jax.inference import model
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    output = options.pop("output") or _evaluation_folder(options["checkpoint"])
+    output = options.pop("output") or evaluation_folder(options["checkpoint"])
     command = command_text(context)
-    with _following() as telling:
+    with following() as telling:
         trained = model.load(options["checkpoint"])
         given = {name: options[name] for name in ("prefix", "stress")}
         splits = [options[s] for s in ("train_split", "split", "valid_split") if options.get(s)]
@@ -188,7 +194,7 @@ def _compare(
     click.echo(f"{comparison.summary(found)}\n{output}: " + ", ".join(f"{t}.json" for t in found))
 
 
-def _evaluation_folder(checkpoint: Path) -> Path:
+def evaluation_folder(checkpoint: Path) -> Path:
     """RUN/evaluation of a run or of one of its steps."""
     run_ = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
     if not (run_ / "config.json").is_file():
@@ -197,7 +203,7 @@ def _evaluation_folder(checkpoint: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _following() -> Iterator[Any]:
+def following() -> Iterator[Any]:
     """Notices and progress; errors become one line."""
     from tqdm.auto import tqdm
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dinosr_jax.data import audio
-from dinosr_jax.evaluation import baselines, features, frames, probes, recognition, results
+from dinosr_jax.evaluation import baselines, features, frames, learning, probes, results
 from dinosr_jax.evaluation.corpus import Corpus, write_example
 from dinosr_jax.evaluation.utterances import Division, LabelError, Labelled, describe, divide
 from dinosr_jax.inference.inputs import Recording
@@ -35,7 +35,7 @@ class Wish(NamedTuple):
     max_bytes: int = features.MAX_BYTES
     seed: int = 0
     of_frames: frames.Settings = frames.Settings()
-    of_recognition: recognition.Settings = recognition.Settings()
+    of_recognition: learning.Settings = learning.Settings()
 
 
 class Telling(NamedTuple):
@@ -117,7 +117,7 @@ def compare_units(
     kmeans = {"num_clusters": model.config.model.codebook_size, "seed": wish.seed}
     layers = tuple(codes)  # those that have a codebook
     for system in ("mfcc", "untrained"):
-        told = telling.stage(f"k-means on {_NAMES[system]}", _seconds(fitted) + _seconds(tested))
+        told = telling.stage(f"k-means on {NAMES[system]}", _seconds(fitted) + _seconds(tested))
         if system == "mfcc":
             compute = functools.partial(features.of_mfcc, model=model)
         else:
@@ -156,7 +156,7 @@ def _probe(
                 frame_division,
                 conv_layers=model.config.model.conv_layers,
                 settings=wish.of_frames._replace(seed=wish.seed),
-                progress=telling.stage(f"frames of {_NAMES[system]}", wish.of_frames.num_steps),
+                progress=telling.stage(f"frames of {NAMES[system]}", wish.of_frames.num_steps),
             )
             rows["frames"] += [{"system": system} | row for row in found]
         if "recognition" in rows:
@@ -166,7 +166,7 @@ def _probe(
                 division,
                 valid,
                 settings=wish.of_recognition._replace(seed=wish.seed),
-                progress=telling.stage(f"recognition with {_NAMES[system]}", steps),
+                progress=telling.stage(f"recognition with {NAMES[system]}", steps),
             )
             rows["recognition"].append({"system": system} | row)
     learnt = corpus.train_split if corpus.train else corpus.split
@@ -219,13 +219,13 @@ def _features(
     system: str, network: Model, everyone: Sequence[Labelled], dtype: type, telling: Telling
 ) -> features.Features:
     recordings = [utterance.recording for utterance in everyone]
-    told = telling.stage(f"features of {_NAMES[system]}", _seconds(recordings))
+    told = telling.stage(f"features of {NAMES[system]}", _seconds(recordings))
     if system == "mfcc":
         return features.of_mfcc(recordings, model=network, progress=told)
     return features.of_network(network, recordings, dtype=dtype, progress=told)
 
 
-_NAMES = {"codebook": "the network", "mfcc": "MFCC", "untrained": "the untrained network"}
+NAMES = {"codebook": "the network", "mfcc": "MFCC", "untrained": "the untrained network"}
 
 
 def summary(found: Mapping[Task, Sequence[Mapping[str, Any]]]) -> str:

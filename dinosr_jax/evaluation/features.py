@@ -125,20 +125,25 @@ def of_mfcc(
     recordings: Sequence[Recording],
     *,
     model: Model,
+    statistics: mfcc.Statistics | None = None,
     on_bad: Bad = refuse,
     progress: Progress = lambda seconds: None,
 ) -> Features:
-    """MFCC with deltas at the network's frames, as one layer without a number; in threads."""
+    """MFCC with deltas at the network's frames, as one layer without a number; in threads.
+
+    They are normalised with `statistics`, or over each utterance.
+    """
     conv_layers = model.config.model.conv_layers
 
     def compute(recording: Recording) -> tuple[np.ndarray, float]:
         waveform = recording.load()
         if not model.num_frames(len(waveform)):
             raise audio.AudioError(f"{recording.name}: too short for one frame")
-        return mfcc.mfcc(waveform, conv_layers=conv_layers), len(waveform) / audio.SAMPLE_RATE
+        found = mfcc.mfcc(waveform, conv_layers=conv_layers, statistics=statistics)
+        return found, len(waveform) / audio.SAMPLE_RATE
 
     arrays = {}
-    for recording, future in _ahead(compute, recordings):
+    for recording, future in ahead(compute, recordings):
         try:
             found, seconds = future.result()
         except (audio.AudioError, OSError) as error:
@@ -149,8 +154,16 @@ def of_mfcc(
     return Features((None,), arrays)
 
 
-def _ahead(compute: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Items and their futures, a bounded number ahead."""
+def mfcc_statistics(recordings: Sequence[Recording], *, model: Model) -> mfcc.Statistics:
+    """Mean and deviation of MFCC over the frames of some recordings."""
+    nothing = mfcc.Statistics(np.zeros(mfcc.WIDTH), np.ones(mfcc.WIDTH))
+    found = of_mfcc(recordings, model=model, statistics=nothing)
+    frames = np.concatenate([array[0] for array in found.arrays.values()]).astype(np.float64)
+    return mfcc.Statistics(frames.mean(axis=0), frames.std(axis=0))
+
+
+def ahead(compute: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Items and the futures of what is computed of them in threads, a bounded number ahead."""
     workers = os.cpu_count() or 1
     waiting: collections.deque = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:

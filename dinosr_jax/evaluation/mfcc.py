@@ -3,6 +3,8 @@
 Shapes: S samples, T frames.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from dinosr_jax.data import audio
@@ -16,16 +18,27 @@ _DELTA_FRAMES = 9
 _EPSILON = 1e-5
 
 
-def mfcc(waveform: np.ndarray, *, conv_layers: ConvLayers) -> np.ndarray:
-    """Coefficients with first and second differences, normalised over the utterance.
+class Statistics(NamedTuple):
+    """Mean and standard deviation of coefficients, [39] each."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def mfcc(
+    waveform: np.ndarray, *, conv_layers: ConvLayers, statistics: Statistics | None = None
+) -> np.ndarray:
+    """Coefficients with first and second differences, normalised.
 
     Args:
       waveform: [S] float32 at 16 kHz, one whole utterance, of any level.
       conv_layers: (channels, kernel, stride) of the network's convolutions: frame i is the 25 ms
         around the middle of what the network's frame i reads (sample 200 + 320 i as published).
+      statistics: What they are normalised with; None for those of the utterance itself.
 
     Returns:
-      [T, 39] float32, with mean 0 and variance 1 over the frames; T is the network's.
+      [T, 39] float32, of the utterance's own statistics with mean 0 and variance 1 over the frames;
+      T is the network's.
     """
     import librosa
 
@@ -44,5 +57,6 @@ def mfcc(waveform: np.ndarray, *, conv_layers: ConvLayers) -> np.ndarray:
         static, width=_DELTA_FRAMES, order=order, mode="nearest"
     )
     found = np.concatenate([static, delta(1), delta(2)]).T  # [T, 39]
-    centred = found - found.mean(axis=0, keepdims=True)
-    return (centred / (found.std(axis=0, keepdims=True) + _EPSILON)).astype(np.float32)
+    own = statistics or Statistics(found.mean(axis=0), found.std(axis=0))
+    centred = found - own.mean[None]
+    return (centred / (own.deviation[None] + _EPSILON)).astype(np.float32)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dinosr_jax.data.phones import SILENCE
-from dinosr_jax.evaluation import frames, recognition, results
+from dinosr_jax.evaluation import frames, learning, recognition, results
+from dinosr_jax.evaluation.feature_sources import Held
 from dinosr_jax.evaluation.features import Features
 from dinosr_jax.evaluation.utterances import Division, Labelled, phones_of_frames
 from dinosr_jax.model.feature_encoder import ConvLayers
@@ -61,7 +62,7 @@ def recognise(
     division: Division,
     valid: Sequence[Labelled],
     *,
-    settings: recognition.Settings,
+    settings: learning.Settings,
     progress: Callable[[float], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Phone error rate of the weighted sum of the layers.
@@ -78,9 +79,9 @@ def recognise(
     """
     everyone = (*division.train, *valid, *division.test)
     phones = sorted({p for u in everyone for p in recognition.spoken(u.phones)})
-    source = recognition.Held(held.arrays)
+    source = Held(held.arrays)
     parts = [
-        recognition.Part(
+        learning.Part(
             source,
             recognition.encode(
                 {u.recording.id: recognition.spoken(u.phones) for u in some}, phones=phones
@@ -88,16 +89,19 @@ def recognise(
         )
         for some in (division.train, valid, division.test)
     ]
-    found = recognition.recognise(
-        *parts, num_phones=len(phones), settings=settings, progress=progress
-    )
-    several = len(held.layers) > 1
+    task = recognition.phones_task(len(phones), settings=settings)
+    found = learning.learn(task, *parts, settings=settings, progress=progress)
+    return learnt_row(found, task, several=len(held.layers) > 1)
+
+
+def learnt_row(found: learning.Learnt, task: learning.Task, *, several: bool) -> dict[str, Any]:
+    """A row of results, without its system, of what was learnt on one layer or `several`."""
     return {
         "layer": results.WEIGHTED if several else None,
-        "per": found.per,
+        **found.metrics,
         "learning_rate": found.learning_rate,
         "updates": found.step,
         "left_out": found.left_out,
-        "valid_per": {f"{rate:g}": error for rate, error in found.valid_per.items()},
+        f"valid_{task.chosen_by}": {f"{rate:g}": value for rate, value in found.valid.items()},
         "weights": [float(weight) for weight in found.weights],
     }

@@ -38,7 +38,22 @@ PUBLISHED_RESULTS = (
     ("ABX error of layer 5, within speakers", "4.05\u00a0%", "dev-clean, triphones"),
     ("ABX error of the units of layer 5, within speakers", "6.50\u00a0%", "dev-clean, triphones"),
     ("Phone recognition (SUPERB), phone error rate", "3.21\u00a0%", "test-clean"),
+    (
+        "Speech recognition (SUPERB), word error rate, no n-gram",
+        "4.71\u00a0%",
+        "test-clean",
+    ),
 )
+
+
+# of SUPERB: kind of results -> task, metric, what the full-size network has
+SUPERB = {
+    "recognition": ("phone recognition", "per", "3.21\u00a0%"),
+    "asr": ("speech recognition, no language model", "wer", "4.71\u00a0%"),
+    "keywords": ("keyword spotting", "accuracy", ""),
+    "intent": ("intent classification", "accuracy", ""),
+    "slots": ("slot filling, F1 of slots", "f1", ""),
+}
 
 
 def overlapping(last_step: int) -> tuple[Point, ...]:

@@ -17,7 +17,7 @@ from dinosr_jax import __version__
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.inputs import printable
 
-Kind = Literal["units", "abx", "frames", "recognition"]
+Kind = Literal["units", "abx", "frames", "recognition", "asr", "keywords", "intent", "slots"]
 System = Literal["codebook", "head", "kmeans", "mfcc", "untrained"]
 WEIGHTED = "weighted"  # layer of the learned sum of all layers
 _METRICS: Mapping[str, tuple[str, ...]] = {
@@ -25,6 +25,10 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "abx": ("error", "speaker", "context", "cells"),
     "frames": ("accuracy",),
     "recognition": ("per", "learning_rate"),
+    "asr": ("wer", "cer", "learning_rate"),
+    "keywords": ("accuracy", "learning_rate"),
+    "intent": ("accuracy", "learning_rate"),
+    "slots": ("f1", "cer", "learning_rate"),
 }
 _TEXTS = ("command", "checkpoint", "data", "rule")
 

@@ -211,10 +211,26 @@ def by_layer(run: RunFiles) -> tuple[Section, list[Picture]]:
             pictures += found
             text = _measured_on(result, run)
             body += [markup.paragraph(text), markup.figures(found), _rows(result)]
+    body.append(_superb(run))
     head = ("what", "figure", "measured on")
     caption = "Published figures of the full-size network, LibriSpeech"
     body.append(markup.table(caption, head, reference.PUBLISHED_RESULTS))
     return Section("layers", "Layer by layer", "".join(body)), pictures
+
+
+def _superb(run: RunFiles) -> str:
+    """SUPERB's tasks side by side, the newest figures of each; nothing where none is measured."""
+    systems, rows = ("codebook", "mfcc", "untrained"), []
+    for kind, (task, metric, published) in reference.SUPERB.items():
+        for result in run.of_kind(kind)[:1]:
+            found = {row["system"]: numbers(row, metric) for row in result["rows"]}
+            cells = (f"{found[s]:.1%}" if found.get(s) is not None else "\u2013" for s in systems)
+            rows.append((f"{task} ({metric})", *cells, published or "\u2013", result["data"]))
+    if not rows:
+        return ""
+    names = (system_name(system, "") for system in systems)
+    head = ("task", *names, "published, full size", "measured on")
+    return markup.table("SUPERB's tasks, on frozen features", head, rows)
 
 
 def _joined(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

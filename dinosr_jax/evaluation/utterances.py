@@ -90,7 +90,7 @@ def spell(
     spelt: dict[str, tuple[Phone, ...]] = {}
     known = 0
     for split in splits:
-        manifest = manifests.load_manifest(data_dir, dataset=_dataset(data_dir), split=split)
+        manifest = manifests.load_manifest(data_dir, dataset=dataset_in(data_dir), split=split)
         for id_, text in zip(manifest.ids, manifest.texts, strict=True):
             said = text.upper().split()
             known += sum(word in words for word in said)
@@ -105,7 +105,7 @@ def spell(
     return Alignment(spelt, "tsv", str(lexicon))
 
 
-def _dataset(data_dir: Path) -> str:
+def dataset_in(data_dir: Path) -> str:
     """The prepared dataset in a folder."""
     found = [name for name in _DATASETS if manifests.dataset_folder(data_dir, dataset=name)]
     return (found or _DATASETS)[0]
@@ -131,7 +131,7 @@ def read_split(
     """
     shortest = receptive_field(conv_layers)[0]
     recordings = [r for r in open_inputs(data_dir, split=split) if r.num_samples >= shortest]
-    manifest = manifests.load_manifest(data_dir, dataset=_dataset(data_dir), split=split)
+    manifest = manifests.load_manifest(data_dir, dataset=dataset_in(data_dir), split=split)
     said = dict(zip(manifest.ids, zip(manifest.speakers, manifest.texts, strict=True), strict=True))
     phones = alignment.match(recording.id for recording in recordings)
     labelled = [Labelled(r, phones[r.id], *said[r.id]) for r in recordings if r.id in phones]
