@@ -90,6 +90,23 @@ def write_intents(folder, *, each=(8, 3, 4), seed=0):
         (folder / "data" / f"{part}_data.csv").write_text("\n".join(lines) + "\n")
 
 
+def write_transcribed(folder, *, each=(12, 4), seed=0):
+    """A folder of audio to prepare: two words in a second, with transcripts."""
+    rng = np.random.default_rng(seed)
+    words = {"digits__2": "two", "digits__8": "eight", "digits__today": "today"}
+    spoken = {name: samples[: RATE // 2] for name, samples in prompts(*words).items()}
+    lines = ["file\ttext\tspeaker\tlanguage\tsplit"]
+    for split, number in zip(("train", "test"), each, strict=True):
+        for i in range(number):
+            names = [list(words)[i % 3], list(words)[(i // 3) % 3]]
+            pieces = [np.pad(spoken[n], (0, RATE // 2 - len(spoken[n]))) for n in names]
+            noise = 0.003 * rng.standard_normal(RATE)
+            write(folder / f"{split}_{i:02d}.wav", np.concatenate(pieces) + noise)
+            text = " ".join(words[n] for n in names)
+            lines.append(f"{split}_{i:02d}.wav\t{text}\tallison\ten\t{split}")
+    (folder / "transcripts.tsv").write_text("\n".join(lines) + "\n")
+
+
 SLOTS = {
     "hello": ("HELLO", "O"),
     "digits__2": ("TWO", "count"),

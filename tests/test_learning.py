@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from frozen_features import SETTINGS, D, L, P, made
 
-from dinosr_jax.evaluation import learning, recognition
+from dinosr_jax.evaluation import classification, learning, recognition
+from dinosr_jax.evaluation.examples import Example, Examples
 from dinosr_jax.evaluation.feature_sources import Held
 from dinosr_jax.evaluation.heads import Augment
 from dinosr_jax.evaluation.utterances import LabelError
+from dinosr_jax.inference.inputs import Recording
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -114,6 +116,30 @@ def test_classes_are_drawn_alike():
     for batch in drawn:
         assert batch.lengths.tolist() == [frames[id_] for id_ in batch.ids]
         assert batch.labels[:, 0].tolist() == [int(labels[id_][0]) for id_ in batch.ids]
+
+
+def test_an_utterance_is_told_by_the_mean_of_its_frames():
+    """The class is a direction in layer 1, in frames of noise; K = 1 answer."""
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((3, D))
+
+    def examples(number):
+        arrays = 0.5 * rng.standard_normal((number, L, 9, D)).astype(np.float32)
+        arrays[:, 1] += 0.5 * directions[np.arange(number) % 3, None]
+        recordings = [Recording(f"{number}-{i}", "", arrays[i]) for i in range(number)]
+        return tuple(Example(r, (f"class {i % 3}",)) for i, r in enumerate(recordings))
+
+    settings = SETTINGS._replace(num_steps=90, eval_steps=30, learning_rates=(1e-6, 1e-2))
+    parts = Examples(examples(60), examples(12), examples(30), (), "")
+    source = Held({e.recording.id: e.recording.source for e in parts.everyone()})
+    task, labels = classification.classify(parts, settings=settings, balanced=True)
+    made = [
+        learning.Part(source, {e.recording.id: labels[e.recording.id] for e in some})
+        for some in parts[:3]
+    ]
+    found = learning.learn(task, *made, settings=settings)
+    assert found.metrics["accuracy"] >= 0.9 and found.learning_rate == 1e-2
+    assert found.valid[1e-2] > found.valid[1e-6] and found.weights.argmax() == 1
 
 
 def test_the_same_seed_learns_the_same_with_dropout_and_augmentation():

@@ -35,6 +35,19 @@ def test_normalised_over_the_utterance_at_any_level():
     np.testing.assert_allclose(louder, found, atol=5e-2)
 
 
+def test_normalised_with_given_statistics():
+    """So that the mean of an utterance says something."""
+    waves = [speech(30_000, seed=1), np.sin(np.arange(30_000) * 0.3).astype(np.float32)]
+    raw = mfcc.Statistics(np.zeros(39), np.ones(39))
+    found = [mfcc.mfcc(wave, conv_layers=PUBLISHED, statistics=raw) for wave in waves]
+    both = np.concatenate(found)
+    of_both = mfcc.Statistics(both.mean(0), both.std(0))
+    normal = [mfcc.mfcc(wave, conv_layers=PUBLISHED, statistics=of_both) for wave in waves]
+    expected = (both - both.mean(0)) / (both.std(0) + 1e-5)
+    np.testing.assert_allclose(np.concatenate(normal), expected, atol=1e-3)
+    assert np.abs(normal[0].mean(0) - normal[1].mean(0)).max() > 1
+
+
 @pytest.mark.parametrize("conv_layers", [PUBLISHED, SHORT, LONG])
 def test_a_click_is_in_the_frames_around_it(conv_layers):
     """The loudest frames are those whose 25 ms, around the network's frame, hold the click."""
