@@ -294,6 +294,19 @@ def _start(task: Task, batch: Batch, settings: Settings) -> Params:
     return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(settings.learning_rates)), one)
 
 
+class Programs(NamedTuple):
+    """What is compiled of a task, for every shape once: of `make_update` and `make_predict`."""
+
+    init: Callable
+    update: Callable
+    predict: Callable
+
+
+def make_programs(task: Task, settings: Settings) -> Programs:
+    """The programs of a task; features of the same shapes can share them."""
+    return Programs(*make_update(task, settings), make_predict(task))
+
+
 class _Best(NamedTuple):
     """Of one learning rate: what it cost on the validation part, when, and the parameters."""
 
@@ -310,6 +323,7 @@ def learn(
     test: Part,
     *,
     settings: Settings,
+    programs: Programs | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Learnt:
     """Trains for every learning rate, chooses on `valid`, tests on `test`.
@@ -320,6 +334,7 @@ def learn(
       valid: To choose learning rate and step on.
       test: Looked at once.
       settings: The recipe.
+      programs: Of `make_programs` with the same task and settings; None makes them.
       progress: Is told how many steps more are done.
 
     Returns:
@@ -337,8 +352,7 @@ def learn(
     batch = next(batches)
     rates = settings.learning_rates
     params = _start(task, batch, settings)
-    init_optimizer, update = make_update(task, settings)
-    predict = make_predict(task)
+    init_optimizer, update, predict = programs or make_programs(task, settings)
     state = init_optimizer(params)
     best = [_Best()] * len(rates)
     for step in range(1, settings.num_steps + 1):

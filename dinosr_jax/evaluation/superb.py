@@ -4,6 +4,7 @@ A task is learnt on frozen features, chosen on the validation part and tested on
 its figures are written to a file of results.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,43 +88,13 @@ def evaluate(
     wish, telling = wish or Wish(), telling or Telling()
     settings = wish.settings
     examples = usable(model, examples, telling)
+    outputs.write_skipped(output, examples.left_out, name=f"{kind}_skipped.tsv")
     task, labels = prepare(examples, settings=settings)
-    recordings = [example.recording for example in examples.everyone()]
-    seconds = sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
-    fresh = features.untrained(model, seed=settings.seed)
-    statistics = None
-    if task.head.pooled:
-        learnt = in_chance_order([example.recording for example in examples.train], key=_id)
-        statistics = features.mfcc_statistics(learnt[:_MFCC_RECORDINGS], model=model)
-    rows = []
-    for system in feature_sources.systems(model, fresh, statistics=statistics):
-        name = NAMES[system.name]
-        source = feature_sources.open_source(
-            system,
-            recordings,
-            model=model,
-            max_bytes=wish.max_bytes,
-            cache=wish.cache,
-            say=telling.say,
-            progress=telling.stage(f"features of {name}", seconds),
-        )
-        parts = [
-            learning.Part(source, {e.recording.id: labels[e.recording.id] for e in some})
-            for some in (getattr(examples, part) for part in PARTS)
-        ]
-        progress = telling.stage(f"{kind} with {name}", settings.num_steps)
-        found = learning.learn(task, *parts, settings=settings, progress=progress)
-        rows.append({"system": system.name, **learnt_row(found, task, several=system.shape[0] > 1)})
-        if wish.emissions is not None and system.name == "codebook":
-            size = {"batch_size": settings.batch_size}
-            for id_, array in learning.log_probabilities(task, found.params, parts[2], **size):
-                write_emissions(wish.emissions, id_, array)
-        telling.say(told(rows[-1], kind=kind, chosen_by=task.chosen_by))
     rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
-    results.write_results(
+    write = functools.partial(
+        results.write_results,
         output / f"{kind}.json",
         kind=kind,
-        rows=rows,
         command=command,
         checkpoint=model.path,
         step=model.step,
@@ -132,8 +103,59 @@ def evaluate(
         data=examples.describe(),
         rule=f"{RULES[kind]}; learning rate out of {rates}",
     )
-    outputs.write_skipped(output, examples.left_out, name=f"{kind}_skipped.tsv")
+    programs = learning.make_programs(task, settings)
+    rows: list[dict[str, Any]] = []
+    for system in _systems(model, examples, task, seed=settings.seed):
+        parts = _parts(system, model, examples, labels, wish, telling)
+        progress = telling.stage(f"{kind} with {NAMES[system.name]}", settings.num_steps)
+        how = {"settings": settings, "programs": programs, "progress": progress}
+        found = learning.learn(task, *parts, **how)
+        rows.append({"system": system.name, **learnt_row(found, task, several=system.shape[0] > 1)})
+        write(rows=rows)  # each time: what was found is kept if the next one is stopped
+        telling.say(told(rows[-1], kind=kind, chosen_by=task.chosen_by))
+        if wish.emissions is not None and system.name == "codebook":
+            size = {"batch_size": settings.batch_size}
+            for id_, array in learning.log_probabilities(task, found.params, parts[2], **size):
+                write_emissions(wish.emissions, id_, array)
     return rows
+
+
+def _systems(
+    model: Model, examples: Examples, task: learning.Task, *, seed: int
+) -> list[feature_sources.System]:
+    """The network, MFCC and the untrained network, as a task's head needs them."""
+    statistics = None
+    if task.head.pooled:
+        learnt = in_chance_order([example.recording for example in examples.train], key=_id)
+        statistics = features.mfcc_statistics(learnt[:_MFCC_RECORDINGS], model=model)
+    fresh = features.untrained(model, seed=seed)
+    return feature_sources.systems(model, fresh, statistics=statistics)
+
+
+def _parts(
+    system: feature_sources.System,
+    model: Model,
+    examples: Examples,
+    labels: Mapping[str, np.ndarray],
+    wish: Wish,
+    telling: Telling,
+) -> list[learning.Part]:
+    """Features and labels of each part."""
+    recordings = [example.recording for example in examples.everyone()]
+    seconds = sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
+    source = feature_sources.open_source(
+        system,
+        recordings,
+        model=model,
+        max_bytes=wish.max_bytes,
+        cache=wish.cache,
+        say=telling.say,
+        progress=telling.stage(f"features of {NAMES[system.name]}", seconds),
+    )
+    return [
+        learning.Part(source, {e.recording.id: labels[e.recording.id] for e in some})
+        for some in (getattr(examples, part) for part in PARTS)
+    ]
 
 
 def write_emissions(folder: Path, id_: str, array: np.ndarray) -> None:
