@@ -205,3 +205,22 @@ def test_misfits_of_hugging_face_have_its_names(tmp_path):
         assert len(lines) == 4
         assert all(any(line.startswith(text) for line in lines) for text in expected)
         (tmp_path / "out/dinosr.safetensors").unlink(missing_ok=not beside)
+
+
+def test_units_of_a_student_alone_are_refused(tmp_path):
+    """Before and after it is made a run, until it is trained on."""
+    from dinosr_jax.inference.model import load
+    from dinosr_jax.interop import runs
+
+    golden = read_checkpoint(GOLDEN / "tiny_fairseq.pt")
+    exports.export(golden, tmp_path / "out", kind="huggingface")
+    noise = np.random.default_rng(0).normal(size=8000).astype(np.float32)
+    assert len(load(tmp_path / "out").units(noise, layer=golden.config.model.num_layers))
+    (tmp_path / "out/dinosr.safetensors").unlink()
+    found = read_checkpoint(tmp_path / "out", choices=Choices(num_codebooks=2, codebook_size=8))
+    runs.write_run(found, tmp_path / "run")
+    for path in (tmp_path / "out", tmp_path / "run"):
+        for source in ("codebook", "head"):
+            with pytest.raises(ValueError, match="mean nothing.*--source=kmeans"):
+                load(path).units(noise, layer=found.config.model.num_layers, source=source)
+        assert len(load(path).extract(noise, layer=1)) == 24

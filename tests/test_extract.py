@@ -84,7 +84,12 @@ def test_not_a_run(trained, tmp_path, monkeypatch):
     def read(path, *, choices):
         if path.suffix == ".pt":
             return SimpleNamespace(
-                config=trained.config, state=trained, step=5, source="spidr", notes=["no heads"]
+                config=trained.config,
+                state=trained,
+                step=5,
+                source="spidr",
+                data={},
+                notes=["no heads"],
             )
         raise Refused("no checkpoint of anyone")
 

@@ -103,3 +103,11 @@ def test_a_full_disk_leaves_nothing_half_written(model, folder, tmp_path, monkey
             extract_files(model, folder, output=tmp_path / "out", layer=1)
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["dir.wav", "features.json"]
     assert extract_files(model, folder, output=tmp_path / "out", layer=1).written == 2
+
+
+def test_a_shard_without_a_usable_recording_is_empty(tmp_path):
+    parts = [tmp_path / f"{k}.part" for k in range(3)]
+    outputs.join_shards(tmp_path / "m_1_4", parts, width=5, dtype=np.dtype(np.float16))
+    found = np.load(tmp_path / "m_1_4.npy")
+    assert found.shape == (0, 5) and found.dtype == np.float16
+    assert (tmp_path / "m_1_4.len").read_text() == "0\n0\n0\n"

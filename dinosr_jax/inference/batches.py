@@ -103,7 +103,7 @@ class Forward:
             raise ValueError(f"model: found {network!r}, expected 'student' or 'teacher'")
         self.options = options or Options()
         self.options.check()
-        self.conv_layers = model.config.model.conv_layers
+        self.width, self.conv_layers = model.config.model.width, model.config.model.conv_layers
         self.field, self.hop = receptive_field(self.conv_layers)
         self.exact = model.config.model.padding_mode != "zero"  # padding would leak into features
         self.mesh = sharding.local_mesh()

@@ -165,7 +165,7 @@ def _write_missing(
         say(f"{before} of {len(recordings)} are there already")
     written = _write(forward, todo, places, dtype=dtype, say=say, **callbacks)
     if places.layout == "fairseq":
-        places.join(recordings)
+        places.join(recordings, width=forward.width, dtype=dtype)
     return written, before
 
 
@@ -193,12 +193,11 @@ class Places(NamedTuple):
             return [self.folder(layer) / f"{id_}.npy" for layer in self.layers]
         return [self.folder(layer) / f".{self.name}.parts" / f"{id_}.part" for layer in self.layers]
 
-    def join(self, recordings: Sequence[Recording]) -> None:
-        """Makes shards of the files, in order."""
+    def join(self, recordings: Sequence[Recording], **array: Any) -> None:
+        """Makes shards of the files, in order; `width` and `dtype` are those of the arrays."""
         for i, layer in enumerate(self.layers):
             parts = [self.of(r.id)[i] for r in recordings]
-            if any(part.exists() for part in parts):
-                outputs.join_shards(self.shard(layer), parts)
+            outputs.join_shards(self.shard(layer), parts, **array)
         self.remove_parts()
 
     def remove_parts(self) -> None:

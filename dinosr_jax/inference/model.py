@@ -33,6 +33,8 @@ class Model:
 
     A recogniser has neither teacher nor codebooks ({} and None), and a `vocabulary`.
 
+    `fresh` heads and codebooks are those of a student that came without any.
+
     `path` and `source` say where it came from: 'run', or the format of another project.
     """
 
@@ -47,10 +49,12 @@ class Model:
         path: str = "",
         source: str = "run",
         notes: Sequence[str] = (),
+        fresh: bool = False,
     ):
         self.config = config
         self.params, self.teacher_params, self.codebook = params, teacher_params, codebook
         self.step, self.path, self.source, self.notes = step, path, source, tuple(notes)
+        self.fresh = fresh
         self._resampled: set[int] = set()
 
     @property
@@ -310,6 +314,7 @@ def _import(path: Path, expected: str, heads: int | None) -> Model:
         path=str(path),
         source=found.source,
         notes=found.notes,
+        fresh=bool(found.data.get("fresh")),
     )
 
 
@@ -330,4 +335,5 @@ def _restore(checkpoints: Path, config: Any, *, step: int | None, path: Path) ->
         codebook=state.codebook,
         step=int(restored.step),
         path=str(path),
+        fresh=bool(restored.data.get("fresh")),
     )

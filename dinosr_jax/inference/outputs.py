@@ -182,17 +182,15 @@ def write_skipped(folder: Path, rows: Sequence[tuple[str, str]], *, name: str = 
     write_text(folder / name, "\n".join(["file\treason", *lines]) + "\n")
 
 
-def join_shards(path: Path, parts: Sequence[Path]) -> None:
+def join_shards(path: Path, parts: Sequence[Path], *, width: int, dtype: np.dtype) -> None:
     """Joins arrays [T, D] in order to fairseq's PATH.npy [sum T, D] and PATH.len.
 
-    A part that is not there has 0 frames; one at least is there.
+    A part that is not there has 0 frames.
     """
     there = [part for part in parts if part.exists()]
     frames = dict.fromkeys(parts, 0) | {part: len(np.load(part, mmap_mode="r")) for part in there}
-    first = np.load(there[0], mmap_mode="r")
-    width, dtype = first.shape[1:], first.dtype
     whole = path.with_name(path.name + ".npy")
-    file = ArrayFile(whole, shape=(sum(frames.values()), *width), dtype=dtype)
+    file = ArrayFile(whole, shape=(sum(frames.values()), width), dtype=dtype)
     for part in there:
         file.write(np.load(part))
     file.close()

@@ -105,6 +105,11 @@ def codebook_of_layer(model: Any, layer: int) -> int:
             f"{model.path}: a fine-tuned network has no codebooks and heads; take the units of the "
             "pre-trained one, or fit k-means (--source=kmeans --fit)"
         )
+    if model.fresh:
+        raise ValueError(
+            f"{model.path}: a student that came without heads and codebooks, which are random: its "
+            "units mean nothing before it is trained on. Fit k-means: --source=kmeans --fit"
+        )
     first = config.num_layers - config.num_codebooks + 1
     if not first <= layer <= config.num_layers:
         raise ValueError(

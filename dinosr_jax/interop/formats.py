@@ -298,7 +298,8 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     state = _state(tensors, config, naming=places, source="Hugging Face")
     saved = {"data": folder.metadata.get("data")}
     step = int(folder.metadata.get("step", 0))
-    return _imported(config, state, step, "huggingface", notes, saved, count)
+    found = _imported(config, state, step, "huggingface", notes, saved, count)
+    return found if folder.side else found._replace(data=found.data | {"fresh": True})
 
 
 def _recogniser_of_huggingface(path: Path, folder: huggingface.Folder) -> Imported:

@@ -68,8 +68,9 @@ def fairseq_config(
     said["average_top_k_layers"] = min(said["average_top_k_layers"], max(layers, 1))
     found = infer_config(bare, lambda name: name, heads, notes, said=said)
     rows = bare.get(f"{PROJ}.bias")
-    size = 0 if rows is None else len(rows)
-    return _recogniser(found, _check_symbols(symbols, size, notes))
+    if rows is None:
+        raise ValueError(f"{FAIRSEQ_PREFIX}{PROJ}.bias: missing; expected a wav2vec_ctc checkpoint")
+    return _recogniser(found, _check_symbols(symbols, rows.size, notes))
 
 
 def _check_symbols(symbols: tuple[str, ...] | None, size: int, notes: list[str]) -> tuple[str, ...]:

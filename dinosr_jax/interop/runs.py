@@ -78,6 +78,8 @@ def write_run(found: Imported, output: Path, *, step: int | None = None) -> None
     values = found.config.to_dict() | {"workdir": str(output)}
     config = parse(values)
     data = {"fingerprint": IMPORTED, "next_step": step, "source": found.source}
+    if found.data.get("fresh"):  # heads and codebooks, until it is trained on
+        data["fresh"] = True
     data["origin"] = found.data.get("origin") or found.data.get("fingerprint")
     with written_whole(output) as folder:
         checkpoints = Checkpoints(folder / "checkpoints")

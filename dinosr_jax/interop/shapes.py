@@ -59,7 +59,12 @@ def infer_config(
     if heads is not None:
         model.num_heads = heads
     elif "encoder_attention_heads" not in said:
-        model.num_heads = max(1, model.width // 64)
+        if model.width % 64:
+            raise ValueError(
+                f"the number of attention heads is not said, and a width of {model.width} is no "
+                "multiple of the published 64 a head: give it, --heads=N (load(path, heads=N))"
+            )
+        model.num_heads = model.width // 64
         notes.append(
             f"ASSUMED {model.num_heads} heads, width / 64 as published: shapes do not tell "
             "(--heads=N says another; the features are wrong if it is wrong)"
