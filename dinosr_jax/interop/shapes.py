@@ -59,16 +59,7 @@ def infer_config(
     if heads is not None:
         model.num_heads = heads
     elif "encoder_attention_heads" not in said:
-        if model.width % 64:
-            raise ValueError(
-                f"the number of attention heads is not said, and a width of {model.width} is no "
-                "multiple of the published 64 a head: give it, --heads=N (load(path, heads=N))"
-            )
-        model.num_heads = model.width // 64
-        notes.append(
-            f"ASSUMED {model.num_heads} heads, width / 64 as published: shapes do not tell "
-            "(--heads=N says another; the features are wrong if it is wrong)"
-        )
+        model.num_heads = _published_heads(model.width, notes)
     if "average_top_k_layers" not in said:
         model.num_codebooks = number("_codebook{}")
     if "codebook_size" not in said:
@@ -96,3 +87,17 @@ def _infer_convolutions(
         model.pos_conv_width = kernel * model.pos_conv_depth
     if "conv_pos_groups" not in said:
         model.pos_conv_groups = model.width // max(inputs, 1)
+
+
+def _published_heads(width: int, notes: list[str]) -> int:
+    """Attention heads where nothing says them: 64 wide each, as published."""
+    if width % 64:
+        raise ValueError(
+            f"the number of attention heads is not said, and a width of {width} is no multiple of "
+            "the published 64 a head: give it, --heads=N (load(path, heads=N))"
+        )
+    notes.append(
+        f"ASSUMED {width // 64} heads, width / 64 as published: shapes do not tell (--heads=N says "
+        "another; the features are wrong if it is wrong)"
+    )
+    return width // 64
