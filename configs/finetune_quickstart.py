@@ -14,31 +14,31 @@ from dinosr_jax.recipes import finetuning_recipe
 
 
 def get_config():
-    """Fairseq's recipe with a schedule for some hundreds of updates on a small network."""
+    """Fairseq's recipe with a schedule for some thousands of updates on a small network."""
     config = finetuning_recipe()
     config.workdir = "runs/finetune_quickstart"
-    config.num_steps = 4000
+    config.num_steps = 2500
     config.log_steps = 20
-    config.eval_steps = 200
-    config.checkpoint_steps = 200
+    config.eval_steps = 250
+    config.checkpoint_steps = 250
     config.compute_dtype = "float32"
     quickstart = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
     config.model = quickstart.model
     config.model.dropout = 0.1
     config.model.layerdrop = 0.0
-    config.mask.prob = 0.4
+    config.mask.prob = 0.3
     config.mask.require_same_masks = False
     ctc = config.ctc
     ctc.language = "en"
     ctc.freeze_steps = 20
     ctc.eval_after_steps = 0
-    ctc.channel_mask_prob = 0.2
+    ctc.channel_mask_prob = 0.1
     ctc.channel_mask_length = 16
     optimizer = config.optimizer
     optimizer.learning_rate = 1e-3
     optimizer.warmup_steps = 200
-    optimizer.hold_steps = 2000
-    optimizer.decay_steps = 1800
+    optimizer.hold_steps = 1200
+    optimizer.decay_steps = 1100
     optimizer.accumulation_steps = 1
     data = config.data
     data.data_dir = "data/prepared/embedded"
