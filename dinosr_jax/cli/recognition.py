@@ -96,6 +96,7 @@ def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any
     help="JSON lines, a table, lines of an id and its words, a LibriSpeech tree, or a dataset.",
 )
 @click.option("--split", default="", help="--reference is a prepared dataset; of this.")
+@click.option("--language", default="", help="Only utterances of this language of the dataset.")
 @click.option(
     "--normalise",
     type=click.Choice(["librispeech", "lower", "none"]),
@@ -122,7 +123,8 @@ def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given:
 
     with one_line(ValueError, OSError, OutputError):
         said = references.read_transcripts(hypotheses)
-        known = references.read_transcripts(reference, split=given.pop("split"))
+        where = {name: given.pop(name) for name in ("split", "language")}
+        known = references.read_transcripts(reference, **where)
         pairs, extra = references.join(known, said, path=reference)
         found = wer.rates(pairs, num_worst=given.pop("worst"), **given)
         if output is not None:
@@ -140,6 +142,7 @@ def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given:
     type=_FILE,
     help="Transcripts, as of `evaluate wer`.  [default: those of INPUT with --split]",
 )
+@click.option("--language", default="", help="Only utterances of this language of the dataset.")
 @decoder_options
 @click.option("--trials", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
@@ -150,6 +153,7 @@ def sweep(
     inputs: tuple[Path, ...],
     skip_bad: bool,
     reference: Path | None,
+    language: str,
     output: Path,
     trials: int,
     seed: int,
@@ -167,6 +171,7 @@ def sweep(
 
     wish = {name: given.pop(name) for name in _DECODER}
     known = {"reference": reference, "inputs": inputs, "split": given["split"]}
+    known["language"] = language
     with network(checkpoint, given, skip_bad) as (trained, settings):
         found = tune(trained, settings, known, wish, number=trials, seed=seed)
         write_text(output, json.dumps(found, indent=2) + "\n")

@@ -18,7 +18,7 @@ def tune(
     Args:
       trained: A recogniser.
       settings: Of `cli.inference.network`: options of the run over the input.
-      known: `reference` (a path, or None for that of the input), `inputs`, `split`.
+      known: `reference` (a path, or None for that of the input), `inputs`, `split`, `language`.
       wish: Options of the decoder.
       number: Of trials.
       seed: Of their draws.
@@ -46,7 +46,7 @@ def tune(
         raise ValueError("--reference is missing (only one INPUT with --split knows its own)")
     split = "" if reference else known["split"]
     where = Path(reference or known["inputs"][0])
-    texts = references.read_transcripts(where, split=split)
+    texts = references.read_transcripts(where, split=split, language=known["language"])
     skipped: list[str] = []
     on_bad = refuse if settings["bad"] == "raise" else lambda r, reason: skipped.append(r.name)
     found = open_inputs(known["inputs"], split=known["split"], on_bad=on_bad)
