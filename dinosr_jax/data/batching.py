@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinosr_jax.data.epochs import Epochs
+
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 320  # the hop of the feature encoder
 EDGE_SAMPLES = 80  # the receptive field of the first frame is a hop and 80 samples: 400
 FRAME_GRID = 5
-_EPOCHS_KEPT = 2
 _SHORTEST_PART = 2 * SAMPLE_RATE  # no utterance is cut into parts shorter than this
 
 
@@ -237,7 +238,7 @@ class BatchPlan:
         self._ladder_loss = _ladder_loss(self._pieces.lengths, rungs=sizes)
         self._leftover_loss = in_pieces - self._ladder_loss - _kept(self.rungs)
         self._ladder_loss += int(lengths.sum()) - in_pieces
-        self._epochs: dict[int, _Epoch] = {}
+        self._epochs = Epochs(self._draw, num_batches=self.num_batches)
 
     def batch(self, step: int) -> Batch:
         """Gives the batch of one training step.
@@ -251,14 +252,7 @@ class BatchPlan:
         Raises:
           ValueError: step is negative.
         """
-        if step < 0:
-            raise ValueError(f"step is {step}, expected 0 or more: steps count from 0.")
-        number, position = divmod(int(step), self.num_batches)
-        epoch = self._epochs.get(number)
-        if epoch is None:
-            epoch = self._draw(number)
-            kept = list(self._epochs.items())[1 - _EPOCHS_KEPT :]
-            self._epochs = dict([*kept, (number, epoch)])  # replaced, not changed: many threads
+        epoch, position = self._epochs.at(step)
         rung, row = int(epoch.rungs[position]), int(epoch.rows[position])
         return Batch(
             indices=epoch.indices[rung][row],

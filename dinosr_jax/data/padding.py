@@ -20,9 +20,9 @@ from dinosr_jax.data.batching import (
     Batch,
     Rung,
 )
+from dinosr_jax.data.epochs import Epochs
 
 EMPTY = -1  # index of a row that only fills its batch
-_EPOCHS_KEPT = 2
 
 
 def padded_lengths(num_samples: np.ndarray, *, max_rungs: int) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ class PaddedPlan:
         self._rung_of = np.searchsorted(self._lengths, self.num_samples)
         self.rungs = self._fill(budget, batch_multiple)
         self.num_batches = sum(rung.num_batches for rung in self.rungs)
-        self._epochs: dict[int, list[tuple[int, np.ndarray]]] = {}
+        self._epochs = Epochs(self._draw, num_batches=self.num_batches)
 
     def _fill(self, budget: int, multiple: int) -> tuple[Rung, ...]:
         """Counts the batches of each length; what does not fill one moves up."""
@@ -132,14 +132,7 @@ class PaddedPlan:
         Raises:
           ValueError: step is negative.
         """
-        if step < 0:
-            raise ValueError(f"step is {step}, expected 0 or more: steps count from 0.")
-        number, position = divmod(int(step), self.num_batches)
-        epoch = self._epochs.get(number)
-        if epoch is None:
-            epoch = self._draw(number)
-            kept = list(self._epochs.items())[1 - _EPOCHS_KEPT :]
-            self._epochs = dict([*kept, (number, epoch)])  # replaced, not changed: many threads
+        epoch, position = self._epochs.at(step)
         length, indices = epoch[position]
         return Batch(indices, np.zeros(len(indices), np.int64), length)
 
