@@ -5,7 +5,7 @@ its figures are written to a file of results.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +23,14 @@ from dinosr_jax.inference.model import Model
 
 Prepare = Callable[..., tuple[learning.Task, Mapping[str, np.ndarray]]]
 METRICS = {
+    "recognition": ("per",),
     "keywords": ("accuracy",),
     "intent": ("accuracy",),
     "slots": ("f1", "cer"),
     "asr": ("wer", "cer"),
 }
 RULES = {
+    "recognition": "SUPERB's PR: phones without silence, greedy decoding; phone error rate",
     "keywords": "SUPERB's KS: accuracy; every class is learnt from and chosen on as often",
     "intent": "SUPERB's IC: accuracy, all three slots right",
     "slots": "SUPERB's SF: F1 of slot types, mean over utterances; CER of slot values",
@@ -108,15 +110,16 @@ def evaluate(
     for system in _systems(model, examples, task, seed=settings.seed):
         parts = _parts(system, model, examples, labels, wish, telling)
         progress = telling.stage(f"{kind} with {NAMES[system.name]}", settings.num_steps)
-        how = {"settings": settings, "programs": programs, "progress": progress}
-        found = learning.learn(task, *parts, **how)
+        found = learning.learn(
+            task, *parts, settings=settings, programs=programs, progress=progress
+        )
         rows.append({"system": system.name, **learnt_row(found, task, several=system.shape[0] > 1)})
         write(rows=rows)  # each time: what was found is kept if the next one is stopped
         telling.say(told(rows[-1], kind=kind, chosen_by=task.chosen_by))
         if wish.emissions is not None and system.name == "codebook":
             size = {"batch_size": settings.batch_size}
-            for id_, array in learning.log_probabilities(task, found.params, parts[2], **size):
-                write_emissions(wish.emissions, id_, array)
+            emissions = learning.log_probabilities(task, found.params, parts[2], **size)
+            write_emissions(wish.emissions, emissions)
     return rows
 
 
@@ -158,16 +161,17 @@ def _parts(
     ]
 
 
-def write_emissions(folder: Path, id_: str, array: np.ndarray) -> None:
-    """Writes FOLDER/ID.npy: log-probabilities [T, C] float32.
+def write_emissions(folder: Path, emissions: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes FOLDER/ID.npy of each id: log-probabilities [T, C] float32.
 
     Raises:
       OutputError: The id leads out of the folder, or it cannot be written to.
     """
-    if ".." in Path(id_).parts or Path(id_).is_absolute():
-        raise outputs.OutputError(f"{id_!r} would be written outside of {folder}")
-    with outputs.replacing(folder / f"{id_}.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+    for id_, array in emissions:
+        if ".." in Path(id_).parts or Path(id_).is_absolute():
+            raise outputs.OutputError(f"{id_!r} would be written outside of {folder}")
+        with outputs.replacing(folder / f"{id_}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
 
 
 def usable(model: Model, examples: Examples, telling: Telling) -> Examples:
