@@ -4,7 +4,6 @@ A task is learnt on frozen features, chosen on the validation part and tested on
 its figures are written to a file of results.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,19 +91,9 @@ def evaluate(
     examples = usable(model, examples, telling)
     outputs.write_skipped(output, examples.left_out, name=f"{kind}_skipped.tsv")
     task, labels = prepare(examples, settings=settings)
-    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
-    write = functools.partial(
-        results.write_results,
-        output / f"{kind}.json",
-        kind=kind,
-        command=command,
-        checkpoint=model.path,
-        step=model.step,
-        seed=settings.seed,
-        settings=settings._asdict(),
-        data=examples.describe(),
-        rule=f"{RULES[kind]}; learning rate out of {rates}",
-    )
+    about = {"kind": kind, "command": command, "settings": settings._asdict()}
+    about |= {"checkpoint": model.path, "step": model.step, "seed": settings.seed}
+    about |= {"data": examples.describe(), "rule": _rule(kind, settings)}
     programs = learning.make_programs(task, settings)
     rows: list[dict[str, Any]] = []
     for system in _systems(model, examples, task, seed=settings.seed):
@@ -114,13 +103,19 @@ def evaluate(
             task, *parts, settings=settings, programs=programs, progress=progress
         )
         rows.append({"system": system.name, **learnt_row(found, task, several=system.shape[0] > 1)})
-        write(rows=rows)  # each time: what was found is kept if the next one is stopped
+        # each time: what was found is kept if the next one is stopped
+        results.write_results(output / f"{kind}.json", rows=rows, **about)
         telling.say(told(rows[-1], kind=kind, chosen_by=task.chosen_by))
         if wish.emissions is not None and system.name == "codebook":
             size = {"batch_size": settings.batch_size}
             emissions = learning.log_probabilities(task, found.params, parts[2], **size)
             write_emissions(wish.emissions, emissions)
     return rows
+
+
+def _rule(kind: str, settings: learning.Settings) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
+    return f"{RULES[kind]}; learning rate out of {rates}"
 
 
 def _systems(
