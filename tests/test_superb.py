@@ -131,6 +131,15 @@ def test_asr_and_its_emissions(run, tmp_path):
         total += len(said)
     assert rows["codebook"]["wer"] == pytest.approx(errors / total)
 
+    phones = "TWO T UW1\nEIGHT EY1 T\nTODAY T AH0 D EY1\n"
+    (tmp_path / "lexicon.txt").write_text(phones)
+    options = ("--num_steps=60", "--eval_steps=30", "--learning_rates=0.01", "--stress=keep")
+    lexicon = f"--lexicon={tmp_path / 'lexicon.txt'}"
+    evaluate("recognition", run, data, *options, lexicon, f"--cache={tmp_path / 'cache'}")
+    result, rows = result_of(run, "recognition")
+    assert rows["mfcc"]["per"] < 0.5 and "lexicon.txt" in result["data"]
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 3 * 16  # the text with a 2 as well
+
 
 def result_skipped(run):
     return (run / "evaluation" / "asr_skipped.tsv").read_text()

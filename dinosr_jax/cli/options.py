@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,6 +29,20 @@ of_alignment = together(
     click.option("--tier", default="phones", show_default=True, help="Of TextGrids."),
     stress,
     prefix,
+)
+features = together(
+    click.option(
+        "--max_memory",
+        type=click.FloatRange(min=0, min_open=True),
+        default=2.0,
+        show_default=True,
+        help="GiB of features that are held; what takes more is computed for every batch.",
+    ),
+    click.option(
+        "--cache",
+        type=click.Path(path_type=Path),
+        help="Folder to keep features in, in float16, instead.",
+    ),
 )
 system = click.option(
     "--system",

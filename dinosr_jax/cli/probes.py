@@ -98,7 +98,7 @@ def frames_command(context: click.Context, **options: Any) -> None:
 @click.option("--eval_steps", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--batch_size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--learning_rates", default="0.1,0.01,0.001", show_default=True)
-@_memory
+@shared.features
 @click.pass_context
 def recognition_command(
     context: click.Context, config: str | None, learning_rates: str, **options: Any
@@ -114,9 +114,31 @@ def recognition_command(
     names = ("num_steps", "eval_steps", "batch_size")
     settings = learning.Settings(
         learning_rates=parse_rates(options.pop("learning_rates")),
+        seed=options["seed"],
         **{name: options.pop(name) for name in names},
     )
-    _compare(context, options, tasks=("recognition",), wish={"of_recognition": settings})
+    _recognise(context, options, settings)
+
+
+def _recognise(context: click.Context, options: dict[str, Any], settings: Any) -> None:
+    """Phone recognition alone: features need not be held."""
+    from dinosr_jax.evaluation import comparison, recognition, superb
+
+    output = options.pop("output") or evaluation_folder(options["checkpoint"])
+    with following() as telling:
+        trained, corpus = _open(options)
+        rows = superb.evaluate(
+            trained,
+            comparison.to_recognise(corpus),
+            recognition.recognise,
+            kind="recognition",
+            output=output,
+            command=command_text(context),
+            wish=superb.Wish(settings, int(options["max_memory"] * 2**30), options["cache"]),
+            telling=telling,
+        )
+    click.echo(f"{options['checkpoint']}, {trained.step} updates; {options['data_dir']}")
+    click.echo(f"{superb.summary(rows, kind='recognition')}\n{output / 'recognition'}.json")
 
 
 def apply_recipe(context: click.Context, options: dict[str, Any], config: str | None) -> None:
@@ -148,34 +170,12 @@ def _compare(
     context: click.Context, options: dict[str, Any], *, tasks: tuple[str, ...], wish: dict[str, Any]
 ) -> None:
     """Loads, compares, prints the table."""
-    import logging
-
     from dinosr_jax.evaluation import comparison, utterances
-    from dinosr_jax.evaluation.corpus import open_corpus
-    from dinosr_jax.inference import model
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
     output = options.pop("output") or evaluation_folder(options["checkpoint"])
     command = command_text(context)
     with following() as telling:
-        trained = model.load(options["checkpoint"])
-        given = {name: options[name] for name in ("prefix", "stress")}
-        splits = [options[s] for s in ("train_split", "split", "valid_split") if options.get(s)]
-        if lexicon := options.get("lexicon"):
-            how = {"splits": splits, "lexicon": lexicon, "stress": options["stress"]}
-            alignment = utterances.spell(options["data_dir"], **how)
-        else:
-            alignment = utterances.find_alignment(
-                options["data_dir"], given=options["alignment"], **given
-            )
-        corpus = open_corpus(
-            options["data_dir"],
-            alignment,
-            model=trained,
-            train_split=options["train_split"],
-            split=options["split"],
-            valid_split=options.get("valid_split", ""),
-        )
+        trained, corpus = _open(options)
         found = comparison.compare(
             trained,
             corpus,
@@ -192,6 +192,35 @@ def _compare(
     told = f"{options['checkpoint']}, {trained.step} updates; {options['split']}: "
     click.echo(told + utterances.describe(corpus.test))
     click.echo(f"{comparison.summary(found)}\n{output}: " + ", ".join(f"{t}.json" for t in found))
+
+
+def _open(options: dict[str, Any]) -> tuple[Any, Any]:
+    """The network, and the corpus with its phones."""
+    import logging
+
+    from dinosr_jax.evaluation import utterances
+    from dinosr_jax.evaluation.corpus import open_corpus
+    from dinosr_jax.inference import model
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    trained = model.load(options["checkpoint"])
+    given = {name: options[name] for name in ("prefix", "stress")}
+    splits = [options[s] for s in ("train_split", "split", "valid_split") if options.get(s)]
+    if lexicon := options.get("lexicon"):
+        how = {"splits": splits, "lexicon": lexicon, "stress": options["stress"]}
+        alignment = utterances.spell(options["data_dir"], **how)
+    else:
+        alignment = utterances.find_alignment(
+            options["data_dir"], given=options["alignment"], **given
+        )
+    return trained, open_corpus(
+        options["data_dir"],
+        alignment,
+        model=trained,
+        train_split=options["train_split"],
+        split=options["split"],
+        valid_split=options.get("valid_split", ""),
+    )
 
 
 def evaluation_folder(checkpoint: Path) -> Path:

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dinosr_jax.data import audio
-from dinosr_jax.evaluation import baselines, features, frames, learning, probes, results
+from dinosr_jax.evaluation import (
+    baselines,
+    features,
+    frames,
+    learning,
+    probes,
+    recognition,
+    results,
+)
 from dinosr_jax.evaluation.corpus import Corpus, write_example
+from dinosr_jax.evaluation.examples import Example, Examples, gather
 from dinosr_jax.evaluation.utterances import Division, LabelError, Labelled, describe, divide
 from dinosr_jax.inference.inputs import Recording
 from dinosr_jax.inference.model import Model
@@ -179,6 +188,17 @@ def _probe(
         "recognition": f"{on(division.train)}; learning rate and step chosen on {len(valid)} more",
     }
     return {task: (lines, data[task]) for task, lines in rows.items()}
+
+
+def to_recognise(corpus: Corpus) -> Examples:
+    """The utterances of a corpus, with the phones that are said, for phone recognition alone."""
+    division, valid = divide(corpus.train, corpus.test), tuple(corpus.valid)
+    if not valid:
+        division, valid = _with_validation(division)
+    said = lambda some: [Example(u.recording, recognition.spoken(u.phones)) for u in some]
+    parts = {"train": division.train, "valid": valid, "test": division.test}
+    data = f"{corpus.split} of {corpus.data_dir}, {corpus.phones_are()}, divided {division.rule}"
+    return gather({part: said(some) for part, some in parts.items()}, data=data)
 
 
 def _rule(task: Task, wish: Wish, corpus: Corpus) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dinosr_jax.data.phones import SILENCE, Phone
 from dinosr_jax.data.vocabulary import frames_needed
+from dinosr_jax.evaluation.examples import Examples
 from dinosr_jax.evaluation.learning import Batch, Settings, Task, mean_of_rows
 from dinosr_jax.evaluation.utterances import LabelError
 from dinosr_jax.objective.ctc import best_path, ctc_loss
@@ -98,6 +99,21 @@ def ctc_task(
         best=best,
         fits=lambda labels, frames: 0 < frames_needed(labels) <= frames,
     )
+
+
+def recognise(examples: Examples, *, settings: Settings) -> tuple[Task, Mapping[str, np.ndarray]]:
+    """What is learnt, and phones as numbers.
+
+    Args:
+      examples: Labelled with the phones that are said, in order.
+      settings: The recipe.
+
+    Returns:
+      The task, and the labels [U] by id.
+    """
+    said = {example.recording.id: example.label for example in examples.everyone()}
+    phones = sorted({phone for sequence in said.values() for phone in sequence})
+    return phones_task(len(phones), settings=settings), encode(said, phones=phones)
 
 
 def phones_task(num_phones: int, *, settings: Settings) -> Task:

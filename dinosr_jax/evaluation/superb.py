@@ -4,8 +4,7 @@ A task is learnt on frozen features, chosen on the validation part and tested on
 its figures are written to a file of results.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +22,14 @@ from dinosr_jax.inference.model import Model
 
 Prepare = Callable[..., tuple[learning.Task, Mapping[str, np.ndarray]]]
 METRICS = {
+    "recognition": ("per",),
     "keywords": ("accuracy",),
     "intent": ("accuracy",),
     "slots": ("f1", "cer"),
     "asr": ("wer", "cer"),
 }
 RULES = {
+    "recognition": "SUPERB's PR: phones without silence, greedy decoding; phone error rate",
     "keywords": "SUPERB's KS: accuracy; every class is learnt from and chosen on as often",
     "intent": "SUPERB's IC: accuracy, all three slots right",
     "slots": "SUPERB's SF: F1 of slot types, mean over utterances; CER of slot values",
@@ -90,34 +91,31 @@ def evaluate(
     examples = usable(model, examples, telling)
     outputs.write_skipped(output, examples.left_out, name=f"{kind}_skipped.tsv")
     task, labels = prepare(examples, settings=settings)
-    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
-    write = functools.partial(
-        results.write_results,
-        output / f"{kind}.json",
-        kind=kind,
-        command=command,
-        checkpoint=model.path,
-        step=model.step,
-        seed=settings.seed,
-        settings=settings._asdict(),
-        data=examples.describe(),
-        rule=f"{RULES[kind]}; learning rate out of {rates}",
-    )
+    about = {"kind": kind, "command": command, "settings": settings._asdict()}
+    about |= {"checkpoint": model.path, "step": model.step, "seed": settings.seed}
+    about |= {"data": examples.describe(), "rule": _rule(kind, settings)}
     programs = learning.make_programs(task, settings)
     rows: list[dict[str, Any]] = []
     for system in _systems(model, examples, task, seed=settings.seed):
         parts = _parts(system, model, examples, labels, wish, telling)
         progress = telling.stage(f"{kind} with {NAMES[system.name]}", settings.num_steps)
-        how = {"settings": settings, "programs": programs, "progress": progress}
-        found = learning.learn(task, *parts, **how)
+        found = learning.learn(
+            task, *parts, settings=settings, programs=programs, progress=progress
+        )
         rows.append({"system": system.name, **learnt_row(found, task, several=system.shape[0] > 1)})
-        write(rows=rows)  # each time: what was found is kept if the next one is stopped
+        # each time: what was found is kept if the next one is stopped
+        results.write_results(output / f"{kind}.json", rows=rows, **about)
         telling.say(told(rows[-1], kind=kind, chosen_by=task.chosen_by))
         if wish.emissions is not None and system.name == "codebook":
             size = {"batch_size": settings.batch_size}
-            for id_, array in learning.log_probabilities(task, found.params, parts[2], **size):
-                write_emissions(wish.emissions, id_, array)
+            emissions = learning.log_probabilities(task, found.params, parts[2], **size)
+            write_emissions(wish.emissions, emissions)
     return rows
+
+
+def _rule(kind: str, settings: learning.Settings) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
+    return f"{RULES[kind]}; learning rate out of {rates}"
 
 
 def _systems(
@@ -158,16 +156,17 @@ def _parts(
     ]
 
 
-def write_emissions(folder: Path, id_: str, array: np.ndarray) -> None:
-    """Writes FOLDER/ID.npy: log-probabilities [T, C] float32.
+def write_emissions(folder: Path, emissions: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes FOLDER/ID.npy of each id: log-probabilities [T, C] float32.
 
     Raises:
       OutputError: The id leads out of the folder, or it cannot be written to.
     """
-    if ".." in Path(id_).parts or Path(id_).is_absolute():
-        raise outputs.OutputError(f"{id_!r} would be written outside of {folder}")
-    with outputs.replacing(folder / f"{id_}.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+    for id_, array in emissions:
+        if ".." in Path(id_).parts or Path(id_).is_absolute():
+            raise outputs.OutputError(f"{id_!r} would be written outside of {folder}")
+        with outputs.replacing(folder / f"{id_}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
 
 
 def usable(model: Model, examples: Examples, telling: Telling) -> Examples:
