@@ -182,7 +182,7 @@ def test_training_and_inference_run_without_tensorflow_and_soundfile():
         [
             "import sys",
             "blocked = ('tensorflow', 'tensorflow_datasets', 'soundfile', 'librosa')",
-            "more = ('torch', 'transformers', 'matplotlib', 'sklearn')",
+            "more = ('torch', 'transformers', 'matplotlib', 'sklearn', 'rapidfuzz', 'jiwer')",
             "sys.modules.update(dict.fromkeys((*blocked, *more)))",
             "import dinosr_jax.training.loop",
             *(f"import {module}" for module in sources() if room(module) in loaded),

@@ -92,6 +92,7 @@ def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
         return _filled(config, before["model"], before["ctc"]["symbols"]), None
     symbols = config.ctc.symbols or find_vocabulary(config.data, config.ctc).symbols
     if not config.init:
+        _say("config.init is empty: fine-tuning from random parameters")
         return _filled(config, config.model.to_dict(), symbols), None
     from dinosr_jax.interop.runs import read_any
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 
 from dinosr_jax.data.vocabulary import Vocabulary
 from dinosr_jax.inference.beam_search import BeamSearch, Settings
@@ -110,6 +109,8 @@ def _try_here(weights: tuple[float, float]) -> Trial:
 
 
 def _try(decoder: BeamSearch, task: Task, weights: tuple[float, float]) -> Trial:
+    from rapidfuzz.distance import Levenshtein
+
     changed = decoder.with_weights(lm_weight=weights[0], word_score=weights[1])
     edits, lengths = np.zeros(2, int), np.zeros(2, int)
     for emissions, reference in zip(task.emissions, task.references, strict=True):

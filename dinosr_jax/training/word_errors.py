@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from jax.sharding import Mesh
-from rapidfuzz.distance import Levenshtein
 
 from dinosr_jax.data.vocabulary import Vocabulary
 from dinosr_jax.model.feature_encoder import num_frames
@@ -43,6 +42,8 @@ class Counts(NamedTuple):
 
     def plus(self, reference: str, hypothesis: str, *, of_characters: bool) -> "Counts":
         """With one more utterance."""
+        from rapidfuzz.distance import Levenshtein
+
         words = (reference.split(), hypothesis.split())
         letters = (list(reference), list(hypothesis)) if of_characters else words
         found = (
@@ -124,6 +125,8 @@ class WordErrors:
 
 def marked(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[str, str]:
     """Reference over hypothesis, aligned; what differs is between *, what is missing is -."""
+    from rapidfuzz.distance import Levenshtein
+
     above, below = [], []
     for kind, i, i_end, j, j_end in Levenshtein.opcodes(list(reference), list(hypothesis)):
         pairs = max(i_end - i, j_end - j)
