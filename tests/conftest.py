@@ -1,5 +1,6 @@
 """Eight CPU devices and strict numerics, set before jax is imported."""
 
+import contextlib
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -7,6 +8,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+with contextlib.suppress(ImportError):  # of torch; its libraries crash if they follow tensorflow's
+    import triton  # noqa: F401
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -18,7 +18,9 @@ BY_NAME = {panel.name: panel for panel in PANELS}
 
 
 def records(books=3, steps=(10, 20, 30)):
-    return [record_of(step, books=books, size=64, evaluated=step == 30) for step in steps]
+    found = [record_of(step, books=books, size=64, evaluated=step == 30) for step in steps]
+    found[-1] |= {"eval_wer": 0.9, "eval_cer": 0.4}  # of a recogniser, which has no codes
+    return found
 
 
 def test_every_panel_of_a_whole_record_has_lines():
