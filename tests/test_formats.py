@@ -73,6 +73,23 @@ def test_every_misfit_is_named(name, tmp_path):
         assert text in str(error.value)
 
 
+def test_the_step_of_the_official_checkpoint_is_in_the_state_of_adam(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)
+    state = {0: {"step": 399_999, "exp_avg": torch.zeros(2)}}
+    saved["last_optimizer_state"] = {"state": state, "param_groups": []}
+    torch.save(saved, tmp_path / "x.pt")
+    assert read_checkpoint(tmp_path / "x.pt").step == 399_999
+    saved["optimizer_history"] = [{"num_updates": 400_000}]
+    torch.save(saved, tmp_path / "x.pt")
+    assert read_checkpoint(tmp_path / "x.pt").step == 400_000
+    del saved["optimizer_history"]
+    for damaged in ({}, {"state": {}}, {"state": {0: 3}}, {"state": {0: {"step": -1}}}):
+        torch.save(saved | {"last_optimizer_state": damaged}, tmp_path / "x.pt")
+        found = read_checkpoint(tmp_path / "x.pt")
+        assert found.step == 0 and any(note.startswith("step: ") for note in found.notes)
+
+
 def test_the_same_tensor_twice_is_an_error(tmp_path):
     torch = pytest.importorskip("torch")
     saved = torch.load(GOLDEN / "tiny_spidr.pt", weights_only=True)

@@ -163,6 +163,8 @@ def network(
     with one_line(*errors), bar:
         trained = model.load(checkpoint)
         bar.write(f"{checkpoint}: the network after {trained.step} updates")
+        for note in trained.notes:
+            bar.write(f"  {note}")
         yield (
             trained,
             options

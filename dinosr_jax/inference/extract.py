@@ -58,7 +58,7 @@ def describe(
     rate = audio.SAMPLE_RATE
     return {
         "checkpoint": model.path,
-        "fingerprint": model.fingerprint,
+        "fingerprint": model.fingerprint_of(network),
         "step": model.step,
         "source": model.source,
         "model": network,

@@ -11,6 +11,7 @@ from typing import Any
 
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.interop.formats import Imported, InteropError, at_step, read_checkpoint
+from dinosr_jax.interop.shapes import ASSUMED
 from dinosr_jax.training.checkpoint import IMPORTED, CheckpointError, Checkpoints, Restored
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.sharding import make_local_state
@@ -80,6 +81,7 @@ def write_run(found: Imported, output: Path, *, step: int | None = None) -> None
     data = {"fingerprint": IMPORTED, "next_step": step, "source": found.source}
     if found.data.get("fresh"):  # heads and codebooks, until it is trained on
         data["fresh"] = True
+    data["assumed"] = [note for note in found.notes if note.startswith(ASSUMED)]
     data["origin"] = found.data.get("origin") or found.data.get("fingerprint")
     with written_whole(output) as folder:
         checkpoints = Checkpoints(folder / "checkpoints")
