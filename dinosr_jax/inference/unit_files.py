@@ -228,8 +228,6 @@ class _Writer(NamedTuple):
             spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)), len(layers))
             for utterance in found:
                 spool.add(utterance)
-            if recordings and not spool.places:
-                raise audio.AudioError("no recording could be used; skipped.tsv says why")
             samples = 0
             for recording in recordings:
                 if (entry := spool.places.get(recording.id)) is None:

@@ -96,7 +96,7 @@ def _published_heads(width: int, notes: list[str]) -> int:
     if width % 64:
         raise ValueError(
             f"the number of attention heads is not said, and a width of {width} is no multiple of "
-            "the published 64 a head: give it, `import --heads=N` (or load(path, heads=N))"
+            "the published 64 a head: give it, --heads=N (load(path, heads=N))"
         )
     notes.append(
         f"{ASSUMED} {width // 64} heads, width / 64 as published: shapes do not tell (--heads=N "
