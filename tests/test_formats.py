@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 import types
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from test_fairseq import GOLDEN
 
 import dinosr_jax
-from dinosr_jax.interop import fairseq
+from dinosr_jax.interop import fairseq, huggingface
 from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
 
 
@@ -71,6 +72,23 @@ def test_every_misfit_is_named(name, tmp_path):
         "another.weight: unknown",
     ):
         assert text in str(error.value)
+
+
+def test_the_step_of_the_official_checkpoint_is_in_the_state_of_adam(tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)
+    state = {0: {"step": 399_999, "exp_avg": torch.zeros(2)}}
+    saved["last_optimizer_state"] = {"state": state, "param_groups": []}
+    torch.save(saved, tmp_path / "x.pt")
+    assert read_checkpoint(tmp_path / "x.pt").step == 399_999
+    saved["optimizer_history"] = [{"num_updates": 400_000}]
+    torch.save(saved, tmp_path / "x.pt")
+    assert read_checkpoint(tmp_path / "x.pt").step == 400_000
+    del saved["optimizer_history"]
+    for damaged in ({}, {"state": {}}, {"state": {0: 3}}, {"state": {0: {"step": -1}}}):
+        torch.save(saved | {"last_optimizer_state": damaged}, tmp_path / "x.pt")
+        found = read_checkpoint(tmp_path / "x.pt")
+        assert found.step == 0 and any(note.startswith("step: ") for note in found.notes)
 
 
 def test_the_same_tensor_twice_is_an_error(tmp_path):
@@ -181,3 +199,32 @@ def test_an_absurd_configuration_is_refused(tmp_path):
     torch.save(saved, tmp_path / "x.pt")
     with pytest.raises(InteropError, match=r"x\.pt: its configuration says num_layers 1000000000"):
         read_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[(512, 10, 5)] * 3000000000",  # 24 GB
+        "([(512, 10, 5)] * 100) * 100",
+        "[(512, 10, 5)] + [(512, 3, 2)] * 100",
+        "'abc' * 3",
+        "[(512, 10, 5)] * True",
+        "__import__('os').system('touch x')",
+        "[(2 ** 9 ** 9 ** 9, 10, 5)]",
+        "(" * 5000 + ")" * 5000,
+        "[" + "(512, 10, 5), " * 101 + "]",
+        "[512, 10, 5]",
+        7,
+    ],
+)
+def test_convolutions_that_would_fill_memory_or_run_something(text):
+    start = time.process_time()
+    with pytest.raises(ValueError, match="field conv_feature_layers: found .*expected a list"):
+        fairseq.config_from_fields({"conv_feature_layers": text})
+    assert time.process_time() - start < 1
+
+
+def test_a_configuration_of_hugging_face_that_would_fill_memory():
+    fields = {"conv_pos_kernel_size": [19], "num_conv_pos_embeddings": 10**10}
+    with pytest.raises(ValueError, match=r"conv_pos_kernel_size: found \[19\], expected a number"):
+        huggingface.config_from_fields(fields)

@@ -129,6 +129,23 @@ def test_another_convention_is_refused_by_its_name(model, fitted):
         fitted._replace(convention=convention).check(model, **asked)
 
 
+def test_heads_teacher_and_codebooks_do_not_matter_for_features_of_the_student(model, fitted):
+    asked = {"layers": [1], "tensor": "ffn", "network": "student"}
+    other = make_model(seed=1)
+    params = model.params | {"heads": other.params["heads"]}
+    parts = {"params": params, "teacher_params": other.teacher_params, "codebook": other.codebook}
+    fitted.check(Model(model.config, **parts), **asked)
+    louder = jax.tree.map(lambda x: x + 1e-3, params["encoder"])
+    changed = Model(model.config, **parts | {"params": params | {"encoder": louder}})
+    with pytest.raises(kmeans.KMeansError, match="^fingerprint: "):
+        fitted.check(changed, **asked)
+    of_teacher = fitted._replace(
+        convention=kmeans.convention_of(model, tensor="ffn", network="teacher")
+    )
+    with pytest.raises(kmeans.KMeansError, match="^fingerprint: "):  # it has another teacher
+        of_teacher.check(Model(model.config, **parts), **asked | {"network": "teacher"})
+
+
 class Trap:
     """Writes a file where it is unpickled."""
 

@@ -57,6 +57,12 @@ def test_a_bad_folder_is_gone_through(model, folder, tmp_path):
     assert np.load(tmp_path / "out" / "dir.wav" / "é a.npy").shape == (49, 32)
     again = extract_files(model, folder, output=tmp_path / "out", layer=1, bad="skip")
     assert (again.written, again.there_before) == (0, 2)
+    nothing = extract_files(
+        model, folder / "text.wav", output=tmp_path / "none", layer=1, layout="fairseq", bad="skip"
+    )
+    assert (nothing.written, len(nothing.skipped)) == (0, 1)
+    assert np.load(tmp_path / "none" / "features_0_1.npy").shape == (0, 32)
+    assert (tmp_path / "none" / "features_0_1.len").read_text() == "0\n"
     with pytest.raises(outputs.OutputError, match="tensor: there 'block', asked for 'ffn'"):
         extract_files(model, folder, output=tmp_path / "out", layer=1, tensor="ffn", bad="skip")
 

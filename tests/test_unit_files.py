@@ -156,9 +156,12 @@ def test_bad_files_end_it_or_are_listed(model, folder, tmp_path):
         str(short),
     }
     before = output.read_bytes()
-    with pytest.raises(audio.AudioError, match="no recording could be used"):
-        write_units(model, [bad], output=output, layer=2, bad="skip")
+    with pytest.raises(audio.AudioError, match="text.wav"):
+        write_units(model, [bad], output=output, layer=2)
     assert output.read_bytes() == before  # what was there stays
+    none = write_units(model, [bad], output=output, layer=2, bad="skip")
+    assert output.read_bytes() == b"" and none.num_utterances == 0
+    assert none.statistics[2].perplexity == 1 and none.statistics[2].bit_rate == 0
     assert len((output.parent / "skipped.tsv").read_text().splitlines()) == 2
     write_units(model, [folder], output=output, layer=2)
     assert not (output.parent / "skipped.tsv").exists()

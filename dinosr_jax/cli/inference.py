@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from dinosr_jax.cli.errors import one_line
-from dinosr_jax.cli.options import together
+from dinosr_jax.cli.options import heads, together
 
 run_over_inputs = together(
     click.argument("checkpoint", type=click.Path(path_type=Path)),
     click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option("--split", default="", help="INPUT are prepared datasets; read this."),
+    heads,
 )
 run_options = together(
     click.option("--shard", default="0/1", show_default=True, help="Part i of n, from 0."),
@@ -153,6 +154,7 @@ def network(
         OSError,
     )  # fmt: skip
     fields = {field: options.pop(field) for field in batches.Options._fields}
+    number = options.pop("heads")
     shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     bar = tqdm(unit="s of audio", unit_scale=True, dynamic_ncols=True, bar_format=shown)
 
@@ -161,8 +163,10 @@ def network(
         bar.update(min(done, total - bar.n))  # sums round
 
     with one_line(*errors), bar:
-        trained = model.load(checkpoint)
+        trained = model.load(checkpoint, heads=number)
         bar.write(f"{checkpoint}: the network after {trained.step} updates")
+        for note in trained.notes:
+            bar.write(f"  {note}")
         yield (
             trained,
             options

@@ -5,13 +5,15 @@ from typing import Any
 
 import click
 
+from dinosr_jax.cli.options import heads as heads_option
+
 _FORMATS = click.Choice(["huggingface", "fairseq", "spidr"])
 
 
 @click.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run to write.")
-@click.option("--heads", type=click.IntRange(min=1), help="Attention heads.  [default: width / 64]")
+@heads_option
 @click.option("--num_codebooks", type=click.IntRange(min=1), help="Fresh ones, of a student alone.")
 @click.option("--codebook_size", type=click.IntRange(min=1), help="Codewords of fresh ones.")
 @click.option(
@@ -60,7 +62,8 @@ def import_command(
     show_default=True,
     help="huggingface: which is the model; the other is beside it.",
 )
-def export(run: Path, kind: Any, output: Path, model: Any) -> None:
+@heads_option
+def export(run: Path, kind: Any, output: Path, model: Any, heads: int | None) -> None:
     """Write a checkpoint that fairseq, spidr or Hugging Face's transformers read.
 
     RUN is a run, one of its checkpoints, or anything that import reads.
@@ -73,7 +76,10 @@ def export(run: Path, kind: Any, output: Path, model: Any) -> None:
         raise click.UsageError(f"--model: a checkpoint for {kind} holds student and teacher")
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        exports.export(runs.read_any(run), output, kind=kind, model=model)
+        found = runs.read_any(run, heads=heads)
+        exports.export(found, output, kind=kind, model=model)
     except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
+    lines = [f"{run}: the network after {found.step} updates", *found.notes]
+    click.echo("\n  ".join(lines))
     click.echo(f"{output}: written for {kind}")

@@ -13,6 +13,11 @@ def together(*decorators: Callable) -> Callable:
     return lambda command: functools.reduce(lambda f, add: add(f), reversed(decorators), command)
 
 
+heads = click.option(
+    "--heads",
+    type=click.IntRange(min=1),
+    help="Attention heads of a checkpoint that does not say them.  [default: width / 64]",
+)
 stress = click.option(
     "--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True
 )

@@ -27,6 +27,7 @@ from dinosr_jax.training import sharding
 from dinosr_jax.training.step import apply
 
 Array = jax.Array
+PARTS = ("feature_encoder", "feature_projection", "encoder")  # of the parameters; what is computed
 _RUNG_RATIO = 2**0.25  # of neighbouring lengths: at most 19 % of a batch is padding for it
 _SHORTEST_RUNG_SECONDS = 0.5
 _PIECE_SECONDS = 30  # that the feature encoder computes of a long recording at a time
@@ -160,7 +161,7 @@ class Forward:
 def _place(model: Any, depth: int, network: str, mesh: Any) -> Any:
     """Parameters of what is computed, on every device."""
     params = model.full_params(network)
-    parts = {name: params[name] for name in ("feature_encoder", "feature_projection", "encoder")}
+    parts = {name: params[name] for name in PARTS}
     stacked = jax.tree.map(lambda leaf: leaf[:depth], parts["encoder"]["layers"])
     parts["encoder"] = {**parts["encoder"], "layers": stacked}
     return jax.device_put(parts, sharding.replicated(mesh))

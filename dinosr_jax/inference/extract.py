@@ -58,7 +58,7 @@ def describe(
     rate = audio.SAMPLE_RATE
     return {
         "checkpoint": model.path,
-        "fingerprint": model.fingerprint,
+        "fingerprint": model.fingerprint_of(network),
         "step": model.step,
         "source": model.source,
         "model": network,
@@ -116,7 +116,7 @@ def extract_files(
       say: Called with what the user should know.
 
     Raises:
-      AudioError: A recording cannot be used, or none can.
+      AudioError: A recording cannot be used, where they are not to be skipped.
       OutputError: It cannot be written, or the folder holds other features.
     """
     layers = parse_layers(layer, num_layers=model.config.model.num_layers, tensor=tensor)
@@ -137,16 +137,8 @@ def extract_files(
     written, before = _write_missing(
         forward, recordings, places, np.dtype(dtype), on_bad=on_bad, progress=progress, say=say
     )
-    return _finish(output, Summary(written, before, tuple(skipped)), name=skipped_name(parts))
-
-
-def _finish(output: Path, summary: Summary, *, name: str) -> Summary:
-    """Lists what was left out; the summary again."""
-    outputs.write_skipped(output, summary.skipped, name=name)
-    if summary.skipped and not summary.written + summary.there_before:
-        first = summary.skipped[0][1]
-        raise audio.AudioError(f"nothing could be used; {output} lists why: {first}")
-    return summary
+    outputs.write_skipped(output, skipped, name=skipped_name(parts))
+    return Summary(written, before, tuple(skipped))
 
 
 def _write_missing(

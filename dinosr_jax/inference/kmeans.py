@@ -74,7 +74,7 @@ def convention_of(model: Any, *, tensor: str, network: str) -> dict[str, Any]:
         "tensor": tensor,
         "model": network,
         "width": int(model.config.model.width),
-        "fingerprint": model.fingerprint,
+        "fingerprint": model.fingerprint_of(network),
         "step": int(model.step),
         "checkpoint": printable(str(model.path)),
         "sample_rate": audio.SAMPLE_RATE,

@@ -35,7 +35,8 @@ class Model:
 
     `fresh` heads and codebooks are those of a student that came without any.
 
-    `path` and `source` say where it came from: 'run', or the format of another project.
+    `path` and `source` say where it came from: 'run', or the format of another project; `notes`
+    what that did not say, and was assumed or left out.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Model:
         self.step, self.path, self.source, self.notes = step, path, source, tuple(notes)
         self.fresh = fresh
         self._resampled: set[int] = set()
+        self._fingerprints: dict[str, str] = {}
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -77,12 +79,14 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the parameters of student, teacher and codebooks."""
-        digest = hashlib.sha256()
-        state = (self.params, self.teacher_params, tuple(self.codebook or ()))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf))
-        return digest.hexdigest()[:16]
+        return _digest((self.params, self.teacher_params, tuple(self.codebook or ())))
+
+    def fingerprint_of(self, network: Network) -> str:
+        """Digest of what the features of student or teacher depend on, without heads."""
+        if network not in self._fingerprints:
+            params = self.full_params(network)
+            self._fingerprints[network] = _digest({name: params[name] for name in batches.PARTS})
+        return self._fingerprints[network]
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of an utterance of so many samples at 16 kHz."""
@@ -237,6 +241,14 @@ class Model:
         return wave
 
 
+def _digest(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]
+
+
 def as_mono(waveform: Any, *, name: str) -> np.ndarray:
     """[S] float32 of [S] or [S, C], in floating point or integers (scaled to full scale 1).
 
@@ -335,5 +347,6 @@ def _restore(checkpoints: Path, config: Any, *, step: int | None, path: Path) ->
         codebook=state.codebook,
         step=int(restored.step),
         path=str(path),
+        notes=restored.data.get("assumed", ()),
         fresh=bool(restored.data.get("fresh")),
     )

@@ -21,6 +21,7 @@ from dinosr_jax.inference import kmeans, outputs, textgrid, units
 from dinosr_jax.inference import unit_statistics as statistics
 from dinosr_jax.inference.extract import of_shard, parse_shard, skipped_name
 from dinosr_jax.inference.inputs import Recording, open_inputs, printable, refuse
+from dinosr_jax.model.feature_encoder import receptive_field
 
 Key = Literal["file", "name", "fileid", "audio"]
 Form = Literal["frames", "runs"]
@@ -227,8 +228,6 @@ class _Writer(NamedTuple):
             spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)), len(layers))
             for utterance in found:
                 spool.add(utterance)
-            if recordings and not spool.places:
-                raise audio.AudioError("no recording could be used; skipped.tsv says why")
             samples = 0
             for recording in recordings:
                 if (entry := spool.places.get(recording.id)) is None:
@@ -286,7 +285,7 @@ class _Spool:
 
 
 def _frame_rate(model: Any) -> float:
-    return kmeans.convention_of(model, tensor="", network="")["frame_rate"]
+    return audio.SAMPLE_RATE / receptive_field(model.config.model.conv_layers)[1]
 
 
 def _side(output: Path, shard: tuple[int, int]) -> Path:
@@ -307,6 +306,7 @@ def _described(written: UnitSummary, writer: _Writer) -> dict[str, Any]:
         "source": wanted.source,
         "layers": list(wanted.layers),
         **kmeans.convention_of(wanted.model, tensor=wanted.tensor, network=wanted.network),
+        "fingerprint": wanted.model.fingerprint,
         "key": writer.style.key,
         "form": writer.style.form,
         "num_utterances": written.num_utterances,

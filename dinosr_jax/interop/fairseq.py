@@ -22,6 +22,7 @@ from dinosr_jax.training.state import TrainState, init_state
 
 Kind = Literal["plain", "linear", "conv"]
 PROJ = "proj"  # the output layer of a recogniser
+_MAX_CONV_LAYERS = 100  # DinoSR's has 7
 _AXES: dict[Kind, tuple[int, ...] | None] = {"plain": None, "linear": (1, 0), "conv": (2, 1, 0)}
 
 _FIELDS = {
@@ -114,20 +115,27 @@ def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
 def _conv_layers(text: str) -> tuple[tuple[int, int, int], ...]:
     """Reads '[(512, 10, 5)] + [(512, 3, 2)] * 4' without evaluating code."""
 
-    def read(node: ast.AST) -> Any:
+    def read(node: ast.AST) -> list[Any]:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return read(node.left) + read(node.right)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            return read(node.left) * read(node.right)
-        return ast.literal_eval(node)
+            found = read(node.left) + read(node.right)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            times = ast.literal_eval(node.right)
+            if type(times) is not int or times > _MAX_CONV_LAYERS:
+                raise ValueError  # before a list of that length is made
+            found = read(node.left) * times
+        else:
+            found = ast.literal_eval(node)
+        if not isinstance(found, list) or len(found) > _MAX_CONV_LAYERS:
+            raise ValueError
+        return found
 
     try:
         return tuple(tuple(layer) for layer in read(ast.parse(text, mode="eval").body))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise ValueError(
-            f"fairseq field conv_feature_layers: found {text!r}, expected a list of "
-            "(channels, kernel, stride)"
-        ) from error
+            f"fairseq field conv_feature_layers: found {repr(text)[:200]}, expected a list of "
+            f"(channels, kernel, stride), {_MAX_CONV_LAYERS} at most"
+        ) from None
 
 
 def _norm(name: str, path: tuple[str, ...], index: int | None = None) -> Iterator[Entry]:
@@ -376,4 +384,5 @@ def _fill(
             continue
         if error not in errors:
             errors.append(error)
-    return jax.tree.map(jnp.asarray, tree)
+    # zeros that nothing was written to take no memory; a copy of them would
+    return tree if errors else jax.tree.map(jnp.asarray, tree)

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from dinosr_jax.config import parse
-from dinosr_jax.interop import fairseq, huggingface, naming, recognisers
+from dinosr_jax.interop import fairseq, huggingface, naming, recognisers, spidr
 from dinosr_jax.interop.shapes import infer_config
 from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
@@ -98,7 +98,7 @@ def _read_file(path: Path, choices: Choices) -> Imported:
     if "mask_emb" in tensors:
         return _from_fairseq(tensors, rest, choices, notes)
     if "mask_embedding" in tensors:
-        return _from_spidr(tensors, rest, choices, notes)
+        return _from_spidr(tensors, rest, choices, notes, path)
     some = ", ".join(list(tensors)[:3])
     raise InteropError(
         f"{path}: not a checkpoint of DinoSR: expected fairseq's mask_emb or spidr's "
@@ -200,6 +200,7 @@ def _fairseq_step(rest: dict[str, Any]) -> tuple[str, int | None]:
     history = rest.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}
     places = {"optimizer_history": last, "extra_state": rest.get("extra_state"), "": rest}
+    places["last_optimizer_state"] = _of_adam(rest.get("last_optimizer_state"))
     for name, place in places.items():
         value = place.get("num_updates") if isinstance(place, dict) else None
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -207,8 +208,19 @@ def _fairseq_step(rest: dict[str, Any]) -> tuple[str, int | None]:
     return "", None
 
 
+def _of_adam(state: Any) -> Any:
+    """The number of updates in Adam's state of any parameter."""
+    of = state.get("state") if isinstance(state, dict) else None
+    first = next(iter(of.values()), None) if isinstance(of, dict) else None
+    return {"num_updates": first.get("step")} if isinstance(first, dict) else None
+
+
 def _from_spidr(
-    tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices, notes: list[str]
+    tensors: dict[str, np.ndarray],
+    rest: dict[str, Any],
+    choices: Choices,
+    notes: list[str],
+    path: Path,
 ) -> Imported:
     ours = _saved(rest)
     step = tensors.pop("current_step", None)
@@ -227,8 +239,9 @@ def _from_spidr(
     if ours.get("config"):
         config = ml_collections.ConfigDict(json.loads(ours["config"]))
     else:
-        config = infer_config(tensors, _spidr_name, choices.heads, notes, said={})
-        notes.append(_PUBLISHED)
+        said = spidr.fields_beside(path)
+        config = infer_config(tensors, _spidr_name, choices.heads, notes, said=said)
+        notes.append("network: as config.json beside it says" if said else _PUBLISHED)
     shared = config.teacher.scope == "encoder"
     places = naming.spidr_of_shared_teacher if shared else naming.spidr
     state = _state(tensors, config, naming=places, source="spidr")

@@ -161,6 +161,9 @@ def config_from_fields(fields: dict[str, Any]) -> ml_collections.ConfigDict:
     model = config.model
     for theirs, ours in _FIELDS.items():
         model[ours] = type(model[ours])(fields[theirs])
+    if type(fields["conv_pos_kernel_size"]) is not int:
+        found = f"{fields['conv_pos_kernel_size']!r:.99}"
+        raise ValueError(f"conv_pos_kernel_size: found {found}, expected a number")
     parts = [fields[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
     model.conv_layers = tuple(tuple(layer) for layer in zip(*parts, strict=True))
     model.pos_conv_width = fields["conv_pos_kernel_size"] * model.pos_conv_depth

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dinosr_jax.config import parse, to_text
-from dinosr_jax.interop.formats import Imported, InteropError, at_step, read_checkpoint
+from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
+from dinosr_jax.interop.shapes import ASSUMED
 from dinosr_jax.training.checkpoint import IMPORTED, CheckpointError, Checkpoints, Restored
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.sharding import make_local_state
@@ -80,6 +81,7 @@ def write_run(found: Imported, output: Path, *, step: int | None = None) -> None
     data = {"fingerprint": IMPORTED, "next_step": step, "source": found.source}
     if found.data.get("fresh"):  # heads and codebooks, until it is trained on
         data["fresh"] = True
+    data["assumed"] = [note for note in found.notes if note.startswith(ASSUMED)]
     data["origin"] = found.data.get("origin") or found.data.get("fingerprint")
     with written_whole(output) as folder:
         checkpoints = Checkpoints(folder / "checkpoints")
@@ -123,12 +125,13 @@ def checkpoints_of(workdir: Path, config: Any) -> Path:
     return best if found else Path(workdir) / "checkpoints"
 
 
-def read_any(path: Path) -> Imported:
+def read_any(path: Path, *, heads: int | None = None) -> Imported:
     """Reads a run, one of its checkpoints, or a checkpoint of another project.
 
     Args:
       path: A workdir, a folder workdir/checkpoints/STEP or workdir/best/STEP, or what
         `read_checkpoint` reads.
+      heads: Attention heads of another project's checkpoint that does not say them.
 
     Returns:
       As `read_checkpoint`; of a run, with its own optimizer state and data.
@@ -137,11 +140,11 @@ def read_any(path: Path) -> Imported:
       InteropError: It is none of them.
       CheckpointError: The run has none that can be read.
     """
-    path, step, folder = Path(path), None, None
+    given, path, step, folder = Path(path), Path(path).absolute(), None, None
     if path.name.isdigit() and path.parent.name in ("checkpoints", "best") and path.is_dir():
         path, folder, step = path.parent.parent, path.parent, int(path.name)
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
-        return read_checkpoint(path)
+        return read_checkpoint(given, choices=Choices(heads=heads))
     config = parse(json.loads((path / "config.json").read_text()))
     restored = restore(folder or checkpoints_of(path, config), config, step=step)
     data = dict(restored.data)

@@ -8,6 +8,8 @@ import numpy as np
 
 from dinosr_jax.interop import fairseq
 
+ASSUMED = "ASSUMED"  # begins the notes of what may be wrong
+
 
 def infer_config(
     tensors: Mapping[str, np.ndarray],
@@ -78,7 +80,7 @@ def _infer_convolutions(
             layers.append((channels, kernel, 2 if i else 5))
         model.conv_layers = tuple(layers)
         strides = ", ".join(str(layer[2]) for layer in layers)
-        notes.append(f"ASSUMED strides {strides}, as published: shapes do not tell")
+        notes.append(f"{ASSUMED} strides {strides}, as published: shapes do not tell")
     depth = number("encoder.pos_conv.{}.0.weight")
     if "pos_conv_depth" not in said:
         model.pos_conv_depth = depth
@@ -97,7 +99,7 @@ def _published_heads(width: int, notes: list[str]) -> int:
             "the published 64 a head: give it, --heads=N (load(path, heads=N))"
         )
     notes.append(
-        f"ASSUMED {width // 64} heads, width / 64 as published: shapes do not tell (--heads=N says "
-        "another; the features are wrong if it is wrong)"
+        f"{ASSUMED} {width // 64} heads, width / 64 as published: shapes do not tell (--heads=N "
+        "says another; the features are wrong if it is wrong)"
     )
     return width // 64
