@@ -127,9 +127,8 @@ def extract_files(
     skipped: list[tuple[str, str]] = []
     on_bad = refuse if bad == "raise" else lambda r, reason: skipped.append((r.name, reason))
     recordings = of_shard(open_inputs(inputs, split=split, on_bad=on_bad), parts)
-    outputs.claim(
-        output, describe(model, layers=layers, tensor=tensor, network=network, dtype=dtype)
-    )
+    about = {"layers": layers, "tensor": tensor, "network": network, "dtype": dtype}
+    outputs.claim(output, describe(model, **about))
     places = Places(output, layers, layout, "{}_{}_{}".format(name, *parts))
     if (held := places.complete()) is not None:
         say(f"{places.name}.npy is complete already")

@@ -76,7 +76,8 @@ def transcribe_files(
 
     Raises:
       ValueError: The network was not fine-tuned.
-      AudioError: A recording cannot be used, or none can; or two have the same name.
+      AudioError: A recording cannot be used, where they are not to be skipped; or two have the
+        same name.
       OutputError: It cannot be written, or is of another network or other settings.
     """
     check_recogniser(model)
@@ -115,11 +116,8 @@ def _finish(
 ) -> Summary:
     """Writes the output and what was left out; `before` lines were there."""
     done = len(kept.lines.keys() & set(names))
-    if done or not skipped:
-        kept.finish(names)
+    kept.finish(names)
     outputs.write_skipped(kept.folder, skipped, name=skipped_file)
-    if skipped and not done:
-        raise audio.AudioError(f"nothing could be used; skipped.tsv says why: {skipped[0][1]}")
     return Summary(done - before, before, tuple(skipped))
 
 
