@@ -277,7 +277,7 @@ def test_errors_are_one_line(
     from dinosr_jax import cli
     from dinosr_jax.inference import model as models
 
-    monkeypatch.setattr(models, "load", lambda path: model)
+    monkeypatch.setattr(models, "load", lambda path, *, heads: model)
     arguments = ["units", "run", str(folder), f"--output={tmp_path / 'u.jsonl'}", *flags]
     done = CliRunner().invoke(cli.cli, arguments)
     assert done.exit_code in (1, 2) and message in done.output

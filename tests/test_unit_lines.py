@@ -83,6 +83,9 @@ def test_what_units_writes_beside_is_understood(tmp_path):
     class Network:
         fingerprint, step, path = "f", 7, Path("runs/x")
 
+        def fingerprint_of(self, network):
+            return f"{self.fingerprint} {network}"
+
         class config:  # noqa: N801
             class model:  # noqa: N801
                 conv_layers, width = ((8, 10, 5), (8, 8, 8), (8, 8, 8)), 8
