@@ -83,6 +83,9 @@ def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any
     from dinosr_jax.inference import beam_search
 
     settings = settings_of(wish)
+    words = beam_search.lexicon_of(vocabulary, settings)
+    if words is not None and words.note():
+        click.echo(words.note(), err=True)
     about = {"decoder": "beam", **beam_search.describe(settings)}
     return beam_search.beam_search(vocabulary, clock, settings), about
 

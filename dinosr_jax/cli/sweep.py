@@ -41,6 +41,9 @@ def tune(
     start = settings_of({name: value for name, value in wish.items() if name != "decoder"})
     if not start.lm:
         raise ValueError("--lm is missing: there is no weight of a language model to tune")
+    words = beam_search.lexicon_of(trained.vocabulary, start)
+    if words is not None and words.note():
+        settings["say"](words.note())
     reference = known["reference"]
     if reference is None and not (known["split"] and len(known["inputs"]) == 1):
         raise ValueError("--reference is missing (only one INPUT with --split knows its own)")
@@ -61,7 +64,8 @@ def tune(
     settings["say"](f"{len(rows)} utterances, {number} trials")
     task = sweep.Task(trained.vocabulary, clock_of(trained), start, *zip(*rows, strict=True))
     with tqdm(total=number, unit="trial", dynamic_ncols=True) as bar:
-        trials = sweep.sweep(task, sweep.draw(number, seed=seed), progress=bar.update)
+        how = {"num_workers": settings["options"].num_workers, "progress": bar.update}
+        trials = sweep.sweep(task, sweep.draw(number, seed=seed), **how)
     return sweep.to_dict(trials, beam_search.describe(start))
 
 
