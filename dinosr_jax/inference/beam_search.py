@@ -3,16 +3,16 @@
 It searches for the words whose best path (or all paths, with log_add), language model and number
 have the highest score:
 
-  log p(path) + lm_weight * log10 p(words) + word_score * words + sil_weight * word boundaries
+  log p(path) + lm_weight * log10 p(words) + word_score * words + sil_weight * frames of |
 
 Shapes: T frames, V symbols.
 """
 
-import gzip
+import itertools
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ import numpy as np
 
 from dinosr_jax.data.vocabulary import BLANK, BOUNDARY, END, PADDING, UNKNOWN, Vocabulary
 from dinosr_jax.inference.decoding import Clock, Hypothesis, Word, path_spans, words_in_time
+from dinosr_jax.inference.lexicon import Lexicon, arpa_words, is_of_symbols, read_lexicon, spell
 
 _UNKNOWN_WORD = "<unk>"
-_NOT_WORDS = {"<s>", "</s>", _UNKNOWN_WORD, "<UNK>"}
+_IMPOSSIBLE = -1e6  # in place of log 0, which the decoder cannot add up
 _INSTALL = (
     "beam search needs the package flashlight-text (pip install flashlight-text; it has wheels for "
     "Python up to 3.12). --decoder=greedy does without"
@@ -65,9 +66,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        values = values.get("settings", values)
+        values = dict(values.get("settings", values))
         unknown = set(values) - set(Settings._fields)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read as settings of the decoder ({error})") from None
     if unknown:
         raise ValueError(
@@ -83,15 +84,56 @@ def check(settings: Settings) -> None:
     """Raises ValueError where a value is out of range, or a file is not there."""
     for name in ("lm", "lexicon"):
         path = getattr(settings, name)
+        if not isinstance(path, str | Path):
+            raise ValueError(f"{name}: found {path!r}, expected the path of a file, or ''")
         if path and not Path(path).is_file():
             raise ValueError(f"{name}: {path}: no such file")
-    for name, lowest in (("beam", 1), ("beam_tokens", 0), ("beam_threshold", 0)):
+    for name, lowest in (("beam", 1), ("beam_tokens", 0)):
         value = getattr(settings, name)
-        if not value >= lowest:
-            raise ValueError(f"{name}: found {value}, expected {lowest} or more")
-    for name in ("lm_weight", "word_score", "sil_weight"):
-        if not math.isfinite(getattr(settings, name)):
-            raise ValueError(f"{name}: found {getattr(settings, name)}, expected a number")
+        if type(value) is not int or not lowest <= value < 2**31:
+            raise ValueError(f"{name}: found {value!r}, expected a whole number from {lowest}")
+    for name in ("beam_threshold", "lm_weight", "word_score", "sil_weight", "unk_score"):
+        value = getattr(settings, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        boundless = {"beam_threshold": math.inf, "unk_score": -math.inf}.get(name)
+        if not number or not (math.isfinite(value) or value == boundless):
+            raise ValueError(f"{name}: found {value!r}, expected a number")
+    if settings.beam_threshold < 0:
+        raise ValueError(f"beam_threshold: found {settings.beam_threshold}, expected 0 or more")
+    if type(settings.log_add) is not bool:
+        raise ValueError(f"log_add: found {settings.log_add!r}, expected true or false")
+
+
+def lexicon_of(vocabulary: Vocabulary, settings: Settings) -> Lexicon | None:
+    """The words that are searched for: of the lexicon, or else of the n-gram.
+
+    Args:
+      vocabulary: Of the recogniser.
+      settings: Whose files they are.
+
+    Returns:
+      None where symbols are searched for: without either, or with an n-gram of symbols.
+
+    Raises:
+      ValueError: A setting is out of range, a file cannot be read, or it does not fit the
+        vocabulary; or the n-gram has none of the words of the lexicon; or the package is not there.
+    """
+    check(settings)
+    _library()
+    lm, lexicon = Path(settings.lm), Path(settings.lexicon)
+    if not settings.lexicon:
+        if not settings.lm or is_of_symbols(lm, vocabulary):
+            return None
+        return spell(arpa_words(lm), vocabulary, path=lm)
+    found = read_lexicon(lexicon, vocabulary)
+    known = set(arpa_words(lm, binary=())) if settings.lm else set()
+    if known and not known & found.spellings.keys():
+        some = [next(iter(words)) for words in (found.spellings, sorted(known))]
+        raise ValueError(
+            f"{lexicon}: {lm} has none of its words ({some[0]} ..., against {some[1]} ...): "
+            "expected both in the same case"
+        )
+    return found
 
 
 class BeamSearch:
@@ -104,23 +146,19 @@ class BeamSearch:
           ValueError: They cannot be read, or do not fit the vocabulary; or a setting is out of
             range; or the package is not there.
         """
-        check(settings)
+        lexicon = lexicon_of(vocabulary, settings)
+        library, lm = _library(), str(settings.lm)
         self.settings, self._vocabulary, self._clock = settings, vocabulary, clock
         self._of_this_thread = threading.local()
-        library = _library()
-        lm, lexicon = str(settings.lm), {}
-        if settings.lexicon:
-            lexicon = read_lexicon(Path(settings.lexicon), vocabulary)
-        elif lm and not is_of_symbols(Path(lm), vocabulary):
-            lexicon = spell(arpa_words(Path(lm)), vocabulary, path=Path(lm))
-        self._words = _dictionary(library, [*lexicon, _UNKNOWN_WORD]) if lexicon else None
-        known = self._words or _dictionary(library, vocabulary.symbols)
+        words = [*lexicon.spellings, _UNKNOWN_WORD] if lexicon else vocabulary.symbols
+        known = _dictionary(library, words)
+        self._words = known if lexicon else None
         try:
             self._lm = library.kenlm.KenLM(lm, known) if lm else library.decoder.ZeroLM()
         except RuntimeError as error:
-            first = (str(error).strip() or "no reason given").splitlines()[0]
-            raise ValueError(f"{lm}: cannot be read as an n-gram: {first}") from None
-        self._trie = self._make_trie(library, lexicon) if lexicon else None
+            reason = (str(error).strip() or "no reason given").splitlines()[-1]
+            raise ValueError(f"{lm}: cannot be read as an n-gram: {reason[:200]}") from None
+        self._trie = self._make_trie(library, lexicon.spellings) if lexicon else None
 
     def _make_trie(self, library: Any, lexicon: Mapping[str, Sequence[Sequence[str]]]) -> Any:
         numbers = {symbol: i for i, symbol in enumerate(self._vocabulary.symbols)}
@@ -169,19 +207,47 @@ class BeamSearch:
         return module.LexiconDecoder(made, self._trie, self._lm, silence, BLANK, unknown, [], False)
 
     def __call__(self, emissions: np.ndarray) -> Hypothesis:
-        """Decodes emissions [T, V]; its score is that of the search."""
-        emissions = np.ascontiguousarray(emissions, np.float32)
+        """Decodes emissions [T, V]; its score is that of the search.
+
+        Raises:
+          ValueError: They have another shape, or a value that is no log-probability.
+        """
+        emissions, width = np.asarray(emissions), len(self._vocabulary.symbols)
+        if emissions.ndim != 2 or emissions.shape[1] != width:
+            raise ValueError(f"emissions: found {emissions.shape}, expected [frames, {width}]")
+        if np.isnan(emissions).any() or (emissions == np.inf).any():
+            raise ValueError("emissions: found NaN or infinity, expected log-probabilities")
         if not len(emissions):
             return Hypothesis("", (), 0.0)
+        emissions = np.ascontiguousarray(np.maximum(emissions, _IMPOSSIBLE), np.float32)
         (best, *_) = self._decoder().decode(emissions.ctypes.data, *emissions.shape)
-        path = np.asarray(best.tokens[1 : len(emissions) + 1])  # between its own start and end
+        frames = slice(1, len(emissions) + 1)  # between its own start and end
+        path = np.asarray(best.tokens[frames])
         path = np.where(np.isin(path, (PADDING, END)), BLANK, path)
-        words = words_in_time(path_spans(path), self._vocabulary, self._clock)
-        if self._trie is not None:
-            # numbers tell words apart that are spelt alike; a last word without its end is none
-            said = [self._words.get_entry(number) for number in best.words if number >= 0]
-            words = tuple(Word(w, *at[1:]) for w, at in zip(said, words, strict=False))
+        if self._trie is None:
+            words = words_in_time(path_spans(path), self._vocabulary, self._clock)
+        else:
+            words = self._words_of(path, best.words[frames])
         return Hypothesis(" ".join(word.word for word in words), words, float(best.score))
+
+    def _words_of(self, path: np.ndarray, numbers: Sequence[int]) -> tuple[Word, ...]:
+        """Words of a path [T], from their numbers [T], which are where they end; -1 elsewhere.
+
+        Numbers tell words apart that are spelt alike. A last word without its end is none.
+        """
+        words, first, symbols = [], 0, self._vocabulary.symbols
+        silent = (symbols[BLANK], BOUNDARY)
+        spoken = ~np.isin(path, [symbols.index(symbol) for symbol in silent])
+        for frame in np.flatnonzero(np.asarray(numbers) >= 0).tolist():
+            at = first + np.flatnonzero(spoken[first : frame + 1])
+            word = self._words.get_entry(numbers[frame])
+            if word == _UNKNOWN_WORD:
+                runs = itertools.groupby(path[first : frame + 1].tolist())
+                word = "".join(symbols[s] for s, _ in runs if symbols[s] not in silent)
+            if len(at):
+                words.append(Word(word, *self._clock.span(int(at[0]), int(at[-1]))))
+            first = frame + 1
+        return tuple(words)
 
 
 def _library() -> Any:
@@ -205,111 +271,6 @@ def _dictionary(library: Any, entries: Sequence[str]) -> Any:
     found = library.dictionary.Dictionary(list(entries))
     found.set_default_index(found.get_index(_UNKNOWN_WORD))
     return found
-
-
-def read_lexicon(path: Path, vocabulary: Vocabulary) -> dict[str, list[list[str]]]:
-    """Words and their spellings, as librispeech_lexicon.lst has them.
-
-    Args:
-      path: A word, then its symbols with spaces between, a line; | at the end of each.
-      vocabulary: Whose symbols they are; words with others are left out.
-
-    Returns:
-      Word -> spellings.
-
-    Raises:
-      ValueError: It cannot be read, or no word fits the vocabulary.
-    """
-    _needs_boundary(vocabulary)
-    found: dict[str, list[list[str]]] = {}
-    symbols, lines = set(vocabulary.symbols), 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                word, *spelling = line.split() or [""]
-                lines += bool(spelling)
-                if spelling and set(spelling) <= symbols:
-                    spelling = spelling if spelling[-1] == BOUNDARY else [*spelling, BOUNDARY]
-                    found.setdefault(word, []).append(spelling)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a lexicon ({error})") from None
-    if not found:
-        raise ValueError(
-            f"{path}: none of its {lines} words can be spelt with the symbols of the recogniser "
-            f"({' '.join(vocabulary.symbols[4:14])} ...); expected lines such as: TEA T E A |"
-        )
-    return found
-
-
-def spell(words: Sequence[str], vocabulary: Vocabulary, *, path: Path) -> dict:
-    """A lexicon of words as the vocabulary writes them; those that it cannot write are left out.
-
-    Raises:
-      ValueError: None can be written.
-    """
-    _needs_boundary(vocabulary)
-    symbols = set(vocabulary.symbols)
-    cased = lambda word: vocabulary.normalise(word)
-    found = {w: [[*cased(w), BOUNDARY]] for w in words if cased(w) and set(cased(w)) <= symbols}
-    if not found:
-        raise ValueError(
-            f"{path}: none of its {len(words)} words can be spelt with the symbols of the "
-            f"recogniser ({' '.join(vocabulary.symbols[4:14])} ...)"
-        )
-    return found
-
-
-def _needs_boundary(vocabulary: Vocabulary) -> None:
-    if not vocabulary.of_characters:
-        raise ValueError(
-            "a lexicon needs a recogniser of characters with a word boundary (|); of phones, take "
-            "an n-gram of phones, or none"
-        )
-
-
-def is_of_symbols(path: Path, vocabulary: Vocabulary) -> bool:
-    """Whether an n-gram is of the recogniser's symbols, as for search without a lexicon."""
-    words = arpa_words(path)
-    return set(words) <= set(vocabulary.symbols)
-
-
-def arpa_words(path: Path) -> list[str]:
-    """The words of an n-gram in ARPA's form, plain or compressed.
-
-    Raises:
-      ValueError: It is in another form, such as KenLM's binary, which does not tell.
-    """
-    try:
-        found = list(_unigrams(path))
-    except (OSError, UnicodeDecodeError, EOFError, gzip.BadGzipFile):
-        found = []
-    if not found:
-        raise ValueError(
-            f"{path}: is no n-gram in ARPA's form, and its words are not known without a lexicon; "
-            "name one with --lexicon"
-        )
-    return found
-
-
-def _unigrams(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    with (
-        gzip.open(path, "rt", encoding="utf-8")
-        if compressed
-        else path.open(encoding="utf-8") as file
-    ):
-        inside = False
-        for line in file:
-            line = line.strip()
-            if line.startswith("\\"):
-                if inside:
-                    return
-                inside = line == "\\1-grams:"
-            elif inside and line:
-                word = line.split()[1]
-                if word not in _NOT_WORDS:
-                    yield word
 
 
 def beam_search(vocabulary: Vocabulary, clock: Clock, settings: Settings) -> BeamSearch:

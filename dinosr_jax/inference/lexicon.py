@@ -1,0 +1,146 @@
+"""Words that beam search looks for, and how they are spelt: of a lexicon, or of an n-gram."""
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dinosr_jax.data.vocabulary import BOUNDARY, SPECIAL, Vocabulary
+
+_NOT_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}
+
+
+class Lexicon(NamedTuple):
+    """Spellings of words, each ends with |; and the words that cannot be spelt, left out."""
+
+    spellings: dict[str, list[list[str]]]
+    left_out: tuple[str, ...]
+
+    def note(self) -> str:
+        """What is to be said of the words left out; '' where there are none."""
+        if not self.left_out:
+            return ""
+        total = len(self.left_out) + len(self.spellings)
+        some = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
+        return f"{len(self.left_out)} of {total} words cannot be spelt and are left out: {some}"
+
+
+def read_lexicon(path: Path, vocabulary: Vocabulary) -> Lexicon:
+    """Words and their spellings, as librispeech_lexicon.lst has them.
+
+    Args:
+      path: A word, then its symbols with spaces between, a line; | at the end of each.
+      vocabulary: Whose symbols they are; spellings with others are left out.
+
+    Raises:
+      ValueError: It cannot be read, or no word fits the vocabulary.
+    """
+    _needs_boundary(vocabulary)
+    found: dict[str, list[list[str]]] = {}
+    symbols, lines, left_out = _spoken(vocabulary), 0, []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                word, *spelling = line.split() or [""]
+                lines += bool(word)
+                if set(spelling) <= symbols and set(spelling) - {BOUNDARY}:
+                    spelling = spelling if spelling[-1] == BOUNDARY else [*spelling, BOUNDARY]
+                    known = found.setdefault(word, [])
+                    known.extend([spelling] if spelling not in known else [])
+                elif word:
+                    left_out.append(word)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as a lexicon ({error})") from None
+    if not found:
+        raise ValueError(f"{path}: {_none(lines, vocabulary)}; expected lines such as: TEA T E A |")
+    return Lexicon(found, tuple(left_out))
+
+
+def spell(words: Sequence[str], vocabulary: Vocabulary, *, path: Path) -> Lexicon:
+    """A lexicon of words as the vocabulary writes them.
+
+    Args:
+      words: Of an n-gram.
+      vocabulary: Whose characters they are spelt with.
+      path: Where they come from, for errors.
+
+    Raises:
+      ValueError: None can be written.
+    """
+    _needs_boundary(vocabulary)
+    symbols = _spoken(vocabulary)
+    spelt = {word: vocabulary.normalise(word) for word in words}
+    found = {w: [[*text, BOUNDARY]] for w, text in spelt.items() if text and set(text) <= symbols}
+    if not found:
+        raise ValueError(f"{path}: {_none(len(words), vocabulary)}")
+    return Lexicon(found, tuple(word for word in words if word not in found))
+
+
+def _spoken(vocabulary: Vocabulary) -> set[str]:
+    return set(vocabulary.symbols) - set(SPECIAL)
+
+
+def _none(number: int, vocabulary: Vocabulary) -> str:
+    some = " ".join(vocabulary.symbols[len(SPECIAL) : 14])
+    return (
+        f"none of its {number} words can be spelt with the symbols of the recogniser ({some} ...)"
+    )
+
+
+def _needs_boundary(vocabulary: Vocabulary) -> None:
+    if not vocabulary.of_characters:
+        raise ValueError(
+            "a lexicon needs a recogniser of characters with a word boundary (|); of phones, take "
+            "an n-gram of phones, or none"
+        )
+
+
+def is_of_symbols(path: Path, vocabulary: Vocabulary) -> bool:
+    """Whether an n-gram is of the recogniser's symbols, as for search without a lexicon.
+
+    One of characters has the word boundary among them; else its words are of one letter each.
+    """
+    words = set(arpa_words(path))
+    return words <= set(vocabulary.symbols) and (BOUNDARY in words) == vocabulary.of_characters
+
+
+def arpa_words(path: Path, *, binary: Sequence[str] | None = None) -> Sequence[str]:
+    """The words of an n-gram in ARPA's form, plain or compressed.
+
+    Args:
+      path: Of the n-gram.
+      binary: What to take for one in another form, such as KenLM's binary, which does not tell
+        its words; None for an error.
+
+    Raises:
+      ValueError: It is in another form.
+    """
+    try:
+        found = list(_unigrams(path))
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error, IndexError):
+        found = []
+    if not found and binary is None:
+        raise ValueError(
+            f"{path}: is no n-gram in ARPA's form, and its words are not known without a lexicon; "
+            "name one with --lexicon"
+        )
+    return found or binary
+
+
+def _unigrams(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    open_text = gzip.open if compressed else open
+    with open_text(path, "rt", encoding="utf-8") as file:
+        inside = False
+        for line in file:
+            line = line.strip()
+            if line.startswith("\\"):
+                if inside:
+                    return
+                inside = line == "\\1-grams:"
+            elif inside and line:
+                word = line.split()[1]
+                if word not in _NOT_WORDS:
+                    yield word
