@@ -220,6 +220,7 @@ class _Writer(NamedTuple):
     def write(self, found: Any, recordings: Sequence[Recording]) -> UnitSummary:
         """Computes, holds the codes in a file without a name, then writes them in order."""
         size, layers = self.wanted.num_units, self.wanted.layers
+        outputs.remove_stale(self.files[0].parent, where="folder")
         frames, runs = np.zeros((2, len(layers), size), np.int64)
         with contextlib.ExitStack() as stack:
             temporary = [stack.enter_context(outputs.replacing(path)) for path in self.files]
