@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import subprocess
-import subprocess
 import sys
 from pathlib import Path
 
