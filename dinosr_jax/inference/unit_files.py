@@ -156,7 +156,8 @@ def write_units(
         return UnitSummary((file,), {}, 0, 0.0, tuple(skipped.items()))
     writer = _Writer(wanted, paths_of(output, layers=wanted.layers, shard=parts), style)
     try:
-        written = writer.write(units.compute(wanted, recordings, **run), recordings)
+        found = units.compute(wanted, recordings, lengths="fitted", **run)
+        written = writer.write(found, recordings)
     finally:
         _list_skipped(output, parts, tuple(skipped.items()))
     written = written._replace(skipped=tuple(skipped.items()))
