@@ -14,8 +14,9 @@ from tiny_runs import write_run
 import dinosr_jax
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches
-from dinosr_jax.inference.inputs import open_inputs
+from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.inference.model import Model, load
+from dinosr_jax.inference.selection import Selection
 from dinosr_jax.model import transformer
 from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.state import make_model
@@ -159,6 +160,30 @@ def test_neighbours_order_and_chunks_leave_features_alone(trained):
         expected = alone(trained, np.float32(wave), "student", 2, "block")
         np.testing.assert_allclose(one, expected, atol=1e-5)
         np.testing.assert_allclose(other, expected, atol=1e-5)
+
+
+def test_fitted_lengths_pad_less_and_leave_features_alone(trained):
+    rng = np.random.default_rng(3)
+    sizes = [*rng.integers(400, 30_000, 12), 399, 400, 33_000]
+    recordings = [
+        Recording(str(i), str(i), rng.standard_normal(n).astype(np.float32), int(n))
+        for i, n in enumerate(sizes)
+    ]
+    options = batches.Options(batch_seconds=3.0, chunk_seconds=2.0, overlap_seconds=0.5)
+    forward = batches.Forward(trained, Selection((2,), "block"), depth=2, options=options)
+    found, bad, padded = {}, [], {}
+    for lengths in ("fixed", "fitted"):
+        how = {"on_bad": lambda recording, reason: bad.append(recording.id), "lengths": lengths}
+        parts = batches.whole(batches.run(forward, recordings, **how))
+        found[lengths] = {part.recording.id: part.arrays[0] for part in parts}
+        padded[lengths] = [forward.rung(n) for n in sizes if 400 <= n <= 32_000]
+    assert found["fixed"].keys() == found["fitted"].keys() and bad == ["12", "12"]
+    for id_, array in found["fixed"].items():
+        np.testing.assert_allclose(found["fitted"][id_], array, atol=1e-5)
+    assert len(set(padded["fitted"])) <= len(set(padded["fixed"]))
+    assert sum(padded["fitted"]) < 0.97 * sum(padded["fixed"])
+    expected = alone(trained, recordings[0].source, "student", 2, "block")
+    np.testing.assert_allclose(found["fitted"]["0"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [48_000, 48_001, 50_321, 95_999])

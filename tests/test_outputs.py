@@ -93,10 +93,13 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     mine = outputs.temporary_path(tmp_path / "x.npy")
     dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{child.pid}-"))
     other = mine.with_name(dead.name.replace(".dinosr-", ".dinosr-elsewhere"))  # alive, maybe
-    for path in (mine, dead, other):
+    deeper = tmp_path / "layer_01" / dead.name
+    deeper.parent.mkdir()
+    for path in (mine, dead, other, deeper):
         path.touch()
+    assert outputs.remove_stale(tmp_path, where="folder") == 1 and deeper.exists()
     assert outputs.remove_stale(tmp_path) == 1
-    assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other, deeper.parent])
 
 
 def test_a_full_disk_leaves_nothing_half_written(model, folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,25 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         (folder / "config.json").write_text("{}")
         raise OSError("full")
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "run").mkdir()
+    with runs.written_whole(tmp_path / "run"), runs.written_whole(tmp_path / "run") as folder:
+        (folder / "a").touch()  # the other is at work, and is left alone
+        assert len(list(tmp_path.iterdir())) == 2
+        folder.joinpath("a").unlink()
+    (tmp_path / "run").rmdir()
+    code = """
+import os, signal, sys
+from pathlib import Path
+from dinosr_jax.interop.runs import written_whole
+with written_whole(Path(sys.argv[1])) as folder:
+    (folder / "big").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert [len(list(path.iterdir())) for path in tmp_path.iterdir()] == [1]
+    with runs.written_whole(tmp_path / "run"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     (tmp_path / "run/mine").touch()
     with pytest.raises(InteropError, match="not empty"), runs.written_whole(tmp_path / "run"):
         raise AssertionError("not reached")

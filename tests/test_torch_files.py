@@ -19,6 +19,8 @@ HOSTILE = {
     "INST": b"(" + TOUCH + b"ios\nsystem\n.",
     "OBJ": b"(csubprocess\nPopen\n" + TOUCH + b"o.",
     "NEWOBJ_EX": b"\x80\x04csubprocess\nPopen\n" + TOUCH + b"\x85}\x92.",
+    "Popen of Python 2": b"\x80\x02ccommands\nPopen\n(" + TOUCH + b"tR.",
+    "renamed in Python 3": b"\x80\x02curllib2\nRequest\n(" + TOUCH + b"tR.",
     "eval": b"\x80\x02cbuiltins\neval\n(" + TOUCH + b"tR.",
     "getattr": b"\x80\x02c__builtin__\ngetattr\n.",
     "getattr of a module": b"\x80\x02c__builtin__\ngetattr\n(X\x02\x00\x00\x00os" + TOUCH + b"tR.",

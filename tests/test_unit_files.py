@@ -177,6 +177,11 @@ def test_a_full_disk_leaves_what_was_there(model, folder, tmp_path, monkeypatch)
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    mine = outputs.temporary_path(output)
+    left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    left.touch()  # by a process that was killed
     monkeypatch.setattr(unit_files, "to_line", full)
     with pytest.raises(outputs.OutputError, match="the disk is full"):
         write_units(model, [folder], output=output, layer=2)

@@ -8,17 +8,19 @@ it is.
 Shapes: B batch, S samples, T frames, D model.
 """
 
+import bisect
 import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinosr_jax.data import audio
+from dinosr_jax.data.padding import padded_lengths
 from dinosr_jax.inference import streams
 from dinosr_jax.inference.inputs import Bad, Recording
 from dinosr_jax.model.dinosr import DinoSR, padding_mask
@@ -27,9 +29,11 @@ from dinosr_jax.training import sharding
 from dinosr_jax.training.step import apply
 
 Array = jax.Array
+Lengths = Literal["fixed", "fitted"]
 PARTS = ("feature_encoder", "feature_projection", "encoder")  # of the parameters; what is computed
 _RUNG_RATIO = 2**0.25  # of neighbouring lengths: at most 19 % of a batch is padding for it
 _SHORTEST_RUNG_SECONDS = 0.5
+_LONGEST_FITTED_SECONDS = 60
 _PIECE_SECONDS = 30  # that the feature encoder computes of a long recording at a time
 
 
@@ -106,6 +110,7 @@ class Forward:
         self.options.check()
         self.width, self.conv_layers = model.config.model.width, model.config.model.conv_layers
         self.field, self.hop = receptive_field(self.conv_layers)
+        self._fitted: tuple[int, ...] = ()
         self.exact = model.config.model.padding_mode != "zero"  # padding would leak into features
         self.mesh = sharding.local_mesh()
         cpu = self.mesh.devices.flat[0].platform == "cpu"
@@ -123,10 +128,21 @@ class Forward:
         self._program = kept[program]
         self._params = (kept["params"], jax.device_put(arrays, sharding.replicated(self.mesh)))
 
+    def fit(self, lengths: Sequence[int]) -> None:
+        """Chooses lengths that pad these utterances least, no more than they would take else."""
+        self._fitted = ()
+        longest = min(_LONGEST_FITTED_SECONDS, self.options.chunk_seconds) * audio.SAMPLE_RATE
+        some = [n for n in lengths if self.field <= n <= longest]
+        if some and not self.exact:
+            number = len({self.rung(n) for n in some})
+            self._fitted = padded_lengths(np.asarray(some), max_rungs=number)
+
     def rung(self, samples: int) -> int:
         """The length that audio is padded to."""
         if self.exact:
             return samples
+        if self._fitted and samples <= self._fitted[-1]:
+            return self._fitted[bisect.bisect_left(self._fitted, samples)]
         shortest, longest = (
             int(seconds * audio.SAMPLE_RATE)
             for seconds in (_SHORTEST_RUNG_SECONDS, self.options.chunk_seconds)
@@ -211,6 +227,7 @@ def run(
     recordings: Iterable[Recording],
     *,
     on_bad: Bad,
+    lengths: Lengths = "fixed",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Iterator[Part]:
@@ -222,6 +239,8 @@ def run(
       on_bad: Called with a recording that cannot be used, and the reason; may raise. First with
         those that cannot be read at all, in the given order; damage further inside shows when
         they are decoded, the longest first.
+      lengths: What batches are padded to: 'fixed' serves any later call without compiling again,
+        'fitted' to these recordings pads them less.
       say: Called once with what is resampled and mixed down, if anything is.
       progress: Called with the seconds of audio that more are done, and the total.
 
@@ -234,7 +253,9 @@ def run(
     ordered = streams.by_length(recordings, on_bad=on_bad, num_workers=forward.options.num_workers)
     for note in streams.notes([header for _, header in ordered if header]):
         say(note)
-    total = sum(header.num_samples for _, header in ordered if header) / audio.SAMPLE_RATE
+    known = [header.num_samples for _, header in ordered if header]
+    forward.fit(known if lengths == "fitted" else ())
+    total = sum(known) / audio.SAMPLE_RATE
     progress(0.0, total)
     pieces = _pieces(forward, ordered, on_bad)
 

@@ -218,7 +218,8 @@ def _write(
     """Computes and writes; returns how many recordings."""
     written, files = 0, {}
     try:
-        for part in batches.run(forward, recordings, on_bad=on_bad, say=say, progress=progress):
+        how = {"on_bad": on_bad, "say": say, "progress": progress}
+        for part in batches.run(forward, recordings, lengths="fitted", **how):
             if part.first == 0:
                 shapes = [(part.num_frames, *array.shape[1:]) for array in part.arrays]
                 opened = zip(places.of(part.recording.id), shapes, strict=True)

@@ -15,7 +15,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,10 +34,12 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{_temporary_prefix()}{os.getpid()}-{digest}.tmp")
 
 
-def remove_stale(folder: Path) -> int:
+def remove_stale(folder: Path, *, where: Literal["tree", "folder"] = "tree") -> int:
     """Removes what killed processes of this machine left half-written; returns how many files."""
     prefix, removed = _temporary_prefix(), 0
-    for root, _, names in os.walk(folder):
+    for root, folders, names in os.walk(folder):
+        if where == "folder":
+            folders.clear()
         for name in names:
             owner = name.removeprefix(prefix).partition("-")[0]
             if name.startswith(prefix) and owner.isdecimal() and not _is_alive(int(owner)):

@@ -156,7 +156,8 @@ def write_units(
         return UnitSummary((file,), {}, 0, 0.0, tuple(skipped.items()))
     writer = _Writer(wanted, paths_of(output, layers=wanted.layers, shard=parts), style)
     try:
-        written = writer.write(units.compute(wanted, recordings, **run), recordings)
+        found = units.compute(wanted, recordings, lengths="fitted", **run)
+        written = writer.write(found, recordings)
     finally:
         _list_skipped(output, parts, tuple(skipped.items()))
     written = written._replace(skipped=tuple(skipped.items()))
@@ -220,6 +221,7 @@ class _Writer(NamedTuple):
     def write(self, found: Any, recordings: Sequence[Recording]) -> UnitSummary:
         """Computes, holds the codes in a file without a name, then writes them in order."""
         size, layers = self.wanted.num_units, self.wanted.layers
+        outputs.remove_stale(self.files[0].parent, where="folder")
         frames, runs = np.zeros((2, len(layers), size), np.int64)
         with contextlib.ExitStack() as stack:
             temporary = [stack.enter_context(outputs.replacing(path)) for path in self.files]

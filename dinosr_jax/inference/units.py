@@ -206,6 +206,7 @@ def compute(
     *,
     options: batches.Options | None = None,
     on_bad: Bad = refuse,
+    lengths: batches.Lengths = "fixed",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Iterator[Utterance]:
@@ -216,6 +217,7 @@ def compute(
       recordings: In any order; the results do not depend on it.
       options: Batches and chunks.
       on_bad: As in `batches.run`.
+      lengths: As in `batches.run`.
       say: As in `batches.run`.
       progress: As in `batches.run`.
 
@@ -231,7 +233,7 @@ def compute(
         arrays=wanted.arrays,
         options=options,
     )
-    told = {"on_bad": on_bad, "say": say}
+    told = {"on_bad": on_bad, "say": say, "lengths": lengths}
     if wanted.source != "codebook":
         for part in batches.whole(batches.run(forward, recordings, progress=progress, **told)):
             yield Utterance(part.recording, part.arrays, part.num_samples)

@@ -3,6 +3,7 @@
 Names that no checkpoint needs are refused, and so is a pickle of more work than a checkpoint is.
 """
 
+import _compat_pickle
 import io
 import pickle
 import pickletools
@@ -132,11 +133,13 @@ class _Unpickler(pickle._Unpickler):
         return value
 
     def find_class(self, module: str, name: str) -> Any:
-        module = "builtins" if module == "__builtin__" else module
+        # protocol 2, that of torch, has Python 2's names: subprocess is `commands` in it
+        here = (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), here)
         root, last = module.split(".")[0], name.split(".")[-1].lstrip("_")
         if name in _KNOWN.get(module, "").split():
             allowed = True
-        elif root in sys.stdlib_module_names or root in ("builtins", "__builtin__", "copy_reg"):
+        elif root in sys.stdlib_module_names:
             allowed = module in _STANDARD_CLASSES and last[:1].isupper()
         else:
             allowed = last[:1].isupper() and root.isidentifier()

@@ -1,5 +1,6 @@
 """Runs of ours: made of an imported checkpoint, and read to be exported."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -42,7 +43,8 @@ def written_whole(output: Path) -> Iterator[Path]:
       output: Must not exist, or be an empty folder.
 
     Yields:
-      A temporary folder beside it; removed where something fails.
+      A temporary folder beside it; removed where something fails. What a killed process left of
+      one is removed, too: a process holds a lock on its own.
 
     Raises:
       InteropError: There is something already.
@@ -52,7 +54,13 @@ def written_whole(output: Path) -> Iterator[Path]:
         raise InteropError(f"{output} is there already, and not empty; choose another --output")
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     parent = output.absolute().parent
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=parent))
+    prefix = f".{output.name}.partial-"
+    for left in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
+        if (lock := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    lock = _lock(folder)
     try:
         yield folder
         umask = os.umask(0)
@@ -61,6 +69,22 @@ def written_whole(output: Path) -> Iterator[Path]:
         folder.replace(output.absolute())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed; None where another process has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def write_run(found: Imported, output: Path, *, step: int | None = None) -> None:
