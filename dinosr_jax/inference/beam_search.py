@@ -25,8 +25,8 @@ from dinosr_jax.inference.lexicon import Lexicon, arpa_words, is_of_symbols, rea
 _UNKNOWN_WORD = "<unk>"
 _IMPOSSIBLE = -1e6  # in place of log 0, which the decoder cannot add up
 _INSTALL = (
-    "beam search needs the package flashlight-text (pip install flashlight-text; it has wheels for "
-    "Python up to 3.12). --decoder=greedy does without"
+    "beam search needs the package flashlight-text: pip install flashlight-text, or, from Python "
+    "3.13, ufal-flashlight-text, the same with later wheels. --decoder=greedy does without"
 )
 
 
