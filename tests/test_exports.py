@@ -216,9 +216,11 @@ def test_units_of_a_student_alone_are_refused(tmp_path):
     exports.export(golden, tmp_path / "out", kind="huggingface")
     noise = np.random.default_rng(0).normal(size=8000).astype(np.float32)
     assert len(load(tmp_path / "out").units(noise, layer=golden.config.model.num_layers))
+    network = load(tmp_path / "out").fingerprint_of("student")
     (tmp_path / "out/dinosr.safetensors").unlink()
     found = read_checkpoint(tmp_path / "out", choices=Choices(num_codebooks=2, codebook_size=8))
     runs.write_run(found, tmp_path / "run")
+    assert load(tmp_path / "run").fingerprint_of("student") == network  # k-means fits both
     for path in (tmp_path / "out", tmp_path / "run"):
         for source in ("codebook", "head"):
             with pytest.raises(ValueError, match="mean nothing.*--source=kmeans"):

@@ -80,7 +80,8 @@ def test_the_step_of_the_official_checkpoint_is_in_the_state_of_adam(tmp_path):
     state = {0: {"step": 399_999, "exp_avg": torch.zeros(2)}}
     saved["last_optimizer_state"] = {"state": state, "param_groups": []}
     torch.save(saved, tmp_path / "x.pt")
-    assert read_checkpoint(tmp_path / "x.pt").step == 399_999
+    found = read_checkpoint(tmp_path / "x.pt")
+    assert found.step == 399_999 and "not used: last_optimizer_state" in found.notes
     saved["optimizer_history"] = [{"num_updates": 400_000}]
     torch.save(saved, tmp_path / "x.pt")
     assert read_checkpoint(tmp_path / "x.pt").step == 400_000

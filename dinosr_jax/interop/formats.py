@@ -196,23 +196,23 @@ def _saved(extra: Any) -> dict[str, Any]:
 
 
 def _fairseq_step(rest: dict[str, Any]) -> tuple[str, int | None]:
-    """The entry of the file that tells the number of updates, and the number."""
+    """The entry of the file that is of no other use than this, and the number of updates."""
     history = rest.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}
     places = {"optimizer_history": last, "extra_state": rest.get("extra_state"), "": rest}
-    places["last_optimizer_state"] = _of_adam(rest.get("last_optimizer_state"))
     for name, place in places.items():
         value = place.get("num_updates") if isinstance(place, dict) else None
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if _is_count(value):
             return name or "num_updates", value
-    return "", None
+    adam = rest.get("last_optimizer_state")
+    moments = adam.get("state") if isinstance(adam, dict) else None
+    first = next(iter(moments.values()), None) if isinstance(moments, dict) else None
+    value = first.get("step") if isinstance(first, dict) else None
+    return "", value if _is_count(value) else None
 
 
-def _of_adam(state: Any) -> Any:
-    """The number of updates in Adam's state of any parameter."""
-    of = state.get("state") if isinstance(state, dict) else None
-    first = next(iter(of.values()), None) if isinstance(of, dict) else None
-    return {"num_updates": first.get("step")} if isinstance(first, dict) else None
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _from_spidr(
