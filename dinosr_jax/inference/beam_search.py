@@ -155,7 +155,7 @@ class BeamSearch:
         self._words = known if lexicon else None
         try:
             self._lm = library.kenlm.KenLM(lm, known) if lm else library.decoder.ZeroLM()
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # its reasons quote the file
             reason = (str(error).strip() or "no reason given").splitlines()[-1]
             raise ValueError(f"{lm}: cannot be read as an n-gram: {reason[:200]}") from None
         self._trie = self._make_trie(library, lexicon.spellings) if lexicon else None
