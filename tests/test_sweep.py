@@ -43,6 +43,15 @@ def test_draws_are_in_fairseqs_bounds_and_begin_with_its_values():
     assert sweep.draw(5, seed=3) == sweep.draw(5, seed=3) != sweep.draw(5, seed=4)
 
 
+def test_of_equal_word_errors_the_least_character_errors_are_best(task):
+    """No word of these references is in the n-gram, and few words are found."""
+    weights = [(8.0, -4.0), (4.0, -4.0), (8.0, -2.0)]
+    found = sweep.sweep(task._replace(references=["ABAB"] * 8), weights, num_workers=1)
+    assert {trial.wer for trial in found} == {1.0}
+    assert found[0].cer < found[1].cer < found[2].cer
+    assert found[0][:2] == (8.0, -2.0)
+
+
 def test_empty_references_are_an_error(task):
     with pytest.raises(ValueError, match="empty"):
         sweep.sweep(task._replace(references=[""] * 8), [(1.0, 1.0)])

@@ -71,6 +71,8 @@ _DECODER = (
 
 def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The decoder that options ask for, and what is to be known of it."""
+    import functools
+
     from dinosr_jax.inference import decoding
 
     chosen = wish.pop("decoder") or ("beam" if wish["lm"] or wish["settings"] else "greedy")
@@ -79,13 +81,11 @@ def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any
         if given:
             raise ValueError(f"--{next(iter(given))} is for --decoder=beam")
         return decoding.greedy(vocabulary, clock), {"decoder": "greedy"}
-    from dinosr_jax.cli.sweep import settings_of
+    from dinosr_jax.cli.sweep import check_words, settings_of
     from dinosr_jax.inference import beam_search
 
     settings = settings_of(wish)
-    words = beam_search.lexicon_of(vocabulary, settings)
-    if words is not None and words.note():
-        click.echo(words.note(), err=True)
+    check_words(vocabulary, settings, say=functools.partial(click.echo, err=True))
     about = {"decoder": "beam", **beam_search.describe(settings)}
     return beam_search.beam_search(vocabulary, clock, settings), about
 

@@ -1,5 +1,6 @@
 """What `sweep` does: emissions once, references, trials."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,8 @@ def tune(
     start = settings_of({name: value for name, value in wish.items() if name != "decoder"})
     if not start.lm:
         raise ValueError("--lm is missing: there is no weight of a language model to tune")
-    words = beam_search.lexicon_of(trained.vocabulary, start)
-    if words is not None and words.note():
-        settings["say"](words.note())
-    reference = known["reference"]
-    if reference is None and not (known["split"] and len(known["inputs"]) == 1):
-        raise ValueError("--reference is missing (only one INPUT with --split knows its own)")
-    split = "" if reference else known["split"]
-    where = Path(reference or known["inputs"][0])
+    check_words(trained.vocabulary, start, say=settings["say"])
+    where, split = _reference(known)
     texts = references.read_transcripts(where, split=split, language=known["language"])
     skipped: list[str] = []
     on_bad = refuse if settings["bad"] == "raise" else lambda r, reason: skipped.append(r.name)
@@ -67,6 +62,24 @@ def tune(
         how = {"num_workers": settings["options"].num_workers, "progress": bar.update}
         trials = sweep.sweep(task, sweep.draw(number, seed=seed), **how)
     return sweep.to_dict(trials, beam_search.describe(start))
+
+
+def _reference(known: dict[str, Any]) -> tuple[Path, str]:
+    """Where the references are, and of which split."""
+    if known["reference"] is not None:
+        return Path(known["reference"]), ""
+    if not (known["split"] and len(known["inputs"]) == 1):
+        raise ValueError("--reference is missing (only one INPUT with --split knows its own)")
+    return Path(known["inputs"][0]), known["split"]
+
+
+def check_words(vocabulary: Any, settings: Any, *, say: Callable[[str], None]) -> None:
+    """Says how many words of the lexicon cannot be spelt; ValueError where none can be used."""
+    from dinosr_jax.inference import beam_search
+
+    words = beam_search.lexicon_of(vocabulary, settings)
+    if words is not None and words.note():
+        say(words.note())
 
 
 def settings_of(wish: dict[str, Any]) -> Any:
