@@ -4,7 +4,8 @@
 # transcribes the test split, greedily and with a bigram of the training transcripts.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-setup "flashlight-text>=0.0.7; python_version < '3.13'"
+setup "flashlight-text>=0.0.7; python_version < '3.13'" \
+  "ufal-flashlight-text>=0.0.7.1; python_version >= '3.13'"
 
 data=data/prepared/embedded
 python=.venv/bin/python

@@ -4,6 +4,7 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup "pytest>=8" "ruff>=0.12" "flashlight-text>=0.0.7; python_version < '3.13'" \
+  "ufal-flashlight-text>=0.0.7.1; python_version >= '3.13'" \
   ${TORCH:+"torch==2.13.*" "transformers>=5"}
 
 .venv/bin/python -m ruff check .

@@ -18,6 +18,7 @@ from dinosr_jax.inference.ngram import Bigram
 
 pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not there")
 CLOCK = Clock(field=400, hop=320)
+GOLDEN = Path(__file__).parent / "golden"
 SMALL = Vocabulary((*SPECIAL, "|", "A", "B"))
 SENTENCES = ["A B", "AB A", "B A B", "A AB", "B B A"]
 LEXICON = {"A": "A |", "B": "B |", "AB": "A B |", "BA": "B A |"}
@@ -171,6 +172,33 @@ def test_compressed_ngrams(files):
         bs.beam_search(SMALL, CLOCK, bs.Settings(p))(emissions) for p in (files / "lm.arpa", path)
     )
     assert plain == packed
+
+
+@pytest.mark.parametrize("form", ["trie", "probing"])
+def test_kenlms_binaries(files, form):
+    """A trigram of SENTENCES by KenLM's lmplz -o 3 --discount_fallback, and its build_binary."""
+    lexicon, lms = (
+        files / "lexicon.lst",
+        [GOLDEN / f"trigram.{end}" for end in ("arpa", f"{form}.bin")],
+    )
+    plain, binary = (bs.beam_search(SMALL, CLOCK, bs.Settings(lm, lexicon)) for lm in lms)
+    weightless = plain.with_weights(lm_weight=0.0)
+    for seed in range(8):
+        emissions = emissions_of(12, seed)
+        expected, found = plain(emissions), binary(emissions)
+        assert found[:2] == expected[:2] and found.score == pytest.approx(expected.score, abs=1e-4)
+        assert abs(found.score - weightless(emissions).score) > 0.1
+    with pytest.raises(ValueError, match="--lexicon"):
+        bs.beam_search(SMALL, CLOCK, bs.Settings(lms[1]))
+
+
+@pytest.mark.parametrize("form", ["trie", "probing"])
+def test_kenlms_binaries_that_are_damaged(files, tmp_path, form):
+    whole, bad = (GOLDEN / f"trigram.{form}.bin").read_bytes(), tmp_path / "bad.bin"
+    for damaged in (whole[:100], whole[: len(whole) // 2], b"\xff" * 64 + whole[64:]):
+        bad.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot be read as an n-gram"):
+            bs.beam_search(SMALL, CLOCK, bs.Settings(bad, files / "lexicon.lst"))
 
 
 def test_words_have_the_times_of_their_letters(files):

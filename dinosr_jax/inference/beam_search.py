@@ -25,8 +25,8 @@ from dinosr_jax.inference.lexicon import Lexicon, arpa_words, is_of_symbols, rea
 _UNKNOWN_WORD = "<unk>"
 _IMPOSSIBLE = -1e6  # in place of log 0, which the decoder cannot add up
 _INSTALL = (
-    "beam search needs the package flashlight-text (pip install flashlight-text; it has wheels for "
-    "Python up to 3.12). --decoder=greedy does without"
+    "beam search needs the package flashlight-text: pip install flashlight-text, or, from Python "
+    "3.13, ufal-flashlight-text, the same with later wheels. --decoder=greedy does without"
 )
 
 
@@ -155,7 +155,7 @@ class BeamSearch:
         self._words = known if lexicon else None
         try:
             self._lm = library.kenlm.KenLM(lm, known) if lm else library.decoder.ZeroLM()
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # its reasons quote the file
             reason = (str(error).strip() or "no reason given").splitlines()[-1]
             raise ValueError(f"{lm}: cannot be read as an n-gram: {reason[:200]}") from None
         self._trie = self._make_trie(library, lexicon.spellings) if lexicon else None
