@@ -135,7 +135,9 @@ def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given:
         pairs, extra = references.join(known, said, path=reference)
         found = wer.rates(pairs, num_worst=given.pop("worst"), **given)
         if output is not None:
-            write_text(output, json.dumps(wer.to_dict(found), indent=2) + "\n")
+            sides = {"hypotheses": str(hypotheses), "reference": str(reference), **where}
+            report = sides | wer.to_dict(found) | {"not_in_reference": extra}
+            write_text(output, json.dumps(report, indent=2, allow_nan=False) + "\n")
     click.echo(wer.to_text(found))
     if extra:
         some = ", ".join(extra[:3]) + (" ..." if len(extra) > 3 else "")
