@@ -55,7 +55,7 @@ def transcribe(
     wish = {name: given.pop(name) for name in _DECODER}
     with network(checkpoint, given, skip_bad) as (trained, settings):
         check_recogniser(trained)
-        settings |= choose_decoder(trained.vocabulary, clock_of(trained), wish)
+        settings["decoding"] = choose_decoding(trained.vocabulary, clock_of(trained), wish)
         settings["emissions_folder"] = emissions
         found = transcribe_files(trained, inputs, **settings)
     text = f"{found.written} written"
@@ -69,11 +69,12 @@ _DECODER = (
 )  # fmt: skip
 
 
-def choose_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> dict[str, Any]:
-    """What `transcribe_files` is told of the decoder that options ask for."""
+def choose_decoding(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> Any:
+    """The `Decoding` that options ask for."""
     import functools
 
     from dinosr_jax.inference import decoding
+    from dinosr_jax.inference.transcribe import Decoding
 
     chosen = wish.pop("decoder") or ("beam" if wish["lm"] or wish["settings"] else "greedy")
     given = {name: value for name, value in wish.items() if value is not None}
@@ -81,17 +82,14 @@ def choose_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> dict[st
         if given:
             raise ValueError(f"--{next(iter(given))} is for --decoder=beam")
         make = functools.partial(decoding.greedy, vocabulary, clock)
-        return {"make_decoder": make, "settings": {"decoder": "greedy"}}
+        return Decoding(make, {"decoder": "greedy"})
     from dinosr_jax.cli.sweep import settings_of
     from dinosr_jax.inference import beam_search
 
     settings = settings_of(wish)
     beam_search.check(settings)
-    return {
-        "make_decoder": functools.partial(beam_search.beam_search, vocabulary, clock, settings),
-        "settings": {"decoder": "beam", **beam_search.describe(settings)},
-        "decode_by": "processes",
-    }
+    make = functools.partial(beam_search.beam_search, vocabulary, clock, settings)
+    return Decoding(make, {"decoder": "beam", **beam_search.describe(settings)}, by="processes")
 
 
 @click.command("wer")

@@ -15,11 +15,22 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches, emissions, outputs, pool
-from dinosr_jax.inference.decoding import Decoder, Hypothesis
+from dinosr_jax.inference.decoding import Decoder
 from dinosr_jax.inference.extract import Summary, of_shard, parse_shard, skipped_name
 from dinosr_jax.inference.inputs import Recording, open_inputs, printable, refuse
 from dinosr_jax.inference.transcript_file import TranscriptFile
 from dinosr_jax.inference.unit_files import Key, label, paths_of
+
+
+class Decoding(NamedTuple):
+    """What makes text of emissions: gives a decoder, settings of it as plain values, who runs it.
+
+    A run that goes on must have the same settings. `make` and `by` are as of `pool.decode_all`.
+    """
+
+    make: Callable[[], Decoder]
+    settings: Mapping[str, Any]
+    by: pool.By = "threads"
 
 
 def transcribe_files(
@@ -27,9 +38,7 @@ def transcribe_files(
     inputs: Sequence[str | Path],
     *,
     output: Path,
-    make_decoder: Callable[[], Decoder],
-    settings: Mapping[str, Any],
-    decode_by: pool.By = "threads",
+    decoding: Decoding,
     key: Key = "file",
     emissions_folder: Path | None = None,
     split: str = "",
@@ -45,9 +54,7 @@ def transcribe_files(
       model: A recogniser (`load`).
       inputs: As `open_inputs`.
       output: JSON lines; OUTPUT's stem with .about.json beside it says how they were made.
-      make_decoder: Gives what makes text of emissions.
-      settings: Of the decoder, for .about.json: a run that goes on must have the same.
-      decode_by: As `pool.decode_all`.
+      decoding: How text is made of emissions.
       key: Field of the utterance's name, as of units.
       emissions_folder: Where to keep the emissions [T, V] as .npy; None for nowhere.
       split: Of a prepared dataset.
@@ -70,27 +77,19 @@ def transcribe_files(
     emissions.check_recogniser(model)
     parts, options = parse_shard(shard), options or batches.Options()
     (output,) = paths_of(output, layers=(0,), shard=parts)
-    if output.is_dir():
-        raise outputs.OutputError(f"{output} is a folder; expected a file, such as hyp.jsonl")
     skipped: list[tuple[str, str]] = []
     on_bad = refuse if bad == "raise" else lambda r, reason: skipped.append((r.name, reason))
     recordings = of_shard(open_inputs(inputs, split=split, on_bad=on_bad), parts)
     names = _names(recordings, key)
     about = {"inputs": [printable(str(Path(path).absolute())) for path in inputs]}
     about |= {"split": split, "key": key, "chunk_seconds": options.chunk_seconds}
-    about |= {"overlap_seconds": options.overlap_seconds, **settings}
+    about |= {"overlap_seconds": options.overlap_seconds, **decoding.settings}
     with TranscriptFile(output, key=key, about=_of_model(model) | about) as file:
-        place = _Place(file, names, emissions_folder)
         if emissions_folder is not None:
             _claim_emissions(emissions_folder, model, recordings)
-        todo = [r for r in recordings if not place.has(r)]
-        if before := len(recordings) - len(todo):
-            say(f"{before} of {len(recordings)} are there already")
-        how = {"on_bad": on_bad, "options": options, "progress": progress, "say": say}
-        if todo:  # else no decoder is made
-            found = ((part, part.arrays) for part in emissions.parts(model, todo, **how))
-            workers = {"by": decode_by, "num_workers": options.num_workers}
-            place.write(pool.decode_all(found, make_decoder, **workers))
+        run = {"on_bad": on_bad, "options": options, "progress": progress, "say": say}
+        place = _Place(file, names, emissions_folder)
+        before = place.complete(model, recordings, decoding, **run)
         done = [names[r.id] for r in recordings if names[r.id] in file.lines]
         file.finish(done)
     outputs.write_skipped(output.parent, skipped, name=skipped_name(parts))
@@ -105,15 +104,36 @@ class _Place(NamedTuple):
     emissions: Path | None
 
     def has(self, recording: Recording) -> bool:
+        """Whether a recording is done."""
         folder = self.emissions
         there = folder is None or _emissions_path(folder, recording.id).exists()
         return there and self.names[recording.id] in self.file.lines
 
-    def write(self, found: Iterable[tuple[batches.Part, np.ndarray, Hypothesis]]) -> None:
-        for part, array, hypothesis in found:
+    def complete(
+        self,
+        model: Any,
+        recordings: Sequence[Recording],
+        decoding: Decoding,
+        *,
+        options: batches.Options,
+        say: Callable[[str], None],
+        **run: Callable,
+    ) -> int:
+        """Computes and writes what is not there; returns how many were there."""
+        todo = [recording for recording in recordings if not self.has(recording)]
+        before = len(recordings) - len(todo)
+        if before:
+            say(f"{before} of {len(recordings)} are there already")
+        if not todo:  # no decoder is made for nothing
+            return before
+        computed = emissions.parts(model, todo, options=options, say=say, **run)
+        found = ((part, part.arrays) for part in computed)
+        workers = {"by": decoding.by, "num_workers": options.num_workers}
+        for part, array, hypothesis in pool.decode_all(found, decoding.make, **workers):
             if self.emissions is not None:
                 _keep(array, self.emissions, part.recording.id)
             self.file.add(self.names[part.recording.id], hypothesis, commit=part.ends_batch)
+        return before
 
 
 def _of_model(model: Any) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class TranscriptFile:
           OutputError: It was made in another way, or another process is writing it; or it cannot
             be written to.
         """
+        if self._output.is_dir():
+            raise outputs.OutputError(f"{self._output} is a folder; expected a file: hyp.jsonl")
         try:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("ab+")
