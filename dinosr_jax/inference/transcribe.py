@@ -7,7 +7,7 @@ it had never stopped: the output is the same to the byte.
 Shapes: T frames, V symbols.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,8 +69,7 @@ def transcribe_files(
 
     Raises:
       ValueError: The network was not fine-tuned.
-      AudioError: A recording cannot be used, where they are not to be skipped; or two have the
-        same name.
+      AudioError: A recording cannot be used, and is not to be skipped; or two have one name.
       OutputError: It cannot be written, or is of another network, input or other settings.
       ChildProcessError: A process that decodes was killed.
     """
