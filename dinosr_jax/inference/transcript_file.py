@@ -72,24 +72,23 @@ class TranscriptFile:
         self._file.seek(0)
         kept = self._file.read()
         kept = kept[: kept.rfind(_COMMIT) + len(_COMMIT)] if _COMMIT in kept else b""
-        if self._side.exists():  # what nobody knows the making of is written anew
-            if self._output.exists():
-                self._take(self._output.read_bytes())
-            self._take(kept)
-        if not self.lines:
-            kept = b""
+        whole = self._output.read_bytes() if self._output.exists() else b""
+        if not self._side.exists():  # what nobody knows the making of is written anew
+            whole = kept = b""
+        if not whole + kept:
             self._side.unlink(missing_ok=True)
         outputs.claim(self._side.parent, self._about, name=self._side.name, what="transcripts")
         self._file.truncate(len(kept))
+        for line in (whole + kept).decode("utf-8", "replace").split("\n"):
+            self._take(line)
 
-    def _take(self, data: bytes) -> None:
-        for line in data.decode("utf-8", "replace").split("\n"):
-            try:
-                name = json.loads(line)[self._key]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
-            if isinstance(name, str):
-                self.lines[name] = line + "\n"
+    def _take(self, line: str) -> None:
+        try:
+            name = json.loads(line)[self._key]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        if isinstance(name, str):
+            self.lines[name] = line + "\n"
 
     def add(self, name: str, hypothesis: Hypothesis, *, commit: bool) -> None:
         """Adds the line of an utterance.
