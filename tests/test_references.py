@@ -17,11 +17,25 @@ def write(path, text):
         ("a.tsv", "file\tspeaker\ttext\na/1\t\tONE\na/2\t\tTWO, three\n"),
         ("a.csv", 'id,text\r\na/1,ONE\r\na/2,"TWO, three"\r\n'),
         ("text", "a/1 ONE\na/2  TWO, three\n"),
+        ("b.csv", 'id;text\n\n"a/1";ONE\na/2;"TWO, three"\n'),
+        (
+            "c.jsonl",
+            '{"audio_filepath": "a/1", "text": "ONE"}\n{"id": "a/2", "text": "TWO, three"}',
+        ),
     ],
 )
 def test_every_form_is_read(tmp_path, name, text):
     found = read_transcripts(write(tmp_path / name, text))
     assert {id_: row.text for id_, row in found.items()} == {"a/1": "ONE", "a/2": "TWO, three"}
+
+
+def test_fields_with_line_ends_quotes_and_numbers(tmp_path):
+    found = read_transcripts(write(tmp_path / "a.csv", 'id,text\n7,"one\ntwo ""x"""\n8,\n'))
+    assert found == {"7": Transcript("7", 'one\ntwo "x"'), "8": Transcript("8", "")}
+    found = read_transcripts(write(tmp_path / "a.tsv", 'path\tsentence\na.mp3\t"Yes\n'))
+    assert found["a.mp3"].text == '"Yes'
+    found = read_transcripts(write(tmp_path / "a.jsonl", '{"id": 7, "text": "x", "speaker": 3}'))
+    assert found == {"7": Transcript("7", "x", "3")}
 
 
 def test_a_librispeech_tree(tmp_path):
@@ -38,7 +52,12 @@ def test_a_librispeech_tree(tmp_path):
         ('{"file": "a", "text": "x"}\n{broken\n', "line 2: no JSON"),
         ('{"file": "a"}\n', "line 1: expected an utterance"),
         ('{"file": "a", "text": "x"}\n{"file": "a", "text": "y"}\n', "'a' is there twice"),
+        ('{"file": "a", "text": "x"}\n\n{"file": "a", "text": ""}\n', "line 3: .* in .*: line 1;"),
         ('{"file": "a", "text": "x"}\n[1]\n', "line 2: found"),
+        ('{"file": "", "text": "x"}\n', "line 1: expected an utterance"),
+        ('{"file": "a", "text": "x"}\n{"file": "b", "te', "line 2: no JSON"),
+        ('file,text\na,"two\nlines"\nb,"cut\n', "line 4: "),
+        ('file,text\na,"two\nlines"\n\nb,x,y\n', "line 5: found 3 fields"),
         ("file\ttext\na\tx\ty\n", "line 2: found 3 fields"),
         ("", "empty"),
     ],

@@ -1,9 +1,14 @@
 """Error rates against a plain edit distance."""
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from test_word_errors import distance
 
+from dinosr_jax.cli import cli
 from dinosr_jax.evaluation import wer
 from dinosr_jax.evaluation.references import Pair, Transcript
 
@@ -87,3 +92,18 @@ def test_what_is_shown():
     plain = wer.to_dict(found)
     assert plain["wer"] == found.errors.wer and len(plain["worst"]) == 2
     assert plain["worst"][0]["word_errors"] >= plain["worst"][1]["word_errors"]
+
+
+def test_json_without_a_word_in_the_references(tmp_path):
+    (tmp_path / "ref.jsonl").write_text('{"id": 1, "text": ""}\n{"id": 2, "text": ""}\n')
+    (tmp_path / "hyp.jsonl").write_text('{"file": "1", "text": "A"}\n{"file": "3", "text": ""}\n')
+    arguments = ["evaluate", "wer", "hyp.jsonl", "--reference=ref.jsonl", "--output=out.json"]
+    with contextlib.chdir(tmp_path):
+        failed = CliRunner().invoke(cli, arguments)
+        assert failed.exit_code == 1 and "1 of 2 utterances were not recognised" in failed.output
+        done = CliRunner().invoke(cli, [*arguments, "--missing=delete"])
+    assert done.exit_code == 0 and "1 of HYP are not in the reference" in done.output
+    refuse = lambda name: pytest.fail(f"{name} is no JSON")
+    found = json.loads((tmp_path / "out.json").read_text(), parse_constant=refuse)
+    assert found["wer"] is None and found["insertions"] == 1 and found["cer_interval"][1] is None
+    assert found["missing"] == ["2"] and found["not_in_reference"] == ["3"]

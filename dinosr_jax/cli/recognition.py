@@ -55,8 +55,8 @@ def transcribe(
     wish = {name: given.pop(name) for name in _DECODER}
     with network(checkpoint, given, skip_bad) as (trained, settings):
         check_recogniser(trained)
-        decoder, about = make_decoder(trained.vocabulary, clock_of(trained), wish)
-        settings |= {"decoder": decoder, "settings": about, "emissions_folder": emissions}
+        settings["decoding"] = choose_decoding(trained.vocabulary, clock_of(trained), wish)
+        settings["emissions_folder"] = emissions
         found = transcribe_files(trained, inputs, **settings)
     text = f"{found.written} written"
     text += f", {found.there_before} were there" if found.there_before else ""
@@ -69,25 +69,27 @@ _DECODER = (
 )  # fmt: skip
 
 
-def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The decoder that options ask for, and what is to be known of it."""
+def choose_decoding(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> Any:
+    """The `Decoding` that options ask for."""
     import functools
 
     from dinosr_jax.inference import decoding
+    from dinosr_jax.inference.transcribe import Decoding
 
     chosen = wish.pop("decoder") or ("beam" if wish["lm"] or wish["settings"] else "greedy")
     given = {name: value for name, value in wish.items() if value is not None}
     if chosen == "greedy":
         if given:
             raise ValueError(f"--{next(iter(given))} is for --decoder=beam")
-        return decoding.greedy(vocabulary, clock), {"decoder": "greedy"}
+        make = functools.partial(decoding.greedy, vocabulary, clock)
+        return Decoding(make, {"decoder": "greedy"})
     from dinosr_jax.cli.sweep import check_words, settings_of
     from dinosr_jax.inference import beam_search
 
     settings = settings_of(wish)
     check_words(vocabulary, settings, say=functools.partial(click.echo, err=True))
-    about = {"decoder": "beam", **beam_search.describe(settings)}
-    return beam_search.beam_search(vocabulary, clock, settings), about
+    make = functools.partial(beam_search.beam_search, vocabulary, clock, settings)
+    return Decoding(make, {"decoder": "beam", **beam_search.describe(settings)}, by="processes")
 
 
 @click.command("wer")
@@ -131,7 +133,9 @@ def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given:
         pairs, extra = references.join(known, said, path=reference)
         found = wer.rates(pairs, num_worst=given.pop("worst"), **given)
         if output is not None:
-            write_text(output, json.dumps(wer.to_dict(found), indent=2) + "\n")
+            sides = {"hypotheses": str(hypotheses), "reference": str(reference), **where}
+            report = sides | wer.to_dict(found) | {"not_in_reference": extra}
+            write_text(output, json.dumps(report, indent=2, allow_nan=False) + "\n")
     click.echo(wer.to_text(found))
     if extra:
         some = ", ".join(extra[:3]) + (" ..." if len(extra) > 3 else "")

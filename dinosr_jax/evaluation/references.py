@@ -5,6 +5,7 @@ Kaldi's text), a tree of .trans.txt files, or a prepared dataset.
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -65,9 +66,14 @@ def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict
     else:
         rows = _of_file(path)
     found: dict[str, Transcript] = {}
+    places: dict[str, str] = {}
     for where, row in rows:
         if row.id in found:
-            raise TextError(f"{where}: {row.id!r} is there twice; expected every utterance once")
+            raise TextError(
+                f"{where}: {row.id!r} is there twice, the first time in {places[row.id]}; expected "
+                "every utterance once"
+            )
+        places[row.id] = where
         speaker = row.speaker
         if not speaker and (numbers := _LIBRISPEECH.fullmatch(row.id)):
             speaker = numbers[1]
@@ -99,7 +105,7 @@ def _of_file(path: Path) -> Iterator[tuple[str, Transcript]]:
     if first.lstrip().startswith("{"):
         yield from _json_lines(lines)
     elif (delimiter := _delimiter(first)) is not None:
-        yield from _table(lines, delimiter)
+        yield from _table(text, path, delimiter)
     else:
         for where, line in lines:
             name, *words = line.split(maxsplit=1)
@@ -126,27 +132,36 @@ def _delimiter(header: str) -> str | None:
     return None
 
 
-def _table(lines: list[tuple[str, str]], delimiter: str) -> Iterator[tuple[str, Transcript]]:
+def _table(text: str, path: Path, delimiter: str) -> Iterator[tuple[str, Transcript]]:
+    """Rows of a table; a quoted field of CSV may hold line ends."""
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    cells = lambda line: next(csv.reader([line], delimiter=delimiter, quoting=quoting))
-    columns = [column.strip().lower() for column in cells(lines[0][1])]
-    for where, line in lines[1:]:
-        values = cells(line)
-        if len(values) != len(columns):
-            raise TextError(f"{where}: found {len(values)} fields, expected {len(columns)}")
-        yield where, _transcript(dict(zip(columns, values, strict=True)), where)
+    how = {"delimiter": delimiter, "quoting": quoting, "strict": True}
+    rows = csv.reader(io.StringIO(text), **how)
+    columns: list[str] = []
+    where = f"{path}: line 1"
+    try:
+        for values in rows:
+            if any(values) and not columns:
+                columns = [column.strip().lower() for column in values]
+            elif any(values):
+                if len(values) != len(columns):
+                    raise TextError(f"{where}: found {len(values)} fields, expected {len(columns)}")
+                yield where, _transcript(dict(zip(columns, values, strict=True)), where)
+            where = f"{path}: line {rows.line_num + 1}"
+    except csv.Error as error:
+        raise TextError(f"{where}: {error}; expected fields between {delimiter!r}") from None
 
 
 def _transcript(row: dict, where: str) -> Transcript:
-    names = [name for name in NAMES if isinstance(row.get(name), str)]
+    said = {field: str(value) for field, value in row.items() if type(value) in (str, int)}
+    names = [name for name in NAMES if said.get(name)]
     texts = [name for name in TEXTS if isinstance(row.get(name), str)]
     if not names or not texts:
         raise TextError(
             f"{where}: expected an utterance ({', '.join(NAMES)}) and its text "
             f"({', '.join(TEXTS)}); found the fields {', '.join(map(str, row)) or 'none'}"
         )
-    speaker = row.get("speaker", "")
-    return Transcript(row[names[0]], row[texts[0]], str(speaker) if speaker is not None else "")
+    return Transcript(said[names[0]], row[texts[0]], said.get("speaker", ""))
 
 
 def join(

@@ -5,6 +5,7 @@ bootstrap over utterances (Bisani and Ney 2004): they are drawn again with repla
 middle 95 % of the rates of such draws is given.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -52,7 +53,7 @@ class Rates(NamedTuple):
     cer_interval: tuple[float, float]
     speakers: Mapping[str, Errors]
     worst: tuple[tuple[str, str, str, int], ...]  # id, reference, hypothesis, word errors
-    missing: int
+    missing: tuple[str, ...]  # ids that were not recognised
     normalise: str
 
 
@@ -146,7 +147,7 @@ def rates(
         worst=tuple(
             (used[row].reference.id, *texts[row], int(edits[row])) for row in worst if edits[row]
         ),
-        missing=len(absent),
+        missing=tuple(absent),
         normalise=normalise,
     )
 
@@ -169,14 +170,15 @@ def interval(errors: np.ndarray, lengths: np.ndarray, *, seed: int) -> tuple[flo
 
 
 def to_dict(found: Rates) -> dict[str, Any]:
-    """The rates as plain values, for JSON."""
-    row = lambda errors: errors._asdict() | {"wer": errors.wer, "cer": errors.cer}
+    """The rates as plain values, for JSON; null where there is no word in the references."""
+    finite = lambda rate: rate if math.isfinite(rate) else None  # JSON has no infinity
+    row = lambda e: e._asdict() | {"wer": finite(e.wer), "cer": finite(e.cer)}
     keys = ("id", "reference", "hypothesis", "word_errors")
     return {
         **row(found.errors),
-        "wer_interval": found.wer_interval,
-        "cer_interval": found.cer_interval,
-        "missing": found.missing,
+        "wer_interval": [finite(rate) for rate in found.wer_interval],
+        "cer_interval": [finite(rate) for rate in found.cer_interval],
+        "missing": list(found.missing),
         "normalise": found.normalise,
         "speakers": {speaker: row(errors) for speaker, errors in found.speakers.items()},
         "worst": [dict(zip(keys, one, strict=True)) for one in found.worst],
@@ -193,7 +195,7 @@ def to_text(found: Rates) -> str:
         f"CER {e.cer:.2%} ({percent(found.cer_interval)}): {e.character_errors} edits in "
         f"{e.characters} characters",
         f"{e.utterances} utterances, {len(found.speakers)} speakers; normalised: "
-        f"{found.normalise}; {found.missing} not recognised",
+        f"{found.normalise}; {len(found.missing)} not recognised",
     ]
     if len(found.speakers) > 1:
         lines.append("speaker: WER, CER, words")
