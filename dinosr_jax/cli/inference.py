@@ -146,6 +146,7 @@ def network(
 
     from dinosr_jax.data import audio, manifest
     from dinosr_jax.inference import batches, model, outputs
+    from dinosr_jax.interop import runs
     from dinosr_jax.training.checkpoint import CheckpointError
 
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -164,7 +165,8 @@ def network(
 
     with one_line(*errors), bar:
         trained = model.load(checkpoint, heads=number)
-        bar.write(f"{checkpoint}: the network after {trained.step} updates")
+        place = runs.step_folder(checkpoint, trained.config, trained.step)
+        bar.write(f"{place}: the network after {trained.step} updates")
         for note in trained.notes:
             bar.write(f"  {note}")
         yield (

@@ -55,8 +55,8 @@ def transcribe(
     wish = {name: given.pop(name) for name in _DECODER}
     with network(checkpoint, given, skip_bad) as (trained, settings):
         check_recogniser(trained)
-        decoder, about = make_decoder(trained.vocabulary, clock_of(trained), wish)
-        settings |= {"decoder": decoder, "settings": about, "emissions_folder": emissions}
+        settings |= choose_decoder(trained.vocabulary, clock_of(trained), wish)
+        settings["emissions_folder"] = emissions
         found = transcribe_files(trained, inputs, **settings)
     text = f"{found.written} written"
     text += f", {found.there_before} were there" if found.there_before else ""
@@ -69,8 +69,10 @@ _DECODER = (
 )  # fmt: skip
 
 
-def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The decoder that options ask for, and what is to be known of it."""
+def choose_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> dict[str, Any]:
+    """What `transcribe_files` is told of the decoder that options ask for."""
+    import functools
+
     from dinosr_jax.inference import decoding
 
     chosen = wish.pop("decoder") or ("beam" if wish["lm"] or wish["settings"] else "greedy")
@@ -78,13 +80,18 @@ def make_decoder(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> tuple[Any
     if chosen == "greedy":
         if given:
             raise ValueError(f"--{next(iter(given))} is for --decoder=beam")
-        return decoding.greedy(vocabulary, clock), {"decoder": "greedy"}
+        make = functools.partial(decoding.greedy, vocabulary, clock)
+        return {"make_decoder": make, "settings": {"decoder": "greedy"}}
     from dinosr_jax.cli.sweep import settings_of
     from dinosr_jax.inference import beam_search
 
     settings = settings_of(wish)
-    about = {"decoder": "beam", **beam_search.describe(settings)}
-    return beam_search.beam_search(vocabulary, clock, settings), about
+    beam_search.check(settings)
+    return {
+        "make_decoder": functools.partial(beam_search.beam_search, vocabulary, clock, settings),
+        "settings": {"decoder": "beam", **beam_search.describe(settings)},
+        "decode_by": "processes",
+    }
 
 
 @click.command("wer")

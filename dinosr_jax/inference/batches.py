@@ -56,13 +56,18 @@ class Options(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Frames `first` to `first + T` of the `num_frames` of a recording; arrays of [T, ...]."""
+    """Frames `first` to `first + T` of the `num_frames` of a recording; arrays of [T, ...].
+
+    `ends_batch`: no other part follows from its batch. The batches that follow are the same where
+    they are computed without what came before.
+    """
 
     recording: Recording
     arrays: Any
     first: int
     num_frames: int
     num_samples: int
+    ends_batch: bool
 
 
 class _Piece(NamedTuple):
@@ -271,11 +276,12 @@ def _fetch(batch: list[_Piece], found: Any) -> Iterator[Part]:
     for row, piece in enumerate(batch):
         # copied: a part must not keep the whole batch in memory
         arrays = jax.tree.map(lambda x, r=row, p=piece: x[r, p.start : p.stop].copy(), host)
-        yield Part(piece.recording, arrays, piece.first, piece.num_frames, piece.num_samples)
+        counts = (piece.first, piece.num_frames, piece.num_samples)
+        yield Part(piece.recording, arrays, *counts, ends_batch=row + 1 == len(batch))
 
 
 def whole(parts: Iterable[Part]) -> Iterator[Part]:
-    """Joins the parts of a recording."""
+    """Joins the parts of a recording; it ends a batch where no other recording is half computed."""
     held: dict[str, list[Part]] = {}
     for part in parts:
         held.setdefault(part.recording.id, []).append(part)
@@ -287,7 +293,7 @@ def whole(parts: Iterable[Part]) -> Iterator[Part]:
                 if len(arrays) == 1
                 else jax.tree.map(lambda *pieces: np.concatenate(pieces), *arrays)
             )
-            yield found[0]._replace(arrays=joined)
+            yield found[0]._replace(arrays=joined, ends_batch=part.ends_batch and not held)
 
 
 def _length(part: Part) -> int:

@@ -43,15 +43,15 @@ def clock_of(model: Any) -> Clock:
     return Clock(*receptive_field(model.config.model.conv_layers))
 
 
-def emissions(
+def parts(
     model: Any,
     recordings: Iterable[Recording],
     *,
     on_bad: Bad = refuse,
     options: batches.Options | None = None,
     **run: Callable,
-) -> Iterator[tuple[Recording, np.ndarray]]:
-    """Log-probabilities [T, V] float32 of recordings, the longest first.
+) -> Iterator[batches.Part]:
+    """Log-probabilities [T, V] float32 of recordings as whole `batches.Part`s, the longest first.
 
     Args:
       model: A recogniser (`load`).
@@ -61,13 +61,26 @@ def emissions(
       **run: `say` and `progress` of `batches.run`.
 
     Raises:
-      ValueError: The network was not fine-tuned.
+      ValueError: The network was not fine-tuned, or its parameters are not finite.
     """
     check_recogniser(model)
     depth, arrays = model.config.model.num_layers, model.params["output"]
     emit = Emit(len(model.vocabulary.symbols))
     forward = batches.Forward(model, emit, depth=depth, arrays=arrays, options=options)
     for part in batches.whole(batches.run(forward, recordings, on_bad=on_bad, **run)):
+        if not np.isfinite(part.arrays).all():
+            raise ValueError(
+                f"{part.recording.name}: {model.path or 'the network'} gives numbers that are not "
+                "finite; its parameters are damaged: take another checkpoint (RUN/checkpoints/STEP)"
+            )
+        yield part
+
+
+def emissions(
+    model: Any, recordings: Iterable[Recording], **how: Any
+) -> Iterator[tuple[Recording, np.ndarray]]:
+    """Recordings and their log-probabilities [T, V] float32; arguments as of `parts`."""
+    for part in parts(model, recordings, **how):
         yield part.recording, part.arrays
 
 

@@ -144,7 +144,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def claim(folder: Path, description: Mapping[str, Any], *, name: str = "features.json") -> None:
+def claim(
+    folder: Path,
+    description: Mapping[str, Any],
+    *,
+    name: str = "features.json",
+    what: str = "features",
+) -> None:
     """Writes the description of a folder's arrays, or checks that it is that of those there.
 
     What killed processes left half-written in the folder is removed.
@@ -167,7 +173,7 @@ def claim(folder: Path, description: Mapping[str, Any], *, name: str = "features
             f"  {name}: there {found.get(name)!r}, asked for {plain[name]!r}" for name in names
         ]
         raise OutputError(
-            "\n".join([f"{path} belongs to other features:", *lines, "Choose another --output."])
+            "\n".join([f"{path} belongs to other {what}:", *lines, "Choose another --output."])
         )
     remove_stale(folder)
 

@@ -6,8 +6,6 @@ work: the decoder holds Python's lock.
 Shapes: T frames, V symbols.
 """
 
-import concurrent.futures
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ import numpy as np
 from dinosr_jax.data.vocabulary import Vocabulary
 from dinosr_jax.inference.beam_search import BeamSearch, Settings
 from dinosr_jax.inference.decoding import Clock
+from dinosr_jax.inference.pool import spawned
 
 LM_WEIGHTS, WORD_SCORES = (0.0, 8.0), (-5.0, 5.0)  # fairseq's bounds
 
@@ -74,6 +73,7 @@ def sweep(
 
     Raises:
       ValueError: As `BeamSearch`; or there is nothing to be recognised.
+      ChildProcessError: A process was killed.
     """
     if not sum(len(text.split()) for text in task.references):
         raise ValueError("the references are empty: there is nothing to tune on")
@@ -86,11 +86,7 @@ def sweep(
             progress(1)
     else:
         BeamSearch(task.vocabulary, task.clock, task.settings)  # its errors are told here
-        # forked processes would inherit the threads of jax in any state
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start, initargs=(task,)
-        ) as pool:
+        with spawned(workers, _start, task) as pool:
             for trial in pool.map(_try_here, weights):
                 found.append(trial)
                 progress(1)

@@ -1,44 +1,25 @@
 """Text of many recordings: emissions computed in batches, decoded meanwhile, written as JSON lines.
 
 Finished lines are kept in a file beside the output until all are there; a run that was stopped goes
-on with the others.
+on with the others. It goes on where a batch ended, so that the rest is batched, and rounded, as if
+it had never stopped: the output is the same to the byte.
 
 Shapes: T frames, V symbols.
 """
 
-import collections
-import concurrent.futures
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.inference import batches, outputs
-from dinosr_jax.inference.decoding import Decoder, Hypothesis
-from dinosr_jax.inference.emissions import check_recogniser, emissions
+from dinosr_jax.inference import batches, emissions, outputs, pool
+from dinosr_jax.inference.decoding import Decoder
 from dinosr_jax.inference.extract import Summary, of_shard, parse_shard, skipped_name
-from dinosr_jax.inference.inputs import Recording, open_inputs, refuse
+from dinosr_jax.inference.inputs import Recording, open_inputs, printable, refuse
+from dinosr_jax.inference.transcript_file import TranscriptFile
 from dinosr_jax.inference.unit_files import Key, label, paths_of
-
-
-def decode_all(
-    found: Iterable[tuple[Recording, np.ndarray]], decoder: Decoder, *, num_workers: int | None
-) -> Iterator[tuple[Recording, np.ndarray, Hypothesis]]:
-    """Decodes emissions in threads while the next are computed; in the order of `found`."""
-    workers = num_workers or os.cpu_count() or 1
-    waiting: collections.deque = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for recording, array in found:
-            waiting.append((recording, array, pool.submit(decoder, array)))
-            while len(waiting) > 2 * workers or (waiting and waiting[0][2].done()):
-                first = waiting.popleft()
-                yield first[0], first[1], first[2].result()
-        for recording, array, future in waiting:
-            yield recording, array, future.result()
 
 
 def transcribe_files(
@@ -46,8 +27,9 @@ def transcribe_files(
     inputs: Sequence[str | Path],
     *,
     output: Path,
-    decoder: Decoder,
+    make_decoder: Callable[[], Decoder],
     settings: Mapping[str, Any],
+    decode_by: pool.By = "threads",
     key: Key = "file",
     emissions_folder: Path | None = None,
     split: str = "",
@@ -63,8 +45,9 @@ def transcribe_files(
       model: A recogniser (`load`).
       inputs: As `open_inputs`.
       output: JSON lines; OUTPUT's stem with .about.json beside it says how they were made.
-      decoder: From emissions to text.
+      make_decoder: Gives what makes text of emissions.
       settings: Of the decoder, for .about.json: a run that goes on must have the same.
+      decode_by: As `pool.decode_all`.
       key: Field of the utterance's name, as of units.
       emissions_folder: Where to keep the emissions [T, V] as .npy; None for nowhere.
       split: Of a prepared dataset.
@@ -74,13 +57,17 @@ def transcribe_files(
       progress: As `batches.run`.
       say: Called with what the user should know.
 
+    Returns:
+      What was done.
+
     Raises:
       ValueError: The network was not fine-tuned.
       AudioError: A recording cannot be used, or none can; or two have the same name.
-      OutputError: It cannot be written, or is of another network or other settings.
+      OutputError: It cannot be written, or is of another network, input or other settings.
+      ChildProcessError: A process that decodes was killed.
     """
-    check_recogniser(model)
-    parts = parse_shard(shard)
+    emissions.check_recogniser(model)
+    parts, options = parse_shard(shard), options or batches.Options()
     (output,) = paths_of(output, layers=(0,), shard=parts)
     if output.is_dir():
         raise outputs.OutputError(f"{output} is a folder; expected a file, such as hyp.jsonl")
@@ -88,39 +75,37 @@ def transcribe_files(
     on_bad = refuse if bad == "raise" else lambda r, reason: skipped.append((r.name, reason))
     recordings = of_shard(open_inputs(inputs, split=split, on_bad=on_bad), parts)
     names = _names(recordings, key)
-    about = {"checkpoint": model.path, "fingerprint": model.fingerprint, "step": model.step}
-    about |= {"key": key, **settings}
-    outputs.claim(output.parent, about, name=f"{output.stem}.about.json")
-    kept = _Kept(output, key)
-    todo = [r for r in recordings if not _is_done(r, names, kept, emissions_folder)]
-    if before := len(recordings) - len(todo):
-        say(f"{before} of {len(recordings)} are there already")
-    how = {"on_bad": on_bad, "options": options, "progress": progress, "say": say}
-    workers = None if options is None else options.num_workers
-    found = decode_all(emissions(model, todo, **how), decoder, num_workers=workers)
-    _write(found, kept, names, emissions_folder)
-    return _finish(kept, [names[r.id] for r in recordings], before, skipped, skipped_name(parts))
-
-
-def _write(found: Iterable, kept: "_Kept", names: dict[str, str], folder: Path | None) -> None:
-    with kept:
-        for recording, array, hypothesis in found:
-            if folder is not None:
-                _keep(array, folder, recording.id)
-            kept.add(names[recording.id], hypothesis)
-
-
-def _finish(
-    kept: "_Kept", names: Sequence[str], before: int, skipped: list, skipped_file: str
-) -> Summary:
-    """Writes the output and what was left out; `before` lines were there."""
-    done = len(kept.lines.keys() & set(names))
-    if done or not skipped:
-        kept.finish(names)
-    outputs.write_skipped(kept.folder, skipped, name=skipped_file)
+    about = {
+        "inputs": [printable(str(Path(path).absolute())) for path in inputs],
+        **{"split": split, "key": key, "chunk_seconds": options.chunk_seconds},
+        **{"overlap_seconds": options.overlap_seconds, **settings},
+    }
+    with TranscriptFile(output, key=key, about=_of_model(model) | about) as file:
+        if emissions_folder is not None:
+            _claim_emissions(emissions_folder, model, recordings)
+        todo = [r for r in recordings if not _is_done(r, names, file, emissions_folder)]
+        if before := len(recordings) - len(todo):
+            say(f"{before} of {len(recordings)} are there already")
+        how = {"on_bad": on_bad, "options": options, "progress": progress, "say": say}
+        computed = emissions.parts(model, todo, **how)
+        workers = {"by": decode_by, "num_workers": options.num_workers}
+        if todo:
+            found = ((part, part.arrays) for part in computed)
+            for part, array, hypothesis in pool.decode_all(found, make_decoder, **workers):
+                if emissions_folder is not None:
+                    _keep(array, emissions_folder, part.recording.id)
+                file.add(names[part.recording.id], hypothesis, commit=part.ends_batch)
+        done = [names[r.id] for r in recordings if names[r.id] in file.lines]
+        if done or not skipped:
+            file.finish(done)
+    outputs.write_skipped(output.parent, skipped, name=skipped_name(parts))
     if skipped and not done:
         raise audio.AudioError(f"nothing could be used; skipped.tsv says why: {skipped[0][1]}")
-    return Summary(done - before, before, tuple(skipped))
+    return Summary(len(done) - before, before, tuple(skipped))
+
+
+def _of_model(model: Any) -> dict[str, Any]:
+    return {"checkpoint": model.path, "fingerprint": model.fingerprint, "step": model.step}
 
 
 def _names(recordings: Sequence[Recording], key: Key) -> dict[str, str]:
@@ -138,14 +123,29 @@ def _names(recordings: Sequence[Recording], key: Key) -> dict[str, str]:
     return names
 
 
-def _is_done(recording: Recording, names: dict, kept: "_Kept", folder: Path | None) -> bool:
+def _is_done(
+    recording: Recording, names: dict[str, str], file: TranscriptFile, folder: Path | None
+) -> bool:
     there = folder is None or _emissions_path(folder, recording.id).exists()
-    return names[recording.id] in kept.lines and there
+    return there and names[recording.id] in file.lines
+
+
+def _claim_emissions(folder: Path, model: Any, recordings: Sequence[Recording]) -> None:
+    """Says what the arrays of a folder are, or refuses one with those of another network."""
+    for recording in recordings:
+        _emissions_path(folder, recording.id)
+    field, hop = emissions.clock_of(model)
+    about = _of_model(model) | {
+        "values": "natural logarithms of probabilities [frames, symbols], float32",
+        "symbols": list(model.vocabulary.symbols),
+        **{"sample_rate": audio.SAMPLE_RATE, "hop_samples": hop, "receptive_field_samples": field},
+    }
+    outputs.claim(folder, about, name="emissions.json", what="emissions")
 
 
 def _emissions_path(folder: Path, id_: str) -> Path:
     if ".." in Path(id_).parts or Path(id_).is_absolute():
-        raise outputs.OutputError(f"{id_!r} would be written outside of {folder}")
+        raise outputs.OutputError(f"{printable(id_)!r} would be written outside of {folder}")
     return folder / f"{id_}.npy"
 
 
@@ -154,56 +154,3 @@ def _keep(array: np.ndarray, folder: Path, id_: str) -> None:
     file = outputs.ArrayFile(path, shape=array.shape, dtype=np.dtype(np.float32))
     file.write(array)
     file.close()
-
-
-class _Kept:
-    """Finished lines, by name: those of the output, and of a run that was stopped."""
-
-    def __init__(self, output: Path, key: Key):
-        self._output, self._key, self.folder = output, key, output.parent
-        self._partial = output.with_name(f".{output.name}.partial")
-        self.lines: dict[str, str] = {}
-        for path in (output, self._partial):
-            if path.exists():
-                self._read(path)
-        self._file: Any = None
-
-    def _read(self, path: Path) -> None:
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                name = json.loads(line)[self._key]
-            except (ValueError, KeyError, TypeError):
-                continue  # what a kill left of a line
-            if line.endswith("\n"):
-                self.lines[name] = line
-
-    def __enter__(self) -> "_Kept":
-        # what is read is written anew: a line that a kill cut short must not be appended to
-        self._open()
-        return self
-
-    def _open(self) -> None:
-        with outputs.replacing(self._partial) as temporary:
-            temporary.write_text("".join(self.lines.values()), encoding="utf-8")
-        self._file = self._partial.open("a", encoding="utf-8")
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, name: str, hypothesis: Hypothesis) -> None:
-        """Keeps the line of an utterance, on disk."""
-        words = [word._asdict() for word in hypothesis.words]
-        line = {self._key: name, "text": hypothesis.text, "words": words}
-        text = json.dumps(line | {"score": round(hypothesis.score, 4)}, ensure_ascii=False) + "\n"
-        try:
-            self._file.write(text)
-            self._file.flush()
-        except OSError as error:
-            raise outputs.failed(self._partial, error) from error
-        self.lines[name] = text
-
-    def finish(self, names: Sequence[str]) -> None:
-        """Writes the output, in order, and removes what was kept beside it."""
-        text = "".join(self.lines[name] for name in names if name in self.lines)
-        outputs.write_text(self._output, text)
-        self._partial.unlink(missing_ok=True)

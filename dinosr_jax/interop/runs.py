@@ -125,6 +125,13 @@ def checkpoints_of(workdir: Path, config: Any) -> Path:
     return best if found else Path(workdir) / "checkpoints"
 
 
+def step_folder(path: Path, config: Any, step: int) -> Path:
+    """The folder of the checkpoint that is read where `path` is asked for; not of a run, `path`."""
+    path = Path(path)
+    is_run = (path / "checkpoints").is_dir() and (path / "config.json").is_file()
+    return checkpoints_of(path, config) / str(step) if is_run else path
+
+
 def read_any(path: Path, *, heads: int | None = None) -> Imported:
     """Reads a run, one of its checkpoints, or a checkpoint of another project.
 
