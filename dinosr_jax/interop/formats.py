@@ -187,10 +187,7 @@ def _recogniser_of_fairseq(
         said = {"heads": choices.heads, "symbols": choices.symbols, "notes": notes}
         whole = whole if isinstance(whole, dict) else {}
         config = recognisers.fairseq_config(tensors, whole, **said)
-    inside = f"{recognisers.FAIRSEQ_PREFIX}w2v_model."
-    beside = ("heads.", "_codebook", "_ema", "final_proj.", "pre_encoder", "_pre_encoder")
-    unused = [n for n in tensors if n.removeprefix(inside).startswith(beside) and inside in n]
-    tensors = {name: value for name, value in tensors.items() if name not in unused}
+    tensors, unused = recognisers.used_tensors(tensors)
     state = _state(tensors, config, naming=recognisers.fairseq_place)
     notes += [f"not used: {name}" for name in unused]
     place, step = _fairseq_step(rest)
@@ -341,10 +338,8 @@ def _recogniser_of_huggingface(
     if folder.metadata.get("config"):
         config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
         if tuple(config.ctc.symbols) != told.symbols:
-            raise ValueError(
-                f"{path}: vocab.json has other symbols than {huggingface.SIDE_FILE}, which was "
-                "written with it; if vocab.json is right, remove the other"
-            )
+            where = f"{path}: vocab.json and {huggingface.SIDE_FILE}"
+            raise ValueError(f"{where} say other symbols; remove the latter if it is out of date")
     else:
         found = huggingface.config_from_fields(folder.fields)
         config = recognisers.recogniser(found, told.symbols)

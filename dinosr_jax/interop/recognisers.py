@@ -33,6 +33,7 @@ _RECIPE = {  # fields of fairseq's `wav2vec_ctc`
 _MASKS = ("mask.prob", "ctc.channel_mask_prob")
 # What its w2v_args say that only pre-training asks for
 _OF_PRETRAINING = ("discrete", "instance_norm_target_layer")
+_LEFT_BY_PRETRAINING = ("heads.", "_codebook", "_ema", "final_proj.", "pre_encoder", "_pre_encoder")
 NOT_NORMALISED = "it was trained on waveforms that were not normalised; here each one is"
 
 
@@ -86,6 +87,16 @@ def fairseq_config(
     if _section(cfg, "task").get("normalize", outer.get("normalize")) is False:
         notes.append(NOT_NORMALISED)
     return config
+
+
+def used_tensors(
+    tensors: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tensors of a `wav2vec_ctc` checkpoint without those of pre-training, and their names."""
+    start = f"{FAIRSEQ_PREFIX}{_NETWORK}"
+    left = tuple(f"{start}{part}" for part in _LEFT_BY_PRETRAINING)
+    unused = [name for name in tensors if name.startswith(left)]
+    return {name: value for name, value in tensors.items() if name not in unused}, unused
 
 
 def _section(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -172,6 +183,6 @@ def huggingface_fields(symbols: tuple[str, ...]) -> dict[str, Any]:
 
 
 def dictionary_text(symbols: tuple[str, ...]) -> str:
-    """fairseq's dict.ltr.txt: a symbol and a count a line, in order, without the special ones."""
+    """Text of fairseq's dict.ltr.txt: a symbol and a count a line, without the special ones."""
     others = symbols[len(SPECIAL) :]
     return "".join(f"{symbol} {len(others) - k}\n" for k, symbol in enumerate(others))
