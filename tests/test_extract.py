@@ -176,7 +176,7 @@ def test_fitted_lengths_pad_less_and_leave_features_alone(trained):
         how = {"on_bad": lambda recording, reason: bad.append(recording.id), "lengths": lengths}
         parts = batches.whole(batches.run(forward, recordings, **how))
         found[lengths] = {part.recording.id: part.arrays[0] for part in parts}
-        padded[lengths] = [forward.rung(n) for n in sizes if 400 <= n <= 32_000]
+        padded[lengths] = [forward.ladder.rung(n) for n in sizes if 400 <= n <= 32_000]
     assert found["fixed"].keys() == found["fitted"].keys() and bad == ["12", "12"]
     for id_, array in found["fixed"].items():
         np.testing.assert_allclose(found["fitted"][id_], array, atol=1e-5)

@@ -1,5 +1,6 @@
 """Fine-tuned networks to other projects and back; transformers transcribes with them."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from recogniser_runs import recogniser_config, write_recogniser
+from test_fairseq import GOLDEN
 
 from dinosr_jax.cli import cli
 from dinosr_jax.data import audio
@@ -59,7 +61,7 @@ def test_exports_come_back_bit_for_bit(found, kind, tmp_path):
     back = read_checkpoint(files(tmp_path / "out", kind))
     same(found, back)
     card = (tmp_path / "out/README.md").read_text()
-    assert "recogniser" in card and "symbols: <s> <pad>" in card and "- codebooks:" not in card
+    assert "recogniser" in card and "symbols: `<s> <pad>" in card and "- codebooks:" not in card
 
 
 @pytest.mark.parametrize("kind", ["huggingface", "fairseq"])
@@ -123,9 +125,10 @@ def test_tensors_that_do_not_fit_are_named(found, tmp_path):
 
 
 def test_what_has_no_place(found, tmp_path):
-    for options in ({"kind": "spidr"}, {"kind": "huggingface", "model": "teacher"}):
-        with pytest.raises(InteropError, match="spidr has no recogniser"):
-            exports.export(found, tmp_path / "out", **options)
+    with pytest.raises(InteropError, match="spidr has no recogniser"):
+        exports.export(found, tmp_path / "out", kind="spidr")
+    with pytest.raises(InteropError, match="no teacher"):
+        exports.export(found, tmp_path / "out", kind="huggingface", model="teacher")
     assert not (tmp_path / "out").exists()
 
 
@@ -159,13 +162,97 @@ def test_a_tokenizer_in_another_order(found, tmp_path):
     assert kept["bias"][2] < -1000 and not np.any(kept["kernel"][:, 2])
 
 
-@pytest.mark.parametrize("text", ["[1]", "{broken", '{"a": "b"}', '{"<pad>": 0, "a": 2}'])
-def test_a_broken_vocabulary_is_an_error(found, text, tmp_path):
+def test_a_dictionary_that_has_no_use_is_an_error(found, tmp_path):
     exports.export(found, tmp_path / "out", kind="huggingface")
-    (tmp_path / "out/dinosr.safetensors").unlink()
-    (tmp_path / "out/vocab.json").write_text(text)
-    with pytest.raises(InteropError, match="vocab.json"):
+    with pytest.raises(InteropError, match="found 10 symbols.*they are others; leave it out"):
+        read_checkpoint(tmp_path / "out", choices=Choices(symbols=GERMAN))
+    read_checkpoint(tmp_path / "out", choices=Choices(symbols=letters().symbols))
+    with pytest.raises(InteropError, match="found 10 symbols.*has none"):
+        read_checkpoint(GOLDEN / "tiny_fairseq.pt", choices=Choices(symbols=GERMAN))
+
+
+def test_two_files_that_say_other_symbols_are_an_error(found, tmp_path):
+    exports.export(found, tmp_path / "out", kind="huggingface")
+    file = tmp_path / "out/vocab.json"
+    file.write_text(file.read_text().replace("Z", "Ž"))
+    with pytest.raises(InteropError, match=r"dinosr\.safetensors say other symbols"):
         read_checkpoint(tmp_path / "out")
+    (tmp_path / "out/dinosr.safetensors").unlink()
+    assert "Ž" in read_checkpoint(tmp_path / "out").config.ctc.symbols
+
+
+def test_the_card_has_the_error_rates_of_this_checkpoint(run, found, tmp_path):
+    """Not those of the end of the run."""
+    record = {"step": 3, "loss": 1.0, "eval_loss": 2.0, "eval_wer": 0.75, "eval_cer": 0.3}
+    (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    exports.export(runs.read_any(run), tmp_path / "best", kind="huggingface")
+    card = (tmp_path / "best/README.md").read_text()
+    assert "- error rates: WER 50.00% (" in card and "75" not in card.split("## Config")[0]
+    last = runs.read_any(run / "checkpoints/3")
+    exports.export(last._replace(data=dict(last.data)), tmp_path / "last", kind="huggingface")
+    assert card.startswith("---\npipeline_tag: automatic-speech-recognition\n")
+
+
+def test_a_mask_embedding_that_is_not_there(found, tmp_path):
+    """As transformers leaves it out where nothing is masked, and only there."""
+    import safetensors.numpy
+
+    exports.export(found, tmp_path / "out", kind="huggingface")
+    weights = safetensors.numpy.load_file(tmp_path / "out/model.safetensors")
+    del weights["data2vec_audio.masked_spec_embed"]
+    safetensors.numpy.save_file(weights, tmp_path / "out/model.safetensors")
+    with pytest.raises(InteropError, match="masked_spec_embed: missing"):
+        read_checkpoint(tmp_path / "out")
+    fields = json.loads((tmp_path / "out/config.json").read_text())
+    (tmp_path / "out/config.json").write_text(json.dumps(fields | {"mask_time_prob": 0.0}))
+    back = read_checkpoint(tmp_path / "out")
+    assert any("masked_spec_embed" in note and "zeros" in note for note in back.notes)
+    assert not np.any(back.state.params["mask_embedding"]["embedding"])
+
+
+def test_what_fairseq_says_of_its_recipe_is_taken(found, tmp_path):
+    """Configurations of before Hydra: a Namespace in a Namespace; data2vec inside."""
+    torch = pytest.importorskip("torch")
+    from dinosr_jax.interop import fairseq
+
+    place = recognisers.fairseq_place
+    model = fairseq.from_state(found.state, config=found.config, naming=place)
+    model = {f"module.{name}": torch.tensor(value) for name, value in model.items()}
+    model["module.w2v_encoder.w2v_model.final_proj.weight"] = torch.zeros(2)
+    fields = fairseq.fields_of_config(found.config)
+    fields |= {"discrete": False, "instance_norm_target_layer": False, "codebook_size": None}
+    inner = argparse.Namespace(arch="data2vec_audio", **fields)
+    outer = argparse.Namespace(
+        arch="wav2vec_ctc", w2v_args=inner, normalize=False, apply_mask=False, mask_prob=0.65,
+        mask_length=7, layerdrop=0.25, dropout=0.5, freeze_finetune_updates=12, lr=[3e-5],
+        max_update=500, phase_ratio="[0.1, 0.4, 0.5]", adam_eps=1e-7,
+    )  # fmt: skip
+    content = {"args": outer, "cfg": None, "model": model, "optimizer_history": []}
+    torch.save(content | {"optimizer_history": [{"num_updates": 400}]}, tmp_path / "x.pt")
+    back = read_checkpoint(tmp_path / "x.pt")
+    jax.tree.map(np.testing.assert_array_equal, found.state.params, back.state.params)
+    c = back.config
+    assert (back.step, c.num_steps, c.ctc.freeze_steps) == (400, 500, 12)
+    assert (c.mask.prob, c.mask.length, c.ctc.channel_mask_prob) == (0.0, 7, 0.0)
+    assert (c.model.layerdrop, c.model.dropout) == (0.25, 0.5)
+    assert (c.optimizer.learning_rate, c.optimizer.eps) == (3e-5, 1e-7)
+    assert (c.optimizer.warmup_steps, c.optimizer.hold_steps) == (50, 200)
+    assert "not used: w2v_encoder.w2v_model.final_proj.weight" in back.notes
+    assert any("not normalised" in note for note in back.notes)
+
+
+@pytest.mark.parametrize("cfg", [{"model": 3}, {"model": {"w2v_args": "x"}}, {"w2v_args": [1]}])
+def test_an_absurd_configuration_says_nothing(found, cfg, tmp_path):
+    """Then shapes tell the network, but for its heads."""
+    from dinosr_jax.interop import fairseq
+
+    place = recognisers.fairseq_place
+    model = fairseq.from_state(found.state, config=found.config, naming=place)
+    write_torch_file(tmp_path / "x.pt", {"cfg": cfg, "model": model})
+    with pytest.raises(InteropError, match="--heads=N"):
+        read_checkpoint(tmp_path / "x.pt")
+    back = read_checkpoint(tmp_path / "x.pt", choices=Choices(heads=4))
+    assert back.config.model.width == 32 and back.config.model.num_heads == 4
 
 
 def test_commands(run, tmp_path):

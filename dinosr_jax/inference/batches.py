@@ -8,7 +8,6 @@ it is.
 Shapes: B batch, S samples, T frames, D model.
 """
 
-import bisect
 import collections
 import concurrent.futures
 import os
@@ -20,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.padding import padded_lengths
 from dinosr_jax.inference import streams
 from dinosr_jax.inference.inputs import Bad, Recording
+from dinosr_jax.inference.ladder import Ladder
 from dinosr_jax.model.dinosr import DinoSR, padding_mask
 from dinosr_jax.model.feature_encoder import num_frames, receptive_field
 from dinosr_jax.training import sharding
@@ -31,9 +30,6 @@ from dinosr_jax.training.step import apply
 Array = jax.Array
 Lengths = Literal["fixed", "fitted"]
 PARTS = ("feature_encoder", "feature_projection", "encoder")  # of the parameters; what is computed
-_RUNG_RATIO = 2**0.25  # of neighbouring lengths: at most 19 % of a batch is padding for it
-_SHORTEST_RUNG_SECONDS = 0.5
-_LONGEST_FITTED_SECONDS = 60
 _PIECE_SECONDS = 30  # that the feature encoder computes of a long recording at a time
 
 
@@ -115,8 +111,10 @@ class Forward:
         self.options.check()
         self.width, self.conv_layers = model.config.model.width, model.config.model.conv_layers
         self.field, self.hop = receptive_field(self.conv_layers)
-        self._fitted: tuple[int, ...] = ()
         self.exact = model.config.model.padding_mode != "zero"  # padding would leak into features
+        self.ladder = Ladder(
+            shortest=self.field, longest_seconds=self.options.chunk_seconds, exact=self.exact
+        )
         self.mesh = sharding.local_mesh()
         cpu = self.mesh.devices.flat[0].platform == "cpu"
         seconds = self.options.batch_seconds or (16.0 if cpu else 240.0)
@@ -133,37 +131,13 @@ class Forward:
         self._program = kept[program]
         self._params = (kept["params"], jax.device_put(arrays, sharding.replicated(self.mesh)))
 
-    def fit(self, lengths: Sequence[int]) -> None:
-        """Chooses lengths that pad these utterances least, no more than they would take else."""
-        self._fitted = ()
-        longest = min(_LONGEST_FITTED_SECONDS, self.options.chunk_seconds) * audio.SAMPLE_RATE
-        some = [n for n in lengths if self.field <= n <= longest]
-        if some and not self.exact:
-            number = len({self.rung(n) for n in some})
-            self._fitted = padded_lengths(np.asarray(some), max_rungs=number)
-
-    def rung(self, samples: int) -> int:
-        """The length that audio is padded to."""
-        if self.exact:
-            return samples
-        if self._fitted and samples <= self._fitted[-1]:
-            return self._fitted[bisect.bisect_left(self._fitted, samples)]
-        shortest, longest = (
-            int(seconds * audio.SAMPLE_RATE)
-            for seconds in (_SHORTEST_RUNG_SECONDS, self.options.chunk_seconds)
-        )
-        length = float(max(shortest, self.field))
-        while length < samples:
-            length *= _RUNG_RATIO
-        return max(samples, min(int(length), longest)) if samples <= longest else samples
-
     def rows(self, rung: int) -> int:
         """How many utterances of a length make a full batch."""
         return max(1, self.budget // rung) * self.mesh.size
 
     def submit(self, waveforms: Sequence[np.ndarray]) -> Any:
         """Starts to compute a batch; returns arrays on the devices, [rows, T, ...]."""
-        rung = self.rung(max(map(len, waveforms)))
+        rung = self.ladder.rung(max(map(len, waveforms)))
         rows = self.mesh.size
         while rows < len(waveforms):
             rows *= 2
@@ -259,7 +233,7 @@ def run(
     for note in streams.notes([header for _, header in ordered if header]):
         say(note)
     known = [header.num_samples for _, header in ordered if header]
-    forward.fit(known if lengths == "fitted" else ())
+    forward.ladder.fit(known if lengths == "fitted" else ())
     total = sum(known) / audio.SAMPLE_RATE
     progress(0.0, total)
     pieces = _pieces(forward, ordered, on_bad)
@@ -286,7 +260,7 @@ def run(
 
 
 def _fits(forward: Forward, batch: list[_Piece], piece: _Piece) -> bool:
-    rung, own = (forward.rung(len(p.waveform)) for p in (batch[0], piece))
+    rung, own = (forward.ladder.rung(len(p.waveform)) for p in (batch[0], piece))
     if forward.exact and rung != own:
         return False
     return own <= rung <= 2 * own and len(batch) < forward.rows(rung)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dinosr_jax.config import to_text
-from dinosr_jax.interop import fairseq, huggingface, naming, recognisers
+from dinosr_jax.interop import fairseq, huggingface, naming, recognisers, tokenizers
 from dinosr_jax.interop.formats import Imported, InteropError
 from dinosr_jax.interop.runs import written_whole
 from dinosr_jax.interop.torch_writing import write_torch_file
@@ -35,15 +35,14 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
       model: huggingface: which network `model.safetensors` holds; the rest is beside it.
 
     Raises:
-      InteropError: The folder is not empty.
+      InteropError: The folder is not empty, or the network has no place in the format.
       OSError: It cannot be written.
     """
     recogniser = found.config.task == "ctc"
-    if recogniser and (kind == "spidr" or model == "teacher"):
-        raise InteropError(
-            "a fine-tuned network goes to huggingface or fairseq; spidr has no recogniser, and "
-            "there is no teacher"
-        )
+    if recogniser and kind == "spidr":
+        raise InteropError("spidr has no recogniser; expected --format=huggingface or fairseq")
+    if recogniser and model == "teacher":
+        raise InteropError("a fine-tuned network has no teacher; expected --model=student")
     data = {key: value for key, value in found.data.items() if key != "metrics"}
     ours = {"config": found.config.to_json(), "data": json.dumps(data)}
     with written_whole(output) as folder:
@@ -58,27 +57,25 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
                 (folder / "dict.ltr.txt").write_text(text, encoding="utf-8")
         else:
             write_torch_file(folder / "dinosr.pt", _spidr(found, ours))
-        (folder / "README.md").write_text(_card(found, kind, model))
+        card = _card(found, kind, model)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _fairseq(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
-    fields = fairseq.fields_of_config(found.config)
     rest = {
         "args": None,
         "optimizer_history": [{"num_updates": found.step}],
         "extra_state": {"dinosr_jax": ours},
     }
     if found.config.task == "ctc":
-        cfg = {"model": {"_name": "wav2vec_ctc", "normalize": True, "w2v_args": {"model": fields}}}
         place = recognisers.fairseq_place
-        return rest | {
-            "cfg": cfg,
-            "model": fairseq.from_state(found.state, config=found.config, naming=place),
-        }
+        model = fairseq.from_state(found.state, config=found.config, naming=place)
+        return rest | {"cfg": recognisers.fairseq_fields(found.config), "model": model}
     tensors = fairseq.from_state(found.state, config=found.config)
     teacher = {k.removeprefix("_ema."): v for k, v in tensors.items() if k.startswith("_ema.")}
     student = {k: v for k, v in tensors.items() if not k.startswith("_ema.")}
-    return rest | {"cfg": {"model": fields}, "model": student | {"_ema": teacher}}
+    cfg = {"model": fairseq.fields_of_config(found.config)}
+    return rest | {"cfg": cfg, "model": student | {"_ema": teacher}}
 
 
 def _spidr(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
@@ -119,11 +116,11 @@ def _recogniser(found: Imported, folder: Path, ours: dict[str, str]) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     metadata = ours | {"step": str(found.step), "model": "recogniser"}
     save_file({}, folder / huggingface.SIDE_FILE, metadata=metadata)
-    fields = huggingface.fields_of_config(found.config) | recognisers.fields_of(symbols)
+    fields = huggingface.fields_of_config(found.config) | recognisers.huggingface_fields(symbols)
     preprocessor = _PREPROCESSOR | {"processor_class": "Wav2Vec2Processor"}
     for name, value in (("config.json", fields), ("preprocessor_config.json", preprocessor)):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")
-    recognisers.write_tokenizer(folder, symbols)
+    tokenizers.write(folder, symbols)
 
 
 def _card(found: Imported, kind: Kind, model: Network) -> str:
@@ -135,12 +132,14 @@ def _card(found: Imported, kind: Kind, model: Network) -> str:
     c = found.config
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
     last = f"codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers"
-    kind_of = "Self-supervised speech representations"
+    kind_of, header = "Self-supervised speech representations", ""
     if c.task == "ctc":
         holds, kind_of = "", "A speech recogniser, fine-tuned with CTC from representations"
-        last = f"symbols: {' '.join(c.ctc.symbols)}"
+        last = f"symbols: `{' '.join(c.ctc.symbols)}`{_error_rates(found)}"
+        header = "pipeline_tag: automatic-speech-recognition\nmetrics: [wer]\n"
+        header += "library_name: transformers\n" if kind == "huggingface" else ""
     return f"""---
-tags: [speech, self-supervised, dinosr]
+{header}tags: [speech, self-supervised, dinosr]
 ---
 # DinoSR, {c.model.num_layers} layers of width {c.model.width}
 
@@ -161,6 +160,18 @@ tags: [speech, self-supervised, dinosr]
 {to_text(c)}
 ```
 """
+
+
+def _error_rates(found: Imported) -> str:
+    """A line of the card: those of this checkpoint on held-out speech, where they were measured."""
+    measured, c = found.data.get("metrics", {}).get("held out", {}), found.config
+    names = {"eval_wer": "PER"}
+    if tokenizers.BOUNDARY in c.ctc.symbols:
+        names = {"eval_wer": "WER", "eval_cer": "CER"}
+    rates = [f"{n} {measured[field]:.2%}" for field, n in names.items() if field in measured]
+    count = measured.get("eval_num_utterances", 0)
+    of = f"{count:.0f} utterances of {c.data.eval_split}, best path"
+    return f"\n- error rates: {', '.join(rates)} ({of})" if rates else ""
 
 
 def _rows(record: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from dinosr_jax.config import parse
-from dinosr_jax.interop import fairseq, huggingface, naming, recognisers, spidr
+from dinosr_jax.interop import fairseq, huggingface, naming, recognisers, spidr, tokenizers
 from dinosr_jax.interop.shapes import infer_config
 from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
@@ -72,12 +72,25 @@ def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Impo
     try:
         if not path.exists():
             raise InteropError(f"{path}: no such file or folder")
-        return _read_folder(path, choices) if path.is_dir() else _read_file(path, choices)
+        found = _read_folder(path, choices) if path.is_dir() else _read_file(path, choices)
+        _check_vocabulary(found, choices)
+        return found
     except InteropError:
         raise
     except _DAMAGE as error:
         text = str(error) or type(error).__name__
         raise InteropError(text if str(path) in text else f"{path}: {text}") from None
+
+
+def _check_vocabulary(found: Imported, choices: Choices) -> None:
+    """Raises where a dictionary was given that the checkpoint has no use for."""
+    symbols = tuple(found.config.ctc.symbols)
+    if choices.symbols is not None and tuple(choices.symbols) != symbols:
+        says = "says itself which symbols it has, and they are others" if symbols else "has none"
+        raise InteropError(
+            f"--vocabulary: found {len(choices.symbols)} symbols, but this {found.source} "
+            f"checkpoint {says}; leave it out"
+        )
 
 
 def _read_file(path: Path, choices: Choices) -> Imported:
@@ -174,10 +187,7 @@ def _recogniser_of_fairseq(
         said = {"heads": choices.heads, "symbols": choices.symbols, "notes": notes}
         whole = whole if isinstance(whole, dict) else {}
         config = recognisers.fairseq_config(tensors, whole, **said)
-    inside = f"{recognisers.FAIRSEQ_PREFIX}w2v_model."
-    beside = ("heads.", "_codebook", "_ema", "final_proj.", "pre_encoder", "_pre_encoder")
-    unused = [n for n in tensors if n.removeprefix(inside).startswith(beside) and inside in n]
-    tensors = {name: value for name, value in tensors.items() if name not in unused}
+    tensors, unused = recognisers.used_tensors(tensors)
     state = _state(tensors, config, naming=recognisers.fairseq_place)
     notes += [f"not used: {name}" for name in unused]
     place, step = _fairseq_step(rest)
@@ -288,8 +298,9 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     if not (path / "config.json").is_file():
         raise InteropError(f"{path}: no checkpoint: expected a file, or a folder with config.json")
     folder = huggingface.read_folder(path)
+    folder, notes = huggingface.with_mask_embedding(folder)
     if "lm_head.weight" in folder.tensors and (path / "vocab.json").is_file():
-        return _recogniser_of_huggingface(path, folder)
+        return _recogniser_of_huggingface(path, folder, notes)
     if folder.metadata.get("config"):
         config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
     else:
@@ -300,7 +311,9 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     config = parse(config)
     places = huggingface.naming_of(folder, config=config)
     tensors, unused = huggingface.used_tensors(folder)
-    notes = [f"not used: {name}" for name in unused]
+    notes += [f"not used: {name}" for name in unused]
+    if "lm_head.weight" in unused:
+        notes.append("without vocab.json it is no recogniser: nothing says what lm_head's rows are")
     count = len(tensors)
     if not folder.side:
         notes.append(
@@ -315,17 +328,26 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     return found if folder.side else found._replace(data=found.data | {"fresh": True})
 
 
-def _recogniser_of_huggingface(path: Path, folder: huggingface.Folder) -> Imported:
-    notes = [f"not used: {name}, which is no tensor" for name in folder.others]
+def _recogniser_of_huggingface(
+    path: Path, folder: huggingface.Folder, notes: list[str]
+) -> Imported:
+    notes += [f"not used: {name}, which is no tensor" for name in folder.others]
     tensors = folder.tensors
+    size = tensors["lm_head.weight"].shape[:1]
+    told = tokenizers.read(path, folder.fields, size=size[0] if size else 0)
     if folder.metadata.get("config"):
         config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
+        if tuple(config.ctc.symbols) != told.symbols:
+            where = f"{path}: vocab.json and {huggingface.SIDE_FILE}"
+            raise ValueError(f"{where} say other symbols; remove the latter if it is out of date")
     else:
-        symbols, rows = recognisers.read_tokenizer(path, folder.fields)
         found = huggingface.config_from_fields(folder.fields)
-        config = recognisers.huggingface_config(found, symbols)
-        if "lm_head.bias" in tensors:
-            tensors = recognisers.reorder(tensors, rows)
+        config = recognisers.recogniser(found, told.symbols)
+        tensors = tokenizers.reorder(tensors, told.rows)
+        notes += told.notes
+        if huggingface.not_normalised(path):
+            notes.append(recognisers.NOT_NORMALISED)
+    tensors |= {f"{huggingface.SIDE_FILE}: {name}": value for name, value in folder.side.items()}
     places = recognisers.huggingface_place
     state = _state(tensors, config, naming=places, source="Hugging Face")
     step, saved = int(folder.metadata.get("step", 0)), {"data": folder.metadata.get("data")}

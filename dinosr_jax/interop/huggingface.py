@@ -79,7 +79,7 @@ def read_folder(path: Path) -> Folder:
       ValueError: A file is missing, damaged or refused.
       OSError: A file cannot be read.
     """
-    fields = _json(path / "config.json")
+    fields = read_json(path / "config.json")
     if fields.get("model_type") != "data2vec-audio":
         raise ValueError(
             f"{path}/config.json: found model_type {fields.get('model_type')!r}, expected "
@@ -105,9 +105,10 @@ def read_folder(path: Path) -> Folder:
     return Folder(fields, tensors, others, side, metadata)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file with one JSON object; raises ValueError where it is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -121,12 +122,39 @@ def _weight_files(path: Path) -> Iterator[Path]:
         if (path / name).exists():
             return iter([path / name])
         if index.exists():
-            shards = _json(index).get("weight_map")
+            shards = read_json(index).get("weight_map")
             shards = sorted(set(shards.values())) if isinstance(shards, dict) else [""]
             if any(not isinstance(s, str) or s != Path(s).name or not s for s in shards):
                 raise ValueError(f"{index}: weight_map must name files of this folder")
             return iter([path / shard for shard in shards])
     raise ValueError(f"{path}: found config.json, but no model.safetensors or pytorch_model.bin")
+
+
+def with_mask_embedding(folder: Folder) -> tuple[Folder, list[str]]:
+    """A folder with the mask embedding that transformers leaves out where nothing is masked.
+
+    Args:
+      folder: Of `read_folder`.
+
+    Returns:
+      The folder, where it has none and says so with zeros; and a note of that.
+    """
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in folder.tensors) else ""
+    name, norm = (
+        f"{prefix}masked_spec_embed",
+        folder.tensors.get(f"{prefix}encoder.layer_norm.weight"),
+    )
+    masked = folder.fields.get("mask_time_prob", 0.05), folder.fields.get("mask_feature_prob", 0.0)
+    if name in folder.tensors or norm is None or any(masked):
+        return folder, []
+    tensors = folder.tensors | {name: np.zeros(norm.shape, np.float32)}
+    return folder._replace(tensors=tensors), [f"{name} is not there, nothing was masked: zeros"]
+
+
+def not_normalised(path: Path) -> bool:
+    """Whether a folder's preprocessor leaves waveforms at their level."""
+    file = path / "preprocessor_config.json"
+    return file.is_file() and read_json(file).get("do_normalize") is False
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -180,6 +180,9 @@ def read_any(path: Path, *, heads: int | None = None) -> Imported:
     restored = restore(folder or checkpoints_of(path, config), config, step=step)
     data = dict(restored.data)
     data["metrics"] = _last_metrics(path / "metrics.jsonl", restored.step)
+    if restored.data.get("metrics"):  # those that made it the best
+        measured = {"step": restored.step, **restored.data["metrics"]}
+        data["metrics"]["held out"] = measured
     return Imported(config, restored.state, restored.step, "run", [], data)
 
 
