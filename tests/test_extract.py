@@ -15,6 +15,7 @@ import dinosr_jax
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches
 from dinosr_jax.inference.inputs import Recording, open_inputs
+from dinosr_jax.inference.ladder import Ladder
 from dinosr_jax.inference.model import Model, load
 from dinosr_jax.inference.selection import Selection
 from dinosr_jax.model import transformer
@@ -186,6 +187,23 @@ def test_fitted_lengths_pad_less_and_leave_features_alone(trained):
     np.testing.assert_allclose(found["fitted"]["0"], expected, atol=1e-5)
 
 
+def test_more_recordings_are_worth_more_lengths():
+    lengths = np.random.default_rng(5).integers(16_000, 256_000, 20_000)
+    how = {"shortest": 400, "longest_seconds": 600, "exact": False}
+    ladders = [
+        (Ladder(platform=platform, **how), lengths[:number])
+        for platform, number in (("cpu", 50), ("tpu", 20_000), ("cpu", 20_000))
+    ]
+    used = []
+    for ladder, some in ladders:
+        ladder.fit(some)
+        rungs = [ladder.rung(n) for n in some]
+        assert all(n <= rung for n, rung in zip(some, rungs, strict=True))
+        assert ladder.rung(600_000) >= 600_000  # longer than any
+        used.append(len(set(rungs)))
+    assert used == sorted(set(used))
+
+
 @pytest.mark.parametrize("samples", [48_000, 48_001, 50_321, 95_999])
 def test_chunks_cover_every_frame_once(trained, samples):
     wave = np.random.default_rng(1).standard_normal(samples).astype(np.float32)
@@ -200,10 +218,12 @@ def test_chunks_cover_every_frame_once(trained, samples):
 def test_a_long_recording_is_computed_in_pieces_exactly(trained, monkeypatch, samples):
     wave = np.random.default_rng(2).standard_normal(samples).astype(np.float32)
     options = batches.Options(num_workers=1)
+    monkeypatch.setattr(batches, "_LEAST_FRAMES", 3000)
     single = trained.extract([wave, wave[:65_000]], layer=[0, 3], options=options)
     monkeypatch.setattr(transformer, "_LONG", 64)
     monkeypatch.setattr(transformer, "_QUERY_BLOCK", 50)
-    monkeypatch.setattr(batches, "_PIECE_SECONDS", 1)
+    monkeypatch.setattr(batches, "_CACHED_FRAMES", 50)
+    monkeypatch.setattr(batches, "_LEAST_FRAMES", 37)
     trained.__dict__.pop("_compiled")
     pieces = trained.extract([wave, wave[:65_000]], layer=[0, 3], options=options)
     trained.__dict__.pop("_compiled")

@@ -25,12 +25,16 @@ from dinosr_jax.data.epochs import Epochs
 EMPTY = -1  # index of a row that only fills its batch
 
 
-def padded_lengths(num_samples: np.ndarray, *, max_rungs: int) -> tuple[int, ...]:
+def padded_lengths(
+    num_samples: np.ndarray, *, max_rungs: int, free: int | None = None, price: float = 0.0
+) -> tuple[int, ...]:
     """Chooses the lengths to pad to that add the fewest samples; exact, by dynamic programming.
 
     Args:
       num_samples: [N] int.
       max_rungs: How many lengths at most.
+      free: How many cost nothing; None for all.
+      price: Samples that each of the others must save.
 
     Returns:
       Ascending; 320 * T + 80 samples each, T a multiple of 5; the last holds the longest utterance.
@@ -54,7 +58,8 @@ def padded_lengths(num_samples: np.ndarray, *, max_rungs: int) -> tuple[int, ...
             place = int(choice[place])
             rungs.append(int(grid[place]))
         best.append((cost[-1], tuple(sorted(rungs))))
-    return min(best, key=lambda found: (found[0], len(found[1])))[1]
+    paid = lambda found: max(len(found[1]) - (free or max_rungs), 0) * price
+    return min(best, key=lambda found: (found[0] + paid(found), len(found[1])))[1]
 
 
 class PaddedPlan:

@@ -22,6 +22,7 @@ from dinosr_jax.data import audio
 from dinosr_jax.inference import streams
 from dinosr_jax.inference.inputs import Bad, Recording
 from dinosr_jax.inference.ladder import Ladder
+from dinosr_jax.model import layers
 from dinosr_jax.model.dinosr import DinoSR, padding_mask
 from dinosr_jax.model.feature_encoder import num_frames, receptive_field
 from dinosr_jax.training import sharding
@@ -30,7 +31,9 @@ from dinosr_jax.training.step import apply
 Array = jax.Array
 Lengths = Literal["fixed", "fitted"]
 PARTS = ("feature_encoder", "feature_projection", "encoder")  # of the parameters; what is computed
-_PIECE_SECONDS = 30  # that the feature encoder computes of a long recording at a time
+# What the feature encoder computes at a time: of a long recording; of a batch, and of an utterance
+# at least, on CPU. There 100 frames are 9 % faster than 665, 25 of each of 8 utterances 5 %.
+_PIECE_FRAMES, _CACHED_FRAMES, _LEAST_FRAMES = 3000, 100, 25
 
 
 class Options(NamedTuple):
@@ -112,12 +115,15 @@ class Forward:
         self.width, self.conv_layers = model.config.model.width, model.config.model.conv_layers
         self.field, self.hop = receptive_field(self.conv_layers)
         self.exact = model.config.model.padding_mode != "zero"  # padding would leak into features
-        self.ladder = Ladder(
-            shortest=self.field, longest_seconds=self.options.chunk_seconds, exact=self.exact
-        )
         self.mesh = sharding.local_mesh()
-        cpu = self.mesh.devices.flat[0].platform == "cpu"
-        seconds = self.options.batch_seconds or (16.0 if cpu else 240.0)
+        platform = self.mesh.devices.flat[0].platform
+        self.ladder = Ladder(
+            shortest=self.field,
+            longest_seconds=self.options.chunk_seconds,
+            exact=self.exact,
+            platform=platform,
+        )
+        seconds = self.options.batch_seconds or (16.0 if platform == "cpu" else 240.0)
         self.budget = int(seconds * audio.SAMPLE_RATE)
         # compiled programs and parameters are kept with the model, for the next call
         kept = model.__dict__.setdefault("_compiled", {})
@@ -172,32 +178,38 @@ def _compile(config: Any, depth: int, compute: Callable, mesh: Any) -> Callable:
         padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=conv_layers)
         with jax.default_matmul_precision("highest"):
             x = _project(model, params, waveforms)
-            layers = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
-            return compute(arrays, layers, padded)
+            found = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
+            return compute(arrays, found, padded)
 
     return sharding.jit_inference(mesh, forward)
 
 
 def _project(model: DinoSR, params: Any, waveforms: Array) -> Array:
-    """Projected features [B, T, D]; of long waveforms piece by piece, so that memory is bounded.
+    """Projected features [B, T, D]; of long waveforms piece by piece.
 
     A frame sees its receptive field only: pieces that share it give exactly what one pass gives.
+    They bound the memory, and on CPU they keep the first layers' arrays in its cache.
     """
     conv_layers = model.config.conv_layers
     field, hop = receptive_field(conv_layers)
     frames = num_frames(waveforms.shape[1], conv_layers)
-    each = _PIECE_SECONDS * audio.SAMPLE_RATE // hop
-    if frames <= 2 * each:
+    most = _PIECE_FRAMES
+    if layers.platform() == "cpu":
+        most = max(_CACHED_FRAMES // len(waveforms), _LEAST_FRAMES)
+    count = -(-frames // most)
+    if count <= 1:
         return apply(model, params, waveforms, method="project")
-    starts = jnp.arange(-(-frames // each)) * each * hop
+    each = -(-frames // count)
     length = (each - 1) * hop + field
-    padded = jnp.pad(waveforms, ((0, 0), (0, len(starts) * each * hop + field)))
+    missing = (count * each - 1) * hop + field - waveforms.shape[1]
+    padded = jnp.pad(waveforms, ((0, 0), (0, max(missing, 0))))
 
     def project(start: Array) -> Array:
         piece = jax.lax.dynamic_slice_in_dim(padded, start, length, axis=1)
         return apply(model, params, piece, method="project")
 
-    pieces = jnp.moveaxis(jax.lax.map(project, starts), 0, 1)  # [B, pieces, T, D]
+    pieces = jax.lax.map(project, jnp.arange(count) * each * hop)  # [pieces, B, T, D]
+    pieces = jnp.moveaxis(pieces, 0, 1)
     return pieces.reshape(len(waveforms), -1, pieces.shape[-1])[:, :frames]
 
 

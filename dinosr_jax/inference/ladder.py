@@ -14,6 +14,9 @@ from dinosr_jax.data.padding import padded_lengths
 _RATIO = 2**0.25  # of neighbouring lengths: at most 19 % of a batch is padding for it
 _SHORTEST_SECONDS = 0.5
 _LONGEST_FITTED_SECONDS = 60
+_MOST_FITTED = 48
+# Audio that is computed while one more length is compiled, about: base, on two cores or one GPU.
+_PRICE_SECONDS = {"cpu": 60.0, "other": 20_000.0}
 
 
 class Ladder:
@@ -23,22 +26,29 @@ class Ladder:
       shortest: Samples that a pass needs at least.
       longest_seconds: Of one pass.
       exact: Nothing is padded.
+      platform: That computes.
     """
 
-    def __init__(self, *, shortest: int, longest_seconds: float, exact: bool):
+    def __init__(self, *, shortest: int, longest_seconds: float, exact: bool, platform: str):
         self._needed, self._exact = shortest, exact
+        seconds = _PRICE_SECONDS.get(platform, _PRICE_SECONDS["other"])
+        self._price = seconds * audio.SAMPLE_RATE
         self._shortest = max(int(_SHORTEST_SECONDS * audio.SAMPLE_RATE), shortest)
         self._longest = int(longest_seconds * audio.SAMPLE_RATE)
         self._fitted: tuple[int, ...] = ()
 
     def fit(self, lengths: Sequence[int]) -> None:
-        """Chooses lengths that pad these utterances least, no more than they would take else."""
+        """Chooses lengths that pad these utterances least.
+
+        As many as they would take else, and more where that saves more than compiling takes.
+        """
         self._fitted = ()
         longest = min(_LONGEST_FITTED_SECONDS * audio.SAMPLE_RATE, self._longest)
         some = [n for n in lengths if self._needed <= n <= longest]
         if some and not self._exact:
             number = len({self.rung(n) for n in some})
-            self._fitted = padded_lengths(np.asarray(some), max_rungs=number)
+            how = {"max_rungs": max(number, _MOST_FITTED), "free": number, "price": self._price}
+            self._fitted = padded_lengths(np.asarray(some), **how)
 
     def rung(self, samples: int) -> int:
         """The length that audio of S samples is padded to."""
