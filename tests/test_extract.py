@@ -133,17 +133,20 @@ def command(*arguments) -> subprocess.CompletedProcess:
 
 
 def test_commands_write_what_they_promise(run, trained, recordings, tmp_path):
-    done = command("extract", run, recordings, "--layer=3", f"--output={tmp_path}", "--skip-bad")
+    given = ("--layer=3", "--layer=1", f"--output={tmp_path}", "--skip-bad")
+    done = command("extract", run, recordings, *given)
     assert done.returncode == 0, done.stderr
     assert "2 left out" in done.stdout and "Trace" not in done.stderr
     listed = (tmp_path / "skipped.tsv").read_text()
     assert "short.wav\t" in listed and "text.wav\t" in listed
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npy"))
-    assert written == ["a/long.npy", "a/stereo.npy"]
+    names = ("a/long.npy", "a/stereo.npy")
+    assert written == [f"layer_0{layer}/{name}" for layer in (1, 3) for name in names]
     waveform = audio.load(recordings / "a" / "long.flac", name="long")
-    features = np.load(tmp_path / "a" / "long.npy")
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(features, trained.extract(waveform, layer=3), atol=1e-5)
+    for layer in (1, 3):
+        features = np.load(tmp_path / f"layer_0{layer}" / "a" / "long.npy")
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, trained.extract(waveform, layer=layer), atol=1e-5)
 
 
 def test_a_wrong_layer_is_one_line(run, recordings, tmp_path):

@@ -1,7 +1,7 @@
 """Commands that take things from a network: `extract`, `units`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,15 @@ run_options = together(
 )
 
 
+def _layers(text: str) -> Callable:
+    """`--layer=1,5` or `--layer=1 --layer=5`, as the former."""
+    join = lambda context, option, values: ",".join(values)
+    return click.option("--layer", required=True, multiple=True, callback=join, help=text)
+
+
 @click.command()
 @run_over_inputs
-@click.option("--layer", required=True, help="From 1 (0: their input); 5, or 1,5,9, or all.")
+@_layers("From 1 (0: their input); 5, or 1,5,9, or all.")
 @click.option("--tensor", type=click.Choice(["block", "ffn"]), default="block", show_default=True)
 @click.option(
     "--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True
@@ -74,7 +80,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
 
 @click.command()
 @run_over_inputs
-@click.option("--layer", required=True, help="5, or 10,11,12, or all that have units.")
+@_layers("5, or 10,11,12, or all that have units.")
 @click.option(
     "--source",
     type=click.Choice(["codebook", "head", "kmeans"]),
