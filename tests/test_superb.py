@@ -196,3 +196,21 @@ def test_recipes_have_every_number(run, tmp_path, monkeypatch, name, command):
         share = 0.04 if name == "sf" else 0.0
         assert tuple(settings.augment) == (5, 4, 50, 2, 40, share)
     assert json.dumps(settings._asdict())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("config.num_steps = 0", "num_steps: 0 is not in the range x>=1"),
+        ("config.batch_size = 3.5", "batch_size: '3.5' is not a valid integer"),
+        ("config.dropout = 1.0", "dropout: 1.0 is not in the range 0<=x<1"),
+        ("config.symbols = 'phones'", "symbols: 'phones' is not one of 'letters', 'characters'"),
+        ("config.num_epochs = 3", "num_epochs: no option"),
+        ("get_config = None", "expected a function get_config()"),
+    ],
+)
+def test_recipes_are_checked_as_options_are(run, tmp_path, text, says):
+    recipe = tmp_path / "recipe.py"
+    head = "from ml_collections import ConfigDict\nconfig = ConfigDict()\n"
+    recipe.write_text(f"{head}get_config = lambda: config\n{text}\n")
+    assert says in evaluate("asr", run, ".", f"--config={recipe}", fails=True)

@@ -142,15 +142,24 @@ def _recognise(context: click.Context, options: dict[str, Any], settings: Any) -
 
 
 def apply_recipe(context: click.Context, options: dict[str, Any], config: str | None) -> None:
-    """Puts the fields of a recipe in place of options that were not given."""
+    """Puts the fields of a recipe in place of options that were not given, as if they were."""
     import runpy
 
-    recipe = runpy.run_path(config)["get_config"]().to_dict() if config else {}
-    for name, value in recipe.items():
+    if config is None:
+        return
+    made = runpy.run_path(config).get("get_config")
+    if made is None:
+        raise click.ClickException(f"{config}: expected a function get_config()")
+    known = {option.name: option for option in context.command.params}
+    for name, value in made().to_dict().items():
         if name not in options:
             raise click.ClickException(f"{config}: {name}: no option of this command")
+        try:
+            checked = known[name].type_cast_value(context, str(value))
+        except click.BadParameter as error:
+            raise click.ClickException(f"{config}: {name}: {error.message}") from None
         if context.get_parameter_source(name).name != "COMMANDLINE":
-            options[name] = value
+            options[name] = checked
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
