@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinosr_jax.evaluation.answer import find_answer, sentences
+from dinosr_jax.evaluation.answer import Validated, find_answer, sentences
 
 
 def row(system, pnmi, layer=None, size=64):
@@ -48,6 +48,19 @@ def test_the_best_layer_and_the_newest_whole_result_are_taken():
     assert (answer.units["layer"], answer.untrained["layer"]) == (4, 4)
     assert find_answer([part, result(row("codebook", 0.1, 1))]).result is part
     assert find_answer([]) is None
+
+
+def test_the_layer_that_validation_chose_is_taken():
+    rows = [row("codebook", 0.2, 2), row("codebook", 0.25, 3), row("untrained", 0.1, 2)]
+    of_test = result(*rows) | {"data": "test of here"}
+    answer = find_answer([of_test], Validated(2, "validation"))
+    assert answer.units["layer"] == 2
+    assert sentences(answer)[-1] == "The layer was chosen while training, on validation."
+    for validated in (None, Validated(1, "validation"), Validated(2, "test")):
+        answer = find_answer([of_test], validated)
+        assert answer.units["layer"] == 3
+        assert sentences(answer)[-1].endswith("the very speech that it is measured on.")
+    assert "very speech" not in " ".join(told(0.3, 0.2, 0.1))
 
 
 def test_baselines_of_as_many_units_come_first_and_others_are_said():

@@ -76,7 +76,8 @@ def test_a_whole_report_answers_first(evaluated_report):
     assert "Trained for 800 updates on audio_folder (train)." in lead
     assert "better than k-means on MFCC" in lead and page.figures[0] == "answer"
     assert "130 utterances, 6.4 minutes" in lead and "9 good" in lead
-    assert written.problems == [] and len(written.answer) == 3
+    assert written.problems == [] and len(written.answer) == 4
+    assert "The layer was chosen while training, on validation." in lead
 
 
 def test_every_figure_is_in_the_page_and_beside_it(evaluated_report):

@@ -24,6 +24,13 @@ _FEATURE_NAMES = {
 }
 
 
+class Validated(NamedTuple):
+    """The layer whose codebook was best on held-out speech while training, and its split."""
+
+    layer: int
+    split: str
+
+
 class Answer(NamedTuple):
     """The best units of a run beside the two things that they must beat."""
 
@@ -31,6 +38,7 @@ class Answer(NamedTuple):
     units: Row | None
     mfcc: Row | None
     untrained: Row | None
+    chosen: str  # how the layer was, where there are several
 
     def bars(self) -> list[tuple[str, float, int | None]]:
         """(name, PNMI, number of units) of what there is, the units first."""
@@ -47,23 +55,38 @@ def system_name(system: str, kind: str) -> str:
     return (_UNIT_NAMES if kind == "units" else _FEATURE_NAMES).get(system, system)
 
 
-def find_answer(results: Sequence[dict[str, Any]]) -> Answer | None:
+def find_answer(
+    results: Sequence[dict[str, Any]], validated: Validated | None = None
+) -> Answer | None:
     """The best row of each system in the result that has most of them, the newest of equals.
 
     Args:
       results: Of kind 'units', the newest first.
+      validated: Its layer's codebook counts as the best, where the result is of another split.
 
     Returns:
       None where no result has a PNMI.
     """
     answers = []
     for result in results:
-        units = _best(result["rows"], ("codebook", "head", "kmeans"))
+        units, chosen = _units(result, validated)
         mfcc, untrained = (_best(result["rows"], (name,), like=units) for name in BASELINES)
         if units or mfcc or untrained:
-            answers.append(Answer(result, units, mfcc, untrained))
+            answers.append(Answer(result, units, mfcc, untrained, chosen))
     count = lambda a: 4 * bool(a.units) + bool(a.mfcc) + bool(a.untrained)
     return max(answers, key=count) if answers else None
+
+
+def _units(result: dict[str, Any], validated: Validated | None) -> tuple[Row | None, str]:
+    """The row of the units that count, and how it was chosen."""
+    best = _best(result["rows"], ("codebook", "head", "kmeans"))
+    books = [r for r in result["rows"] if r.get("system") == "codebook"]
+    if validated and not str(result.get("data")).startswith(f"{validated.split} of "):
+        row = _best([r for r in books if r.get("layer") == validated.layer], ("codebook",))
+        if row:
+            return row, f"The layer was chosen while training, on {validated.split}."
+    chosen = "The layer is the best one on the very speech that it is measured on."
+    return best, chosen if best and len({r.get("layer") for r in books}) > 1 else ""
 
 
 def sentences(answer: Answer) -> list[str]:
@@ -87,6 +110,8 @@ def sentences(answer: Answer) -> list[str]:
             found.append(f"The same network untrained tells as much, {figure}: nothing is learnt.")
     else:
         found.append("What the untrained network tells is not measured.")
+    if answer.chosen:
+        found.append(answer.chosen)
     sizes = [(name, size) for name, _, size in answer.bars() if size]
     if len({size for _, size in sizes}) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes)

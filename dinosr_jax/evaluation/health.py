@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from dinosr_jax.evaluation.answer import Validated
 from dinosr_jax.evaluation.run_files import RunFiles, numbers
 from dinosr_jax.recipes import published_recipe
 
@@ -31,6 +32,15 @@ class Sign(NamedTuple):
     value: str
     verdict: Verdict
     bad: str  # what a bad one looks like, and what causes it
+
+
+def validated(run: RunFiles) -> Validated | None:
+    """Which codebook had the highest PNMI on held-out speech, at the last look."""
+    _, pnmi = latest(run.records, "eval_pnmi")
+    layers, split = run.codebook_layers(), run.value("data", "eval_split")
+    if not pnmi or len(pnmi) != len(layers) or not isinstance(split, str):
+        return None
+    return Validated(layers[max(range(len(pnmi)), key=pnmi.__getitem__)], split)
 
 
 def signs(run: RunFiles) -> list[Sign]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinosr_jax import __version__
-from dinosr_jax.evaluation import sections, setup
+from dinosr_jax.evaluation import health, sections, setup
 from dinosr_jax.evaluation.answer import find_answer, sentences
 from dinosr_jax.evaluation.figures import SOFTWARE, Picture, style
 from dinosr_jax.evaluation.markup import page
@@ -39,7 +39,7 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Written:
     """
     files = read_run(Path(run))
     folder = Path(output) if output is not None else files.folder / "report"
-    answer = find_answer(files.of_kind("units"))
+    answer = find_answer(files.of_kind("units"), health.validated(files))
     with style():
         lead, pictures = sections.lead(files, answer)
         parts = []

@@ -59,12 +59,17 @@ class RunFiles(NamedTuple):
         found = self.value(*path)
         return found if type(found) is int and found > 0 else None
 
-    def codebook_names(self) -> list[str]:
-        """'layer 5', ... of every codebook, or 'codebook 0', ... where the layers are not known."""
+    def codebook_layers(self) -> list[int]:
+        """The layer of every codebook, from 1; [] where they are not known."""
         layers, books = self.whole("model", "num_layers"), self.whole("model", "num_codebooks")
         if not layers or not books or books > layers or books > 1000:
-            return [f"codebook {k}" for k in range(1000)]
-        return [f"layer {layers - books + 1 + k}" for k in range(books)]
+            return []
+        return list(range(layers - books + 1, layers + 1))
+
+    def codebook_names(self) -> list[str]:
+        """'layer 5', ... of every codebook, or 'codebook 0', ... where the layers are not known."""
+        known = [f"layer {layer}" for layer in self.codebook_layers()]
+        return known or [f"codebook {k}" for k in range(1000)]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Results of a kind, the newest first."""
