@@ -46,8 +46,7 @@ def same(a, b):
 def test_exports_come_back(kind, found, tmp_path):
     kind, *model = kind.split()
     exports.export(found, tmp_path / "out", kind=kind, model=(model or ["student"])[0])
-    path = tmp_path / "out" if kind == "huggingface" else tmp_path / "out/dinosr.pt"
-    back = read_checkpoint(path)
+    back = read_checkpoint(tmp_path / "out")
     same(found, back)
     assert back.data["fingerprint"] == "abc" and back.source == kind
     assert (tmp_path / "out/README.md").read_text().count("updates: 7") == 1
@@ -62,6 +61,11 @@ def test_the_command(tmp_path):
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0 and "written for spidr" in done.output
     same(read_checkpoint(golden), read_checkpoint(tmp_path / "out/dinosr.pt"))
+    (tmp_path / "two").mkdir()
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / "two" / name).touch()
+    with pytest.raises(InteropError, match="two: no checkpoint: .* one .pt in it"):
+        read_checkpoint(tmp_path / "two")
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 1 and again.output.startswith("Error: ")
     assert "not empty" in again.output and again.output.count("\n") == 1

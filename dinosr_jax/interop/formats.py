@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Impo
     """Reads a checkpoint of any known format.
 
     Args:
-      path: fairseq's or spidr's file, or a folder of Hugging Face's (also one that we exported).
+      path: fairseq's or spidr's file, a folder of Hugging Face's, or one that we exported.
       choices: Values for what the checkpoint does not say.
 
     Returns:
@@ -296,7 +296,12 @@ def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainS
 
 def _read_folder(path: Path, choices: Choices) -> Imported:
     if not (path / "config.json").is_file():
-        raise InteropError(f"{path}: no checkpoint: expected a file, or a folder with config.json")
+        files = list(path.glob("*.pt"))
+        if len(files) == 1:  # as `export` writes fairseq's and spidr's
+            return _read_file(files[0], choices)
+        raise InteropError(
+            f"{path}: no checkpoint: expected a file, or config.json or one .pt in it"
+        )
     folder = huggingface.read_folder(path)
     folder, notes = huggingface.with_mask_embedding(folder)
     if "lm_head.weight" in folder.tensors and (path / "vocab.json").is_file():
@@ -322,8 +327,7 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
         )
         tensors = _complete(tensors, config, places)
     state = _state(tensors, config, naming=places, source="Hugging Face")
-    saved = {"data": folder.metadata.get("data")}
-    step = int(folder.metadata.get("step", 0))
+    step, saved = int(folder.metadata.get("step", 0)), {"data": folder.metadata.get("data")}
     found = _imported(config, state, step, "huggingface", notes, saved, count)
     return found if folder.side else found._replace(data=found.data | {"fresh": True})
 
