@@ -64,7 +64,7 @@ def test_the_command(tmp_path):
     (tmp_path / "two").mkdir()
     for name in ("a.pt", "b.pt"):
         (tmp_path / "two" / name).touch()
-    with pytest.raises(InteropError, match="two: no checkpoint: .* one .pt in it"):
+    with pytest.raises(InteropError, match="two: no checkpoint: .* one .pt file"):
         read_checkpoint(tmp_path / "two")
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 1 and again.output.startswith("Error: ")

@@ -299,9 +299,7 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
         files = list(path.glob("*.pt"))
         if len(files) == 1:  # as `export` writes fairseq's and spidr's
             return _read_file(files[0], choices)
-        raise InteropError(
-            f"{path}: no checkpoint: expected a file, or config.json or one .pt in it"
-        )
+        raise InteropError(f"{path}: no checkpoint: expected a file, config.json, or one .pt file")
     folder = huggingface.read_folder(path)
     folder, notes = huggingface.with_mask_embedding(folder)
     if "lm_head.weight" in folder.tensors and (path / "vocab.json").is_file():
