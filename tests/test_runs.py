@@ -118,6 +118,8 @@ def test_training_goes_on_from_the_step_of_an_imported_checkpoint(tmp_path):
     decay = {"start": teacher.decay, "end": teacher.end_decay, "steps": teacher.decay_steps}
     for record in records:
         done = record["step"] - 1  # updates before it
-        np.testing.assert_allclose(record["learning_rate"], rate(done), rtol=1e-6)
+        # a difference of float32 numbers as large as the highest rate
+        rounding = 1e-7 * back.config.optimizer.learning_rate
+        np.testing.assert_allclose(record["learning_rate"], rate(done), rtol=0, atol=rounding)
         expected = ema_decay(np.float32(done + 1), freeze_step=teacher.freeze_step, **decay)
         np.testing.assert_allclose(record["ema_decay"], expected, rtol=1e-7)

@@ -38,7 +38,7 @@ class Answer(NamedTuple):
     units: Row | None
     mfcc: Row | None
     untrained: Row | None
-    chosen: str  # how the layer was, where there are several
+    chosen: str = ""  # how the layer was, where there are several
 
     def bars(self) -> list[tuple[str, float, int | None]]:
         """(name, PNMI, number of units) of what there is, the units first."""
