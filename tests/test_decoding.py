@@ -20,7 +20,7 @@ def emissions_of(text, vocabulary):
     ("path", "text"),
     [
         ("__HH_II|||TTOO_O", "HI TOO"),
-        ("|A|_|B", "A B"),
+        ("|A|_|B", "A  B"),
         ("____", ""),
         ("|", ""),
         ("A_A", "AA"),
@@ -30,9 +30,10 @@ def emissions_of(text, vocabulary):
 def test_text_is_that_of_the_best_path(path, text):
     emissions = emissions_of(path, letters())
     found = greedy(letters(), CLOCK)(emissions)
-    assert found.text == text == letters().decode(best_path(emissions.argmax(1)))
+    assert found.text == text
+    assert " ".join(text.split()) == letters().decode(best_path(emissions.argmax(1)))
     assert found.score == pytest.approx(float(emissions.max(1).sum()), rel=1e-6)
-    assert " ".join(word.word for word in found.words) == text
+    assert [word.word for word in found.words] == text.split()
 
 
 def test_words_have_times():

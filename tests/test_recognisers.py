@@ -292,7 +292,7 @@ def test_transformers_transcribes_the_same(changes, tmp_path):
         wave = wave.astype(np.float32)
         theirs = pipe({"raw": wave.copy(), "sampling_rate": 16_000})["text"]
         ours = model.transcribe(wave)
-        assert ours and " ".join(theirs.split()) == ours
+        assert ours and theirs == ours
         values = torch.from_numpy(audio.normalise(wave))[None]
         with torch.no_grad():
             logits = pipe.model(values).logits[0].log_softmax(-1).numpy()

@@ -71,12 +71,18 @@ class Vocabulary(NamedTuple):
         tokens = _tokens(self.normalise(text), characters=self.of_characters)
         return np.asarray([numbers.get(token, UNKNOWN) for token in tokens], np.int32)
 
-    def decode(self, labels: Sequence[int] | np.ndarray) -> str:
-        """Labels as a transcript; the blank, padding and end say nothing."""
+    def decode(self, labels: Sequence[int] | np.ndarray, *, one_space: bool = True) -> str:
+        """Labels as a transcript; the blank, padding and end say nothing.
+
+        Args:
+          labels: [U].
+          one_space: Between words, also where there are more word boundaries.
+        """
         tokens = [self.symbols[label] for label in labels if label not in (BLANK, PADDING, END)]
         if not self.of_characters:
             return " ".join(tokens)
-        return " ".join("".join(" " if t == BOUNDARY else t for t in tokens).split())
+        text = "".join(" " if token == BOUNDARY else token for token in tokens)
+        return " ".join(text.split()) if one_space else text.strip(" ")
 
 
 @functools.lru_cache

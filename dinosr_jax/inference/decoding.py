@@ -48,13 +48,19 @@ class Clock(NamedTuple):
 
 
 def greedy(vocabulary: Vocabulary, clock: Clock) -> Decoder:
-    """Best path: the most probable symbol of every frame; its score is that of the path."""
+    """Best path: the most probable symbol of every frame; its score is that of the path.
+
+    Its text is that of transformers and fairseq: two word boundaries with a blank between them are
+    two spaces, which error rates read as one.
+    """
 
     def decode(emissions: np.ndarray) -> Hypothesis:
         codes = emissions.argmax(axis=1)
         score = float(np.take_along_axis(emissions, codes[:, None], axis=1).sum())
-        words = words_in_time(path_spans(codes), vocabulary, clock)
-        return Hypothesis(" ".join(word.word for word in words), words, score)
+        spans = path_spans(codes)
+        words = words_in_time(spans, vocabulary, clock)
+        text = vocabulary.decode([label for label, *_ in spans], one_space=False)
+        return Hypothesis(text, words, score)
 
     return decode
 
