@@ -15,7 +15,7 @@ from dinosr_jax.recipes import published_recipe
 # Fields that came after the first runs: a configuration without them gets the published values.
 _LATER = (
     "config.guard", "config.data.alignment", "config.task", "config.init", "config.ctc",
-    "config.data.eval_data_dir", "config.data.eval_dataset",
+    "config.data.eval_data_dir", "config.data.eval_dataset", "config.model.front_end",
 )  # fmt: skip
 
 
@@ -116,6 +116,7 @@ def _conform(found: Any, expected: Any, name: str, errors: list[str]) -> Any:
 _CHOICES = {
     "task": ("pretrain", "ctc"),
     "compute_dtype": ("float32", "bfloat16"),
+    "model.front_end": ("conv", "mfcc"),
     "model.padding_mode": ("zero", "fairseq"),
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("xla", "cudnn"),
@@ -182,6 +183,9 @@ def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> 
     need(half, "model.attention", m.attention, "'xla', or compute_dtype 'bfloat16' for cuDNN")
     groups = f"a multiple of the {m.pos_conv_groups} groups of the positional convolution"
     need(m.width % m.pos_conv_groups == 0, "model.width", m.width, groups)
+    cepstra = "one (coefficients of 40 at most, window, hop) where front_end is 'mfcc'"
+    fits = m.front_end == "conv" or (len(m.conv_layers) == 1 and m.conv_layers[0][0] <= 40)
+    need(fits, "model.conv_layers", m.conv_layers, cepstra)
     layers = f"at most the {m.num_layers} layers"
     need(m.num_codebooks <= m.num_layers, "model.num_codebooks", m.num_codebooks, layers)
     longer = f"at least min_seconds = {d.min_seconds}"

@@ -115,6 +115,9 @@ def _ctc() -> ml_collections.ConfigDict:
 
 def _model() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
+    # 'conv', or 'mfcc': no convolutions, nothing to learn; conv_layers is ((13, 400, 320),), which
+    # are coefficients, window and hop. What runs of little speech or compute want
+    model.front_end = "conv"
     # conv_feature_layers: (channels, kernel, stride)
     model.conv_layers = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
     model.num_layers = 12  # encoder_layers

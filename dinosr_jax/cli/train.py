@@ -7,8 +7,8 @@ from typing import Any
 from dinosr_jax.config import complete, held_out, parse
 
 # Fields of `model` that belong to the parameters; the others are of the recipe.
-_STRUCTURE = """conv_layers num_layers width ffn_dim num_heads pos_conv_width pos_conv_depth
-    pos_conv_groups num_codebooks codebook_size"""
+_STRUCTURE = """front_end conv_layers num_layers width ffn_dim num_heads pos_conv_width
+    pos_conv_depth pos_conv_groups num_codebooks codebook_size"""
 
 
 def run(config: Any, *, workdir: str | None) -> None:

@@ -30,7 +30,8 @@ from dinosr_jax.training.step import apply
 
 Array = jax.Array
 Lengths = Literal["fixed", "fitted"]
-PARTS = ("feature_encoder", "feature_projection", "encoder")  # of the parameters; what is computed
+# of the parameters: what is computed; MFCC has none
+PARTS = ("feature_encoder", "feature_projection", "encoder")
 # What the feature encoder computes at a time: of a long recording; of a batch, and of an utterance
 # at least, on CPU. There 100 frames are 9 % faster than 665, 25 of each of 8 utterances 5 %.
 _PIECE_FRAMES, _CACHED_FRAMES, _LEAST_FRAMES = 3000, 100, 25
@@ -162,7 +163,7 @@ class Forward:
 def _place(model: Any, depth: int, network: str, mesh: Any) -> Any:
     """Parameters of what is computed, on every device."""
     params = model.full_params(network)
-    parts = {name: params[name] for name in PARTS}
+    parts = {name: params[name] for name in PARTS if name in params}
     stacked = jax.tree.map(lambda leaf: leaf[:depth], parts["encoder"]["layers"])
     parts["encoder"] = {**parts["encoder"], "layers": stacked}
     return jax.device_put(parts, sharding.replicated(mesh))

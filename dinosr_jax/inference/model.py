@@ -85,7 +85,8 @@ class Model:
         """Digest of what the features of student or teacher depend on, without heads."""
         if network not in self._fingerprints:
             params = self.full_params(network)
-            self._fingerprints[network] = _digest({name: params[name] for name in batches.PARTS})
+            parts = {name: params[name] for name in batches.PARTS if name in params}
+            self._fingerprints[network] = _digest(parts)
         return self._fingerprints[network]
 
     def num_frames(self, num_samples: int) -> int:

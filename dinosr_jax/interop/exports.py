@@ -39,6 +39,11 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
       OSError: It cannot be written.
     """
     recogniser = found.config.task == "ctc"
+    if found.config.model.front_end != "conv":
+        raise InteropError(
+            f"config.model.front_end is {found.config.model.front_end!r}: {kind} has convolutions "
+            "only; expected a network with 'conv'"
+        )
     if recogniser and kind == "spidr":
         raise InteropError("spidr has no recogniser; expected --format=huggingface or fairseq")
     if recogniser and model == "teacher":

@@ -70,7 +70,7 @@ class DinoSR(nn.Module):
     def setup(self):
         """Makes the parts; their names are those of the parameter tree."""
         c = self.config
-        self.feature_encoder = FeatureEncoder(c.conv_layers, self.dtype)
+        self.feature_encoder = FeatureEncoder(c.conv_layers, self.dtype, c.front_end)
         self.feature_projection = FeatureProjection(c.width)
         self.mask_embedding = MaskEmbedding()
         self.encoder = TransformerEncoder(

@@ -1,18 +1,21 @@
-"""From waveform to frames: seven convolutions, one frame every 20 ms.
+"""From waveform to frames: seven convolutions, or MFCC, one frame every 20 ms.
 
 Shapes: B batch, S samples, T frames, C channels.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dinosr_jax.model import layers
+from dinosr_jax.model.mfcc import mfcc
 
 Array = jax.Array
 ConvLayers = Sequence[tuple[int, int, int]]  # (channels, kernel, stride) of each convolution
+FrontEnd = Literal["conv", "mfcc"]
 
 
 def num_frames(num_samples, conv_layers: ConvLayers):
@@ -59,10 +62,15 @@ class ConvBlock(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """The convolutional front end (paper section 3.1; fairseq ConvFeatureExtractionModel)."""
+    """The convolutional front end (paper section 3.1; fairseq ConvFeatureExtractionModel).
+
+    With `front_end` 'mfcc', MFCC without parameters in its place: the one entry of `conv_layers`
+    is (coefficients, window, hop).
+    """
 
     conv_layers: ConvLayers
     dtype: jnp.dtype = jnp.float32
+    front_end: FrontEnd = "conv"
 
     @nn.compact
     def __call__(self, waveforms: Array) -> Array:
@@ -74,6 +82,11 @@ class FeatureEncoder(nn.Module):
         Returns:
           [B, T, C] in `dtype`.
         """
+        if self.front_end == "mfcc":
+            ((coefficients, window, hop),) = self.conv_layers
+            sizes = {"num_coefficients": coefficients, "window": window, "hop": hop}
+            found = mfcc(waveforms.astype(jnp.float32), **sizes)
+            return layers.place(found.astype(self.dtype), "batch")
         x = waveforms[..., None].astype(self.dtype)  # [B, S, 1]
         for i, (channels, kernel, stride) in enumerate(self.conv_layers):
             x = ConvBlock(channels, kernel, stride, name=f"conv_{i}")(x)

@@ -24,12 +24,13 @@ def teacher_parts(params: Mapping[str, Any], *, scope: Scope) -> dict[str, Any]:
     Args:
       params: Parameters of the student.
       scope: 'encoder' is what comes after the projection (the teacher reads the student's
-        projected features); 'full' is the feature encoder and the projection too.
+        projected features); 'full' is the feature encoder, if it has parameters, and the
+        projection too.
 
     Returns:
       The sub-tree, sharing its arrays with `params`.
     """
-    return {name: params[name] for name in _PARTS[scope]}
+    return {name: params[name] for name in _PARTS[scope] if name in params}
 
 
 def ema_decay(update: Array, *, start: float, end: float, steps: int, freeze_step: int) -> Array:
