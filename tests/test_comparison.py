@@ -81,7 +81,8 @@ def test_files_of_results(compared, corpus):
         assert "1 speaker" in result["data"]
     where = lambda kind: [(row["system"], row["layer"]) for row in found[kind]]
     assert where("units") == [
-        ("codebook", 1), ("codebook", 2), ("mfcc", None), ("untrained", 1), ("untrained", 2),
+        ("codebook", 1), ("codebook", 2), ("kmeans", 1), ("kmeans", 2), ("mfcc", None),
+        ("untrained", 1), ("untrained", 2),
     ]  # fmt: skip
     layers = [0, 1, 2, "weighted"]
     assert where("frames") == [

@@ -49,10 +49,10 @@ def run(context: click.Context, task: str, fit_minutes: float, **options: Any) -
     """Compare a network with MFCC and with itself untrained: units, frames, recognition.
 
     CHECKPOINT as in `extract`; INPUT is a prepared dataset, of which some utterances have phones.
-    Units are the codes of every codebook, and k-means with as many clusters on MFCC with deltas and
-    on the untrained network's layers; `frames` is a linear classifier of the phone in a frame, of
-    every layer and of their weighted sum; `recognition` SUPERB's phone recognition. Written are
-    units.json, frames.json, recognition.json, and an utterance to look at.
+    Units are the codes of every codebook, and k-means with as many clusters on its layers, on MFCC
+    with deltas and on the untrained network's layers; `frames` is a linear classifier of the phone
+    in a frame, of every layer and of their weighted sum; `recognition` SUPERB's phone recognition.
+    Written are units.json, frames.json, recognition.json, and an utterance to look at.
     """
     tasks = tuple(dict.fromkeys(task.split(",")))
     if unknown := set(tasks) - set(_TASKS):

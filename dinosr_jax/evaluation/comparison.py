@@ -110,7 +110,7 @@ def compare(
 def compare_units(
     model: Model, fresh: Model, corpus: Corpus, wish: Wish, telling: Telling
 ) -> tuple[list[dict[str, Any]], str]:
-    """Unit quality: codes of every codebook, k-means on MFCC and on the untrained network.
+    """Unit quality: codes of every codebook; k-means on this network, MFCC, the untrained network.
 
     Returns:
       Rows of results, and on what they are, as a line of text.
@@ -125,18 +125,19 @@ def compare_units(
     rows = [row(of_layer, system="codebook", layer=i) for i, of_layer in codes.items()]
     kmeans = {"num_clusters": model.config.model.codebook_size, "seed": wish.seed}
     layers = tuple(codes)  # those that have a codebook
-    for system in ("mfcc", "untrained"):
+    networks = {"kmeans": model, "untrained": fresh}
+    for system in ("kmeans", "mfcc", "untrained"):
         told = telling.stage(f"k-means on {NAMES[system]}", _seconds(fitted) + _seconds(tested))
         if system == "mfcc":
             compute = functools.partial(features.of_mfcc, model=model)
         else:
-            compute = functools.partial(features.of_network, fresh, layers=layers)
+            compute = functools.partial(features.of_network, networks[system], layers=layers)
         train, test = (compute(some, progress=told) for some in (fitted, tested))
         codes = baselines.kmeans_codes(train, test, **kmeans)
         rows += [row(of_layer, system=system, layer=i) for i, of_layer in codes.items()]
     data = (
         f"{corpus.split} of {corpus.data_dir}, what has phones: {describe(corpus.test)}; k-means "
-        f"on MFCC (normalised over the utterance) and on the untrained network's layers fitted on "
+        f"on MFCC (normalised over the utterance) and on both networks' layers fitted on "
         f"{len(fitted)} utterances, {_seconds(fitted) / 60:.1f} minutes, of {corpus.train_split}"
     )
     return rows, data
@@ -245,7 +246,12 @@ def _features(
     return features.of_network(network, recordings, dtype=dtype, progress=told)
 
 
-NAMES = {"codebook": "the network", "mfcc": "MFCC", "untrained": "the untrained network"}
+NAMES = {
+    "codebook": "the network",
+    "kmeans": "the network",
+    "mfcc": "MFCC",
+    "untrained": "the untrained network",
+}
 
 
 def summary(found: Mapping[Task, Sequence[Mapping[str, Any]]]) -> str:
