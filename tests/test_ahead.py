@@ -183,6 +183,6 @@ def test_the_formulations_for_cpus_are_not_what_is_compiled():
         input=json.dumps(request | {"batch_size": None, "seconds": None}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert json.loads(run.stdout.splitlines()[-1]) == {"error": "{'tpu'}"}, run.stderr

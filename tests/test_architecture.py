@@ -193,7 +193,7 @@ def test_training_and_inference_run_without_tensorflow_and_soundfile():
         ]
     )
     command = [sys.executable, "-c", script]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0 and run.stdout.strip() == "blocked", run.stderr
 
 

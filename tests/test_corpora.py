@@ -324,7 +324,7 @@ def start_prepare(source: Path, data_dir: Path, slow: str) -> subprocess.Popen:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

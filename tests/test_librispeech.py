@@ -424,7 +424,7 @@ def test_kill_and_restart(archives, data_dir, tmp_path, monkeypatch, slow, sign)
     # pathlib's glob raises where a folder is removed under it
     there = lambda pattern: any(glob.iglob(pattern, root_dir=work_dir, recursive=True))
     written = "dev_clean-*-original/librispeech/lazy_decode/2.1.2"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (there(written) and there(sign)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

@@ -184,7 +184,7 @@ def test_sigterm_saves_and_a_larger_num_steps_goes_on(data_dir, reference, cache
     while process.poll() is None and last_step(workdir) < 5:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     assert "SIGTERM" in output and "checkpoint saved" in output
     stopped = load(workdir).step
@@ -223,7 +223,7 @@ def test_another_configuration_is_refused_by_name(data_dir, reference, cache):
 def test_mistakes_are_explained(data_dir, cache, tmp_path, flags, words):
     arguments = command(data_dir, tmp_path / "never", *flags)
     done = subprocess.run(
-        arguments, cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=200
+        arguments, cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert all(word in done.stdout + done.stderr for word in words), done.stderr

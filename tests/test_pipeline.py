@@ -265,7 +265,7 @@ if {ending!r} == "exit":
 def test_the_interpreter_ends_cleanly_half_way(data_dir, data, ending, status):
     script = SCRIPT.format(fields=vars(config(data_dir)), ending=ending)
     result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", script], cwd=ROOT, timeout=300, capture_output=True, text=True
     )
     assert result.returncode == status, result.stderr
     assert result.stdout.strip() == str(read(data, 0, 1)[0].ids)

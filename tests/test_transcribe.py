@@ -211,7 +211,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path
         process.wait()
         if kill == 0 and partial.exists():  # a line that was cut short
             partial.write_bytes(partial.read_bytes() + b'{"file": "a/0')
-    assert subprocess.run(command, cwd=ROOT, env=env, timeout=200).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, env=env, timeout=500).returncode == 0
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
