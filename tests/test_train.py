@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -164,6 +165,28 @@ def test_killed_at_any_moment_gives_the_same_run(data_dir, cache, pretrained, re
         steps = sorted(path.name for path in (workdir / folder).glob("[0-9]*"))
         assert steps == sorted(path.name for path in (reference / folder).glob("[0-9]*"))
         assert same_parameters(*(load(r / folder / steps[-1]) for r in (workdir, reference)))
+
+
+def test_two_processes_are_as_one(data_dir, cache, pretrained, reference, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        together = ["--distributed", f"--coordinator=localhost:{free.getsockname()[1]}"]
+    together += ["--num_processes=2", f"--config.init={pretrained}"]
+    flags = finetuning(data_dir, tmp_path / "run", *together)
+    started = [start(cache, *flags, f"--process_id={number}") for number in range(2)]
+    try:
+        said = [process.communicate(timeout=500)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-6000:]
+    found, expected = records(tmp_path / "run"), records(reference)
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys()
+        for name in {"loss", "gradient_norm", "eval_loss", "eval_num_words"} & b.keys():
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=f"{name} {a['step']}")
+        if "eval_cer" in b:  # a letter may fall to the other side of rounding
+            np.testing.assert_allclose(a["eval_cer"], b["eval_cer"], atol=0.01)
 
 
 def last_step(workdir):
