@@ -16,6 +16,7 @@ from dinosr_jax.recipes import published_recipe
 _LATER = (
     "config.guard", "config.data.alignment", "config.task", "config.init", "config.ctc",
     "config.data.eval_data_dir", "config.data.eval_dataset", "config.model.front_end",
+    "config.codebook.init_scale",
 )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
         model.num_layers model.width model.ffn_dim model.num_heads model.pos_conv_width
         model.pos_conv_depth model.pos_conv_groups model.num_codebooks model.codebook_size
         optimizer.accumulation_steps teacher.freeze_step teacher.freeze_feature_encoder_step
-        mask.length data.min_seconds data.max_batch_seconds data.max_rungs
+        codebook.init_scale mask.length data.min_seconds data.max_batch_seconds data.max_rungs
         data.batch_multiple data.num_workers data.prefetch_batches guard.patience_steps
         ctc.channel_mask_length"""
     not_negative = """seed keep_every_steps codebook.decay_steps mask.min_spans

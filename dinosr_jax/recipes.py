@@ -27,6 +27,8 @@ def published_recipe() -> ml_collections.ConfigDict:
     config.model = _model()
     config.teacher = _teacher()
     config.codebook = ml_collections.ConfigDict()
+    # standard deviation of the first codewords, as published; at 0.1 few die in a small run
+    config.codebook.init_scale = 1.0
     config.codebook.decay = 0.9  # codebook_init_decay
     config.codebook.end_decay = 0.9  # codebook_end_decay
     config.codebook.decay_steps = 0  # codebook_end_decay_step
@@ -115,8 +117,8 @@ def _ctc() -> ml_collections.ConfigDict:
 
 def _model() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
-    # 'conv', or 'mfcc': no convolutions, nothing to learn; conv_layers is ((13, 400, 320),), which
-    # are coefficients, window and hop. What runs of little speech or compute want
+    # 'conv', or 'mfcc', normalised over the utterance: nothing to learn; conv_layers is then
+    # ((13, 400, 320),), coefficients, window and hop. For runs of little speech or compute
     model.front_end = "conv"
     # conv_feature_layers: (channels, kernel, stride)
     model.conv_layers = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2

@@ -49,6 +49,24 @@ def test_init_is_standardised_noise():
     assert np.abs(codebook.sums - other.sums).max() > 1
 
 
+def test_small_first_codewords_share_the_frames_out():
+    """Frames of few directions, as a network's are: of published ones many never get a frame."""
+    rng = np.random.default_rng(0)
+    frames = rng.normal(size=(1, 8, 400, 6)) @ rng.normal(size=(6, 64))
+    frames = jnp.asarray((frames - frames.mean()) / frames.std(), jnp.float32)
+    mask = jnp.ones((8, 400), bool)
+    used = {}
+    for scale in (1.0, 0.1, 0.01):
+        settings = {"num_codebooks": 1, "codebook_size": 64, "width": 64, "scale": scale}
+        codebook = codebooks.init(jax.random.key(0), **settings)
+        np.testing.assert_allclose(codebook.sums[0].std(axis=0, ddof=1), scale, rtol=1e-5)
+        for _ in range(20):
+            codes = assign(codebook, frames)
+            codebook = update(codebook, frames, codes, mask, 0.9)
+        used[scale] = len(np.unique(codes))
+    assert used[1.0] < 40 and used[0.1] > 55 and used[0.01] > 55, used
+
+
 def test_codewords_are_means():
     codebook, _, _ = example()
     expected = np.float64(codebook.sums) / np.float64(codebook.counts)[..., None]

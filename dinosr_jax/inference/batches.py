@@ -178,18 +178,19 @@ def _compile(config: Any, depth: int, compute: Callable, mesh: Any) -> Callable:
         params, arrays = params
         padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=conv_layers)
         with jax.default_matmul_precision("highest"):
-            x = _project(model, params, waveforms)
+            x = _project(model, params, waveforms, padded)
             found = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
             return compute(arrays, found, padded)
 
     return sharding.jit_inference(mesh, forward)
 
 
-def _project(model: DinoSR, params: Any, waveforms: Array) -> Array:
-    """Projected features [B, T, D]; of long waveforms piece by piece.
+def _project(model: DinoSR, params: Any, waveforms: Array, padded: Array) -> Array:
+    """Projected features [B, T, D]; of long waveforms, unless they are MFCC, piece by piece.
 
     A frame sees its receptive field only: pieces that share it give exactly what one pass gives.
-    They bound the memory, and on CPU they keep the first layers' arrays in its cache.
+    They bound the memory, and on CPU they keep the first layers' arrays in its cache. MFCC are
+    normalised over the utterance, and small.
     """
     conv_layers = model.config.conv_layers
     field, hop = receptive_field(conv_layers)
@@ -198,8 +199,8 @@ def _project(model: DinoSR, params: Any, waveforms: Array) -> Array:
     if layers.platform() == "cpu":
         most = max(_CACHED_FRAMES // len(waveforms), _LEAST_FRAMES)
     count = -(-frames // most)
-    if count <= 1:
-        return apply(model, params, waveforms, method="project")
+    if count <= 1 or model.config.front_end == "mfcc":
+        return apply(model, params, waveforms, padded, method="project")
     each = -(-frames // count)
     length = (each - 1) * hop + field
     missing = (count * each - 1) * hop + field - waveforms.shape[1]

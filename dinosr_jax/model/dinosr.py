@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dinosr_jax.model import layers
 from dinosr_jax.model.feature_encoder import FeatureEncoder, num_frames
+from dinosr_jax.model.mfcc import normalise
 from dinosr_jax.model.transformer import Layers, TransformerEncoder
 
 Array = jax.Array
@@ -101,13 +102,18 @@ class DinoSR(nn.Module):
         """Waveforms [B, S] to the feature encoder's output [B, T, C]."""
         return self.feature_encoder(waveforms)
 
-    def project_features(self, features: Array) -> Array:
-        """The feature encoder's output [B, T, C] to projected, unmasked features [B, T, D]."""
+    def project_features(self, features: Array, padding_mask: Array | None = None) -> Array:
+        """The feature encoder's output [B, T, C] to projected, unmasked features [B, T, D].
+
+        `padding_mask` [B, T] is True on padding, None where there is none.
+        """
+        if self.config.front_end == "mfcc":
+            features = normalise(features, padding_mask)
         return layers.place(self.feature_projection(features), "batch")
 
-    def project(self, waveforms: Array) -> Array:
+    def project(self, waveforms: Array, padding_mask: Array | None = None) -> Array:
         """Waveforms [B, S] to projected, unmasked features [B, T, D]."""
-        return self.project_features(self.convolve(waveforms))
+        return self.project_features(self.convolve(waveforms), padding_mask)
 
     def encode(
         self,

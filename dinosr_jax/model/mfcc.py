@@ -15,8 +15,6 @@ Array = jax.Array
 
 _SAMPLE_RATE = 16_000
 _NUM_MELS = 40
-_LIFTER = 22  # HTK's CEPLIFTER: brings the coefficients of speech to about one spread, ...
-_SPREAD = 22.0  # ... which is this one
 _FLOOR = 1e-2  # of a band's energy, 40 to 50 dB under that of speech of variance 1
 
 
@@ -36,12 +34,11 @@ def _mfcc_matrices(num_coefficients: int, window: int) -> tuple[np.ndarray, ...]
     order, band = np.arange(num_coefficients), np.arange(_NUM_MELS)[:, None]
     cosines = np.cos(np.pi / _NUM_MELS * (band + 0.5) * order) * np.sqrt(2 / _NUM_MELS)
     cosines[:, 0] /= np.sqrt(2)
-    cosines *= (1 + _LIFTER / 2 * np.sin(np.pi * order / _LIFTER)) / _SPREAD
     return tuple(x.astype(np.float32) for x in (fourier[:, None], bands, cosines))
 
 
 def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> Array:
-    """Mel-frequency cepstral coefficients, liftered as HTK does, and scaled by one constant.
+    """Mel-frequency cepstral coefficients.
 
     Args:
       waveforms: [B, S] float32, 16 kHz, normalised per utterance.
@@ -50,7 +47,7 @@ def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> A
       hop: In samples.
 
     Returns:
-      [B, T, C] float32; speech has a standard deviation of about 1 in each.
+      [B, T, C] float32.
     """
     fourier, bands, cosines = _mfcc_matrices(num_coefficients, window)
     with jax.default_matmul_precision("highest"):  # log of small differences of large numbers
@@ -58,3 +55,23 @@ def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> A
         real, imaginary = jnp.split(spectrum, 2, axis=-1)
         power = jnp.square(real) + jnp.square(imaginary)
         return jnp.log(power @ bands + _FLOOR) @ cosines
+
+
+def normalise(cepstra: Array, padding_mask: Array | None = None) -> Array:
+    """Cepstral mean and variance normalisation over the frames of an utterance.
+
+    It takes much of what is the speaker's and the recording's out of them.
+
+    Args:
+      cepstra: [B, T, C].
+      padding_mask: [B, T] bool, True on padding, which does not count; None where there is none.
+
+    Returns:
+      [B, T, C] in the type of `cepstra`; zero on padding.
+    """
+    real = (
+        None if padding_mask is None else jnp.broadcast_to(~padding_mask[..., None], cepstra.shape)
+    )
+    found = jax.nn.standardize(cepstra.astype(jnp.float32), axis=-2, epsilon=1e-5, where=real)
+    found = found if real is None else jnp.where(real, found, 0)
+    return found.astype(cepstra.dtype)

@@ -18,12 +18,19 @@ class Codebook(NamedTuple):
     counts: Array  # [N, V]
 
 
-def init(key: Array, *, num_codebooks: int, codebook_size: int, width: int) -> Codebook:
-    """Normal noise, standardised per channel over the codewords of a codebook; counts 1."""
+def init(
+    key: Array, *, num_codebooks: int, codebook_size: int, width: int, scale: float = 1.0
+) -> Codebook:
+    """Normal noise, standardised per channel over the codewords of a codebook; counts 1.
+
+    Codewords of the published scale 1 are as far from the origin as frames are, and differ in how
+    far: the nearer ones get most frames, and many get none, ever. Small ones differ in direction
+    alone, and frames are shared out among all.
+    """
     noise = jax.random.normal(key, (num_codebooks, codebook_size, width))
     noise = noise - jnp.mean(noise, axis=1, keepdims=True)
     # PyTorch's std: unbiased
-    sums = noise / jnp.std(noise, axis=1, keepdims=True, ddof=1)
+    sums = scale * noise / jnp.std(noise, axis=1, keepdims=True, ddof=1)
     return Codebook(sums, jnp.ones((num_codebooks, codebook_size)))
 
 

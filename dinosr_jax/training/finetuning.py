@@ -109,9 +109,9 @@ def encode(
       **keys: `key` and `layerdrop_key`; without them nothing is dropped.
     """
     features = jax.lax.stop_gradient(apply(model, params, batch.waveforms, method="convolve"))
-    projected = apply(model, params, features, method="project_features")
-    inputs = {"mask": masks[0], "channel_mask": masks[1]} | keys
-    inputs |= {"padding_mask": frame_padding(config, batch)}
+    padded = frame_padding(config, batch)
+    projected = apply(model, params, features, padded, method="project_features")
+    inputs = {"mask": masks[0], "channel_mask": masks[1], "padding_mask": padded} | keys
     return apply(model, params, projected, **inputs, method="encode").output
 
 

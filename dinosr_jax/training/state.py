@@ -87,6 +87,7 @@ def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> Train
         num_codebooks=config.model.num_codebooks,
         codebook_size=config.model.codebook_size,
         width=config.model.width,
+        scale=config.codebook.init_scale,
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),

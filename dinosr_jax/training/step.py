@@ -57,13 +57,13 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
 
         def student_loss(params, batch, mask, key):
             features = apply(model, params, batch.waveforms, method="convolve")  # [B, T, C]
-            projected = apply(model, params, features, method="project_features")  # [B, T, D]
+            padded = frame_padding(config, batch)
+            projected = apply(model, params, features, padded, method="project_features")
             # 2 teacher targets
             targets, top = teach(config, model, state.teacher_params, projected, batch)
             # 3 codes
             codes = codebooks.assign(state.codebook, targets)  # [N, B, T]
             # 4 student loss and gradients
-            padded = frame_padding(config, batch)
             inputs = {"mask": mask, "padding_mask": padded, "key": key}
             inputs |= {"layerdrop_key": layerdrop_key}
             hidden = apply(model, params, projected, **inputs, method="encode").output
@@ -140,10 +140,11 @@ def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_spea
 
     def eval_step(state: TrainState, batch: Batch, number: Array) -> HeldOut:
         mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
-        projected = apply(model, state.params, batch.waveforms, method="project")
+        padded = frame_padding(config, batch)
+        projected = apply(model, state.params, batch.waveforms, padded, method="project")
         targets = teacher_targets(config, model, state.teacher_params, projected, batch)
         codes = codebooks.assign(state.codebook, targets)
-        inputs = {"mask": mask, "padding_mask": frame_padding(config, batch)}
+        inputs = {"mask": mask, "padding_mask": padded}
         hidden = apply(model, state.params, projected, **inputs, method="encode").output
         logits = apply(model, state.params, hidden, method="predict")
         statistics = prediction_statistics(logits, codes, mask, bins=bins)
@@ -165,7 +166,8 @@ def make_phone_step(config: Any, *, num_phones: int):
     model, size = make_model(config), config.model.codebook_size
 
     def phone_step(state: TrainState, batch: Batch) -> Array:
-        projected = apply(model, state.params, batch.waveforms, method="project")
+        padded = frame_padding(config, batch)
+        projected = apply(model, state.params, batch.waveforms, padded, method="project")
         targets = teacher_targets(config, model, state.teacher_params, projected, batch)
         codes = codebooks.assign(state.codebook, targets)
         return count_table(batch.phones, codes, num_labels=num_phones, codebook_size=size)
@@ -216,9 +218,9 @@ def teach(
 ) -> tuple[Array, Array]:
     """The same, and the output [B, T, D] of the teacher's last layer."""
     teacher_params = jax.lax.stop_gradient(teacher_params)
-    if config.teacher.scope == "full":
-        projected = apply(model, teacher_params, batch.waveforms, method="project")
     padded = frame_padding(config, batch)
+    if config.teacher.scope == "full":
+        projected = apply(model, teacher_params, batch.waveforms, padded, method="project")
     inputs = {"padding_mask": padded, "all_layers": True}
     projected = jax.lax.stop_gradient(projected)
     layers = apply(model, teacher_params, projected, **inputs, method="encode")
