@@ -10,6 +10,7 @@ from dinosr_jax.config import parse
 from dinosr_jax.data.alignments import Alignment
 from dinosr_jax.data.phones import Phone
 from dinosr_jax.evaluation import baselines, comparison, features, frames, learning, results
+from dinosr_jax.evaluation.answer import Validated
 from dinosr_jax.evaluation.corpus import Corpus
 from dinosr_jax.evaluation.utterances import LabelError, Labelled
 from dinosr_jax.inference import kmeans
@@ -111,6 +112,9 @@ def test_what_is_easy_is_found(compared):
     assert best > found["frames"][0]["most_frequent"] + 0.1
     text = comparison.summary(found)
     assert len(text.splitlines()) == 4 and "PNMI" in text and "(layer " in text
+    for row in found["units"][:2]:  # the codebooks
+        chosen = comparison.summary(found, Validated(row["layer"], "dev")).splitlines()[1]
+        assert f"{row['pnmi']:.3f} (layer {row['layer']}, chosen on dev)" in chosen
 
 
 def test_the_example(compared, model, corpus):

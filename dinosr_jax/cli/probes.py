@@ -200,7 +200,20 @@ def _compare(
         )
     told = f"{options['checkpoint']}, {trained.step} updates; {options['split']}: "
     click.echo(told + utterances.describe(corpus.test))
-    click.echo(f"{comparison.summary(found)}\n{output}: " + ", ".join(f"{t}.json" for t in found))
+    chosen = _validated(options["checkpoint"], split=options["split"])
+    table = comparison.summary(found, chosen)
+    click.echo(f"{table}\n{output}: " + ", ".join(f"{t}.json" for t in found))
+
+
+def _validated(checkpoint: Path, *, split: str) -> Any:
+    """The layer that another split chose while a run trained; None where none is known."""
+    from dinosr_jax.evaluation import health, run_files
+
+    try:
+        chosen = health.validated(run_files.read_run(_run_of(checkpoint)))
+    except run_files.ReportError:
+        return None
+    return chosen if chosen and chosen.split != split else None
 
 
 def _open(options: dict[str, Any]) -> tuple[Any, Any]:
@@ -234,10 +247,15 @@ def _open(options: dict[str, Any]) -> tuple[Any, Any]:
 
 def evaluation_folder(checkpoint: Path) -> Path:
     """RUN/evaluation of a run or of one of its steps."""
-    run_ = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
+    run_ = _run_of(checkpoint)
     if not (run_ / "config.json").is_file():
         raise click.UsageError(f"{checkpoint} is no run of ours; name a folder with --output")
     return run_ / "evaluation"
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run of a step; a run, or what else it is, as it is."""
+    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from dinosr_jax.evaluation import (
     recognition,
     results,
 )
+from dinosr_jax.evaluation.answer import Validated
 from dinosr_jax.evaluation.corpus import Corpus, write_example
 from dinosr_jax.evaluation.examples import Example, Examples, gather
 from dinosr_jax.evaluation.utterances import Division, LabelError, Labelled, describe, divide
@@ -254,8 +255,19 @@ NAMES = {
 }
 
 
-def summary(found: Mapping[Task, Sequence[Mapping[str, Any]]]) -> str:
-    """The best of each system side by side, as a table; PER is best where it is least."""
+def summary(
+    found: Mapping[Task, Sequence[Mapping[str, Any]]], validated: Validated | None = None
+) -> str:
+    """The best of each system side by side, as a table; PER is best where it is least.
+
+    Args:
+      found: Rows of each task.
+      validated: The layer of the network's codes that counts, chosen on other speech; None takes
+        the best on this.
+
+    Returns:
+      Lines of text.
+    """
     metrics = {"units": ("pnmi", "PNMI", 1), "frames": ("accuracy", "frame accuracy", 1)}
     metrics["recognition"] = ("per", "phone error rate", -1)
     heads = {"codebook": "network", "mfcc": "MFCC", "untrained": "untrained network"}
@@ -264,10 +276,17 @@ def summary(found: Mapping[Task, Sequence[Mapping[str, Any]]]) -> str:
         name, text, sign = metrics[task]
         cells = [text]
         for system in heads:
-            own = [row for row in rows if row["system"] == system]
+            own, by = [row for row in rows if row["system"] == system], ""
+            if validated and (task, system) == ("units", "codebook"):
+                own = [row for row in own if row["layer"] == validated.layer] or own
+                by = f", chosen on {validated.split}"
             best = max(own, key=lambda row: sign * row[name])
             layer = best["layer"]
-            where = {None: "", results.WEIGHTED: " (all layers)"}.get(layer, f" (layer {layer})")
+            where = {None: "", results.WEIGHTED: " (all layers)"}.get(
+                layer, f" (layer {layer}{by})"
+            )
             cells.append(f"{best[name]:.3f}{where}")
         lines.append(cells)
-    return "\n".join("  ".join(cell.ljust(20) for cell in line).rstrip() for line in lines)
+    widths = [max(20, *map(len, column)) for column in zip(*lines, strict=True)]
+    padded = lambda line: (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+    return "\n".join("  ".join(padded(line)).rstrip() for line in lines)
