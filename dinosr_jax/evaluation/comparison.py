@@ -278,7 +278,7 @@ def summary(
         for system in heads:
             own, by = [row for row in rows if row["system"] == system], ""
             if validated and (task, system) == ("units", "codebook"):
-                own = [row for row in own if row["layer"] == validated.layer] or own
+                own = [row for row in own if row["layer"] == validated.layer]
                 by = f", chosen on {validated.split}"
             best = max(own, key=lambda row: sign * row[name])
             layer = best["layer"]

@@ -120,8 +120,8 @@ def _perplexity(run: RunFiles) -> Sign:
 def _codeword_use(run: RunFiles) -> Sign:
     name = "Codewords in use, lowest codebook"
     bad = (
-        "A share that sinks: codewords die. A codebook decay that is too high at the start leaves "
-        "most of them far outside the data."
+        "A share that sinks: codewords die. The published first ones leave many far outside the "
+        "data; shorter ones (codebook.init_scale 0.1) do not."
     )
     step, values = latest(run.records, "codeword_use")
     if not values:

@@ -108,7 +108,7 @@ class DinoSR(nn.Module):
         `padding_mask` [B, T] is True on padding, None where there is none.
         """
         if self.config.front_end == "mfcc":
-            features = normalise(features, padding_mask)
+            features = normalise(features, padding_mask).astype(self.dtype)
         return layers.place(self.feature_projection(features), "batch")
 
     def project(self, waveforms: Array, padding_mask: Array | None = None) -> Array:

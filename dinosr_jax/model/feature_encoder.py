@@ -80,13 +80,12 @@ class FeatureEncoder(nn.Module):
           waveforms: [B, S] float32, 16 kHz, normalised per utterance.
 
         Returns:
-          [B, T, C] in `dtype`.
+          [B, T, C] in `dtype`; MFCC, which are not normalised yet, in float32.
         """
         if self.front_end == "mfcc":
             ((coefficients, window, hop),) = self.conv_layers
             sizes = {"num_coefficients": coefficients, "window": window, "hop": hop}
-            found = mfcc(waveforms.astype(jnp.float32), **sizes)
-            return layers.place(found.astype(self.dtype), "batch")
+            return layers.place(mfcc(waveforms.astype(jnp.float32), **sizes), "batch")
         x = waveforms[..., None].astype(self.dtype)  # [B, S, 1]
         for i, (channels, kernel, stride) in enumerate(self.conv_layers):
             x = ConvBlock(channels, kernel, stride, name=f"conv_{i}")(x)

@@ -63,15 +63,13 @@ def normalise(cepstra: Array, padding_mask: Array | None = None) -> Array:
     It takes much of what is the speaker's and the recording's out of them.
 
     Args:
-      cepstra: [B, T, C].
+      cepstra: [B, T, C] float32.
       padding_mask: [B, T] bool, True on padding, which does not count; None where there is none.
 
     Returns:
-      [B, T, C] in the type of `cepstra`; zero on padding.
+      [B, T, C] float32; zero on padding.
     """
-    real = (
-        None if padding_mask is None else jnp.broadcast_to(~padding_mask[..., None], cepstra.shape)
-    )
-    found = jax.nn.standardize(cepstra.astype(jnp.float32), axis=-2, epsilon=1e-5, where=real)
-    found = found if real is None else jnp.where(real, found, 0)
-    return found.astype(cepstra.dtype)
+    if padding_mask is None:
+        return jax.nn.standardize(cepstra, axis=-2, epsilon=1e-5)
+    real = jnp.broadcast_to(~padding_mask[..., None], cepstra.shape)
+    return jnp.where(real, jax.nn.standardize(cepstra, axis=-2, epsilon=1e-5, where=real), 0)
