@@ -31,7 +31,7 @@ PANELS = (
     Panel(
         "loss",
         "Loss: how hard the targets are to predict",
-        "nats (a masked frame; CTC: an utterance)",
+        "nats a frame (CTC: an utterance)",
         ("loss", "eval_loss"),
         hint="It falls, on held-out speech too. Under 1 within some thousands of updates, with a "
         "target perplexity of a few codes, it is a collapse and no success.",
