@@ -280,15 +280,23 @@ class _Run:
         start = time.monotonic()
         metrics = self.evaluation.measure(state)
         self._say(self.evaluation.summary(int(state.step), metrics))
-        if self.best is not None and self.best.offer(int(state.step), state, metrics, self._about):
-            self._say(f"the best so far; kept in {self.best.directory}")
+        if self.best is not None:
+            self._wait_for(self.checkpoints)
+            if self.best.offer(int(state.step), state, metrics, self._about):
+                self._say(f"the best so far; kept in {self.best.directory}")
         if self.log is not None:
             self.log.draw()
         self.since += time.monotonic() - start  # not counted in the speed of training
         return metrics
 
     def _save(self, step: int, state: TrainState) -> None:
+        self._wait_for(self.best)
         self.checkpoints.save(step, state, **self._about(step))
+
+    def _wait_for(self, other: Checkpoints | Best | None) -> None:
+        """Several processes save one checkpoint at a time: orbax's barriers go by name."""
+        if other is not None and jax.process_count() > 1:
+            other.wait()
 
     def _about(self, step: int) -> dict[str, Any]:
         """What a checkpoint has beside the state."""
