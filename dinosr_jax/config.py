@@ -3,21 +3,13 @@
 import ast
 import difflib
 import json
-import math
 import runpy
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_collections
 
-from dinosr_jax.recipes import published_recipe
-
-# Fields that came after the first runs: a configuration without them gets the published values.
-_LATER = (
-    "config.guard", "config.data.alignment", "config.task", "config.init", "config.ctc",
-    "config.data.eval_data_dir", "config.data.eval_dataset", "config.model.front_end",
-    "config.codebook.init_scale",
-)  # fmt: skip
+from dinosr_jax.recipes import FIELDS, published_recipe
 
 
 def parse(config: Any) -> ml_collections.ConfigDict:
@@ -46,19 +38,26 @@ def parse(config: Any) -> ml_collections.ConfigDict:
 
 
 def complete(values: dict) -> dict:
-    """A nested dict of an older run, with the fields that came later; what else it lacks, lacks."""
+    """A nested dict of an older run, with the fields that came later as that run had them."""
     values = dict(values)
-    for name in _LATER:
-        *rooms, field = name.split(".")[1:]
-        room, default = values, published_recipe().to_dict()
-        for part in rooms:
-            if not isinstance(room.get(part), dict):
-                break
-            room[part] = dict(room[part])
-            room, default = room[part], default[part]
-        else:
-            room.setdefault(field, default[field])
+    for name, field in FIELDS.items():
+        if not field.came_later:
+            continue
+        *section, last = name.split(".")
+        fields = values
+        if section and section[0] not in values and _all_came_later(section[0]):
+            values[section[0]] = {}
+        if section and isinstance(values.get(section[0]), dict):
+            fields = values[section[0]] = dict(values[section[0]])
+        elif section:
+            continue
+        fields.setdefault(last, field.older)
     return values
+
+
+def _all_came_later(section: str) -> bool:
+    """Whether there are runs without a whole section."""
+    return all(f.came_later for name, f in FIELDS.items() if name.startswith(f"{section}."))
 
 
 def held_out(data: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:
@@ -114,20 +113,6 @@ def _conform(found: Any, expected: Any, name: str, errors: list[str]) -> Any:
     return found
 
 
-_CHOICES = {
-    "task": ("pretrain", "ctc"),
-    "compute_dtype": ("float32", "bfloat16"),
-    "model.front_end": ("conv", "mfcc"),
-    "model.padding_mode": ("zero", "fairseq"),
-    "model.remat": ("none", "dots", "full"),
-    "model.attention": ("xla", "cudnn"),
-    "teacher.scope": ("encoder", "full"),
-    "teacher.init": ("copy", "reinit"),
-    "guard.action": ("warn", "stop"),
-    "ctc.network": ("student", "teacher"),
-}
-
-
 def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
     """Appends every field that is out of range, or that does not fit another, to `errors`."""
 
@@ -135,43 +120,9 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
         if not holds:
             errors.append(f"  config.{field}: found {found!r}, expected {expected}")
 
-    m = c.model
-    positive = """num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
-        model.num_layers model.width model.ffn_dim model.num_heads model.pos_conv_width
-        model.pos_conv_depth model.pos_conv_groups model.num_codebooks model.codebook_size
-        optimizer.accumulation_steps teacher.freeze_step teacher.freeze_feature_encoder_step
-        codebook.init_scale mask.length data.min_seconds data.max_batch_seconds data.max_rungs
-        data.batch_multiple data.num_workers data.prefetch_batches guard.patience_steps
-        ctc.channel_mask_length"""
-    not_negative = """seed keep_every_steps codebook.decay_steps mask.min_spans
-        optimizer.learning_rate optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps
-        optimizer.eps optimizer.weight_decay optimizer.clip_norm teacher.decay_steps
-        guard.after_steps guard.min_target_std guard.min_feature_std ctc.freeze_steps
-        ctc.eval_after_steps"""
-    shares = """model.dropout model.attention_dropout model.activation_dropout model.layerdrop
-        optimizer.b1 optimizer.b2"""
-    fractions = """teacher.decay teacher.end_decay codebook.decay codebook.end_decay mask.prob
-        optimizer.init_scale optimizer.final_scale data.max_ladder_loss
-        guard.min_target_perplexity guard.min_codeword_use ctc.channel_mask_prob"""
-    value = lambda field: _nested(c, field)
-    for axis, size in c.mesh.items():
-        need(size == -1 or size > 0, f"mesh.{axis}", size, "-1, or more than 0")
-    fills = [axis for axis, size in c.mesh.items() if size == -1]
-    need(len(fills) < 2, "mesh", fills, "one axis of -1 at most")
-    for field in positive.split():
-        need(0 < value(field) < math.inf, field, value(field), "more than 0")
-    for field in not_negative.split():
-        need(0 <= value(field) < math.inf, field, value(field), "0 or more")
-    for field in shares.split():
-        need(0 <= value(field) < 1, field, value(field), "at least 0 and less than 1")
-    for field in fractions.split():
-        need(0 <= value(field) <= 1, field, value(field), "0 to 1")
-    for field, allowed in _CHOICES.items():
-        need(value(field) in allowed, field, value(field), "one of " + ", ".join(allowed))
-    shape = all(isinstance(layer, tuple) and len(layer) == 3 for layer in m.conv_layers)
-    numbers = shape and all(isinstance(n, int) and n > 0 for layer in m.conv_layers for n in layer)
-    triples = "(channels, kernel, stride) of each convolution, all more than 0"
-    need(bool(m.conv_layers) and numbers, "model.conv_layers", m.conv_layers, triples)
+    for name, field in FIELDS.items():
+        value = _nested(c, name)
+        need(field.check.holds(value), name, value, field.check.expected)
     if not errors:
         _check_together(c, need)
 
@@ -179,6 +130,8 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
 def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> None:
     """Fields that must fit each other; `need` as in `_check_values`."""
     m, d = c.model, c.data
+    fills = [axis for axis, size in c.mesh.items() if size == -1]
+    need(len(fills) < 2, "mesh", fills, "one axis of -1 at most")
     need(m.width % m.num_heads == 0, "model.width", m.width, f"a multiple of {m.num_heads} heads")
     half = c.compute_dtype == "bfloat16" or m.attention == "xla"
     need(half, "model.attention", m.attention, "'xla', or compute_dtype 'bfloat16' for cuDNN")
@@ -198,8 +151,6 @@ def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> 
         "'' where task is 'pretrain' (to go on from a checkpoint: python -m dinosr_jax import)"
     )
     need(c.task == "ctc" or not c.init, "init", c.init, pretrain)
-    texts = all(isinstance(symbol, str) for symbol in c.ctc.symbols)
-    need(texts, "ctc.symbols", c.ctc.symbols, "texts (filled in when a run starts)")
 
 
 def read_file(path: str, overrides: Iterable[str] = ()) -> dict[str, Any]:

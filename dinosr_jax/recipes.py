@@ -1,50 +1,266 @@
-"""Every field of a configuration: the published values of pre-training, and of fine-tuning.
+"""Every field of a configuration, and the recipes: pre-training as published, and fine-tuning.
 
-Trailing comments give the name of the field in fairseq, where it has one. Durations carry their
-unit; all `*_steps` count optimizer updates.
+`FIELDS` is the one place that knows a field; configuration, checkpoints, scaling and interoperation
+ask it. Durations carry their unit; all `*_steps` count optimizer updates.
 """
 
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
 import ml_collections
+
+
+class Check(NamedTuple):
+    """Which values a field may have: a test, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def one_of(*values: str) -> Check:
+    """Allows these values only."""
+    return Check(lambda value: value in values, "one of " + ", ".join(values))
+
+
+def _is_convolution(value: Any) -> bool:
+    """Whether a value is three whole numbers of more than 0."""
+    whole = lambda number: type(number) is int and number > 0
+    return isinstance(value, tuple) and len(value) == 3 and all(map(whole, value))
+
+
+ANY = Check(lambda value: True, "")
+POSITIVE = Check(lambda value: 0 < value < math.inf, "more than 0")
+NOT_NEGATIVE = Check(lambda value: 0 <= value < math.inf, "0 or more")
+SHARE = Check(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+FRACTION = Check(lambda value: 0 <= value <= 1, "0 to 1")
+TEXTS = Check(
+    lambda value: all(isinstance(text, str) for text in value),
+    "texts (filled in when a run starts)",
+)
+CONVOLUTIONS = Check(
+    lambda value: bool(value) and all(map(_is_convolution, value)),
+    "(channels, kernel, stride) of each convolution, all more than 0",
+)
+AXIS = Check(lambda value: value == -1 or value > 0, "-1, or more than 0")
+
+_ALWAYS: Any = object()  # every run has the field
+
+
+class Field(NamedTuple):
+    """What is known of one field.
+
+    Attributes:
+      default: Value of the published recipe; every value has its type.
+      check: The values that are allowed.
+      fairseq: Name in fairseq and the official code; other than a plain name, how it is derived.
+      may_change: A run may go on with another value.
+      scales: How it follows a batch of another size (`training.scaling`); '' does not.
+      fixes: 'network' where the shapes of the parameters depend on it, so that fine-tuning takes
+        it from `init`; 'checkpoint' where an imported checkpoint keeps it for another reason.
+      older: Value in runs that are older than the field.
+    """
+
+    default: Any
+    check: Check = ANY
+    fairseq: str = ""
+    may_change: bool = False
+    scales: Literal["", "steps", "decay", "rate", "epsilon", "beta"] = ""
+    fixes: Literal["", "network", "checkpoint"] = ""
+    older: Any = _ALWAYS
+
+    @property
+    def came_later(self) -> bool:
+        """Whether there are runs without the field."""
+        return self.older is not _ALWAYS
+
+
+_PUBLISHED_CONVOLUTIONS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
+
+FIELDS: dict[str, Field] = {
+    # or "ctc": fine-tuning to recognise speech (finetuning_recipe)
+    "task": Field("pretrain", one_of("pretrain", "ctc"), fixes="checkpoint", older="pretrain"),
+    # ctc: the network that is fine-tuned, which is a run, one of its steps, or a checkpoint of
+    # another project; '' starts from random parameters
+    "init": Field("", fairseq="w2v_path", may_change=True, older=""),
+    "workdir": Field("runs/base", fairseq="save_dir", may_change=True),
+    "seed": Field(0, NOT_NEGATIVE, fairseq="seed"),
+    "num_steps": Field(400_000, POSITIVE, fairseq="max_update", may_change=True, scales="steps"),
+    "log_steps": Field(100, POSITIVE, fairseq="log_interval", may_change=True),
+    "eval_steps": Field(5_000, POSITIVE, fairseq="validate_interval_updates", may_change=True),
+    # at most so many held-out batches an evaluation
+    "eval_batches": Field(20, POSITIVE, may_change=True),
+    "checkpoint_steps": Field(5_000, POSITIVE, fairseq="save_interval_updates", may_change=True),
+    "keep_checkpoints": Field(3, POSITIVE, fairseq="keep_interval_updates", may_change=True),
+    # 0 keeps the last `keep_checkpoints` only
+    "keep_every_steps": Field(
+        50_000, NOT_NEGATIVE, fairseq="keep_interval_updates_pattern", may_change=True
+    ),
+    # "bfloat16": the products are; parameters, targets, codebooks, softmax and loss stay float32
+    "compute_dtype": Field(
+        "float32", one_of("float32", "bfloat16"), fairseq="bf16: 'bfloat16' is true"
+    ),
+    # 'conv', or 'mfcc', normalised over the utterance: nothing to learn; conv_layers is then
+    # ((13, 400, 320),), coefficients, window and hop. For runs of little speech or compute
+    "model.front_end": Field("conv", one_of("conv", "mfcc"), fixes="network", older="conv"),
+    # (channels, kernel, stride) of each convolution
+    "model.conv_layers": Field(
+        _PUBLISHED_CONVOLUTIONS, CONVOLUTIONS, fairseq="conv_feature_layers", fixes="network"
+    ),
+    "model.num_layers": Field(12, POSITIVE, fairseq="encoder_layers", fixes="network"),
+    "model.width": Field(768, POSITIVE, fairseq="encoder_embed_dim", fixes="network"),
+    "model.ffn_dim": Field(3072, POSITIVE, fairseq="encoder_ffn_embed_dim", fixes="network"),
+    "model.num_heads": Field(12, POSITIVE, fairseq="encoder_attention_heads", fixes="network"),
+    # each kernel is pos_conv_width // pos_conv_depth wide
+    "model.pos_conv_width": Field(95, POSITIVE, fairseq="conv_pos", fixes="network"),
+    "model.pos_conv_depth": Field(5, POSITIVE, fairseq="pos_conv_depth", fixes="network"),
+    "model.pos_conv_groups": Field(16, POSITIVE, fairseq="conv_pos_groups", fixes="network"),
+    # 'zero', or 'fairseq' for its leak of padding into real frames
+    "model.padding_mode": Field("zero", one_of("zero", "fairseq"), fixes="checkpoint"),
+    "model.dropout": Field(0.1, SHARE, fairseq="dropout"),
+    "model.attention_dropout": Field(0.1, SHARE, fairseq="attention_dropout"),
+    "model.activation_dropout": Field(0.0, SHARE, fairseq="activation_dropout"),
+    "model.layerdrop": Field(0.05, SHARE, fairseq="encoder_layerdrop"),
+    "model.num_codebooks": Field(8, POSITIVE, fairseq="average_top_k_layers", fixes="network"),
+    "model.codebook_size": Field(256, POSITIVE, fairseq="codebook_size", fixes="network"),
+    # one layer compiled once; False unrolls (same parameters)
+    "model.scan_layers": Field(True, may_change=True),
+    # the backward pass computes anew: 'none', 'dots' (all but products with weights) or 'full'
+    "model.remat": Field("dots", one_of("none", "dots", "full"), may_change=True),
+    # 'cudnn' is flash attention on GPU, where no probability is dropped
+    "model.attention": Field("xla", one_of("xla", "cudnn"), may_change=True),
+    "mask.prob": Field(0.8, FRACTION, fairseq="mask_prob"),
+    "mask.length": Field(10, POSITIVE, fairseq="mask_length"),  # frames
+    "mask.min_spans": Field(1, NOT_NEGATIVE, fairseq="min_masks"),
+    # all utterances of a group keep as many masked frames as the one with the fewest
+    "mask.require_same_masks": Field(True, fairseq="require_same_masks"),
+    # audio of such a group, at most; 0 makes one group of the whole batch
+    "mask.group_seconds": Field(237.5, NOT_NEGATIVE, fairseq="max_tokens / 16,000", older=0.0),
+    # 'encoder': the teacher reads the student's projected features
+    "teacher.scope": Field(
+        "encoder",
+        one_of("encoder", "full"),
+        fairseq="ema_transformer_only and ema_layers_only: 'encoder' is true",
+        fixes="checkpoint",
+    ),
+    "teacher.init": Field("copy", one_of("copy", "reinit")),  # 'reinit' is spidr's
+    "teacher.decay": Field(0.999, FRACTION, fairseq="ema_decay", scales="decay"),
+    "teacher.end_decay": Field(0.9999, FRACTION, fairseq="ema_end_decay", scales="decay"),
+    "teacher.decay_steps": Field(
+        30_000, NOT_NEGATIVE, fairseq="ema_anneal_end_step", scales="steps"
+    ),
+    # first update without a change
+    "teacher.freeze_step": Field(200_001, POSITIVE, fairseq="freeze_teacher_step", scales="steps"),
+    # first update without a change of the student's feature encoder and projection; 0 never
+    # freezes them, as the official code does, whose freeze_pre_enc_modules has no effect
+    # (docs/reproducing.md); spidr freezes them from 200,001 on
+    "teacher.freeze_feature_encoder_step": Field(0, NOT_NEGATIVE, scales="steps"),
+    # standard deviation of the first codewords, as published; at 0.1 few die in a small run
+    "codebook.init_scale": Field(1.0, POSITIVE, older=1.0),
+    "codebook.decay": Field(0.9, FRACTION, fairseq="codebook_init_decay", scales="decay"),
+    "codebook.end_decay": Field(0.9, FRACTION, fairseq="codebook_end_decay", scales="decay"),
+    "codebook.decay_steps": Field(
+        0, NOT_NEGATIVE, fairseq="codebook_end_decay_step", scales="steps"
+    ),
+    "optimizer.learning_rate": Field(5e-4, NOT_NEGATIVE, fairseq="lr", scales="rate"),
+    "optimizer.warmup_steps": Field(
+        12_000, NOT_NEGATIVE, fairseq="phase_ratio[0] * max_update", scales="steps"
+    ),
+    "optimizer.hold_steps": Field(
+        188_000, NOT_NEGATIVE, fairseq="phase_ratio[1] * max_update", scales="steps"
+    ),
+    "optimizer.decay_steps": Field(
+        200_000, NOT_NEGATIVE, fairseq="phase_ratio[2] * max_update", scales="steps"
+    ),
+    "optimizer.init_scale": Field(0.01, FRACTION, fairseq="init_lr_scale"),
+    "optimizer.final_scale": Field(0.01, FRACTION, fairseq="final_lr_scale"),
+    "optimizer.b1": Field(0.9, SHARE, fairseq="adam_betas[0]", scales="beta"),
+    "optimizer.b2": Field(0.98, SHARE, fairseq="adam_betas[1]", scales="beta"),
+    "optimizer.eps": Field(1e-6, NOT_NEGATIVE, fairseq="adam_eps", scales="epsilon"),
+    "optimizer.weight_decay": Field(0.01, NOT_NEGATIVE, fairseq="weight_decay"),
+    # micro-batches that a batch is computed in
+    "optimizer.accumulation_steps": Field(1, POSITIVE, fairseq="update_freq", may_change=True),
+    # 0 does not clip
+    "optimizer.clip_norm": Field(0.0, NOT_NEGATIVE, fairseq="clip_norm", fixes="checkpoint"),
+    "data.data_dir": Field("data/prepared/librispeech", fairseq="data", may_change=True),
+    "data.dataset": Field("librispeech/lazy_decode"),  # or "audio_folder"
+    "data.train_split": Field(
+        "train_clean100+train_clean360+train_other500", fairseq="train_subset"
+    ),
+    # '' trains without evaluation
+    "data.eval_split": Field("dev_clean", fairseq="valid_subset", may_change=True),
+    # where eval_split is; '' is data_dir and dataset
+    "data.eval_data_dir": Field("", may_change=True, older=""),
+    "data.eval_dataset": Field("", may_change=True, older=""),
+    # phone alignment of eval_split, any file that data.alignments reads, for PNMI while training;
+    # '' takes the one that `prepare` found beside the audio, if any
+    "data.alignment": Field("", may_change=True, older=""),
+    "data.min_seconds": Field(2.0, POSITIVE, fairseq="min_sample_size / 16,000"),
+    "data.max_seconds": Field(20.0, POSITIVE, fairseq="max_sample_size / 16,000"),
+    "data.max_batch_seconds": Field(3800.0, POSITIVE, fairseq="max_tokens * GPUs / 16,000"),
+    # lengths that utterances are cropped to; each is compiled once
+    "data.max_rungs": Field(12, POSITIVE),
+    # where cropping to them loses a larger share of the audio, utterances are cut in two; 1 never
+    "data.max_ladder_loss": Field(0.03, FRACTION),
+    # batch sizes are multiples of it; the data axis divides it
+    "data.batch_multiple": Field(16, POSITIVE),
+    "data.num_workers": Field(8, POSITIVE, fairseq="num_workers", may_change=True),
+    "data.prefetch_batches": Field(2, POSITIVE, may_change=True),
+    # devices along the axis; -1, for one of them, takes what is left
+    "mesh.data": Field(-1, AXIS, may_change=True),
+    "mesh.fsdp": Field(1, AXIS, may_change=True),  # cuts the batch too, and the state
+    "mesh.tensor": Field(1, AXIS, may_change=True),  # cuts heads, feed-forward and codewords
+    # bounds that an update of a healthy run never reaches (training/guard.py); 'stop' ends the
+    # run after a checkpoint (fairseq ends it without one)
+    "guard.action": Field("warn", one_of("warn", "stop"), may_change=True, older="warn"),
+    # later updates are looked at; a constant in fairseq
+    "guard.after_steps": Field(5_000, NOT_NEGATIVE, may_change=True, scales="steps", older=5_000),
+    # updates in a row under a bound; then it counts
+    "guard.patience_steps": Field(10, POSITIVE, may_change=True, older=10),
+    # 0 switches a bound off. Both are means over the channels of the standard deviation over the
+    # frames of a batch: of the last layer of the teacher, and of the feature encoder
+    "guard.min_target_std": Field(
+        0.1, NOT_NEGATIVE, fairseq="min_target_var", may_change=True, older=0.1
+    ),
+    "guard.min_feature_std": Field(
+        0.01, NOT_NEGATIVE, fairseq="min_pred_var, of the prediction", may_change=True, older=0.01
+    ),
+    # of any codebook, as shares: from 1 to its V codewords, and of them. Collapsed small runs had
+    # a perplexity of 10 % of V, healthy ones 33 % and more, the published one 62 % (dev-clean)
+    "guard.min_target_perplexity": Field(0.15, FRACTION, may_change=True, older=0.15),
+    "guard.min_codeword_use": Field(0.2, FRACTION, may_change=True, older=0.2),
+    # fine-tuning only, as all that follow: whose parameters are taken from `init`
+    "ctc.network": Field("student", one_of("student", "teacher"), older="student"),
+    # 'letters' (fairseq's 32), 'characters' or 'phones' (those of the training split), or a file
+    # like fairseq's dict.ltr.txt
+    "ctc.vocabulary": Field("letters", may_change=True, older="letters"),
+    # phones: a file of words and their phones; '' takes data.alignment
+    "ctc.lexicon": Field("", may_change=True, older=""),
+    # only utterances of this language, as their dataset names it; '' takes all
+    "ctc.language": Field("", older=""),
+    # of the vocabulary; filled in when a run starts
+    "ctc.symbols": Field((), TEXTS, fixes="checkpoint", older=()),
+    # until then only the new layer learns
+    "ctc.freeze_steps": Field(
+        10_000, NOT_NEGATIVE, fairseq="freeze_finetune_updates", scales="steps", older=10_000
+    ),
+    "ctc.channel_mask_prob": Field(0.5, FRACTION, fairseq="mask_channel_prob", older=0.5),
+    "ctc.channel_mask_length": Field(64, POSITIVE, fairseq="mask_channel_length", older=64),
+    # the best is one of those evaluated
+    "ctc.eval_after_steps": Field(
+        10_000, NOT_NEGATIVE, fairseq="validate_after_updates", scales="steps", older=10_000
+    ),
+}
 
 
 def published_recipe() -> ml_collections.ConfigDict:
     """The recipe of the paper: base network, LibriSpeech 960 h, 400,000 updates."""
     config = ml_collections.ConfigDict()
-    config.task = "pretrain"  # or "ctc": fine-tuning to recognise speech (finetuning_recipe)
-    # ctc: the network that is fine-tuned, which is a run, one of its steps, or a checkpoint of
-    # another project; '' starts from random parameters
-    config.init = ""  # w2v_path
-    config.workdir = "runs/base"  # save_dir
-    config.seed = 0  # seed
-    config.num_steps = 400_000  # max_update
-    config.log_steps = 100  # log_interval
-    config.eval_steps = 5_000  # validate_interval_updates
-    config.eval_batches = 20  # at most so many held-out batches an evaluation
-    config.checkpoint_steps = 5_000  # save_interval_updates
-    config.keep_checkpoints = 3  # keep_interval_updates
-    config.keep_every_steps = 50_000  # keep_interval_updates_pattern; 0 keeps the last only
-    config.compute_dtype = "float32"  # bf16: "bfloat16"; all but the computation stays float32
-    config.model = _model()
-    config.teacher = _teacher()
-    config.codebook = ml_collections.ConfigDict()
-    # standard deviation of the first codewords, as published; at 0.1 few die in a small run
-    config.codebook.init_scale = 1.0
-    config.codebook.decay = 0.9  # codebook_init_decay
-    config.codebook.end_decay = 0.9  # codebook_end_decay
-    config.codebook.decay_steps = 0  # codebook_end_decay_step
-    config.mask = ml_collections.ConfigDict()
-    config.mask.prob = 0.8  # mask_prob
-    config.mask.length = 10  # mask_length, in frames
-    config.mask.min_spans = 1  # min_masks
-    config.mask.require_same_masks = True  # require_same_masks
-    config.optimizer = _optimizer()
-    config.data = _data()
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1  # devices along the axis; -1, for one of them, takes what is left
-    config.mesh.fsdp = 1  # cuts the batch too, and the state
-    config.mesh.tensor = 1  # cuts heads, feed-forward and codewords
-    config.guard = _guard()
-    config.ctc = _ctc()
+    for name, field in FIELDS.items():
+        *section, last = name.split(".")
+        if section and section[0] not in config:
+            config[section[0]] = ml_collections.ConfigDict()
+        (config[section[0]] if section else config)[last] = field.default
     return config
 
 
@@ -68,6 +284,7 @@ def finetuning_recipe() -> ml_collections.ConfigDict:
     model.layerdrop = 0.1  # layerdrop
     config.mask.prob = 0.65  # mask_prob
     config.mask.length = 10  # mask_length
+    config.mask.group_seconds = 200.0  # max_tokens / 16,000
     optimizer = config.optimizer
     optimizer.eps = 1e-8  # adam_eps
     optimizer.weight_decay = 0.0  # weight_decay
@@ -96,117 +313,3 @@ def finetune_for(
     config.optimizer.hold_steps = num_steps * 4 // 10
     config.optimizer.decay_steps = num_steps // 2
     return config
-
-
-def _ctc() -> ml_collections.ConfigDict:
-    """Fine-tuning only."""
-    ctc = ml_collections.ConfigDict()
-    ctc.network = "student"  # or 'teacher': whose parameters are taken from there
-    # 'letters' (fairseq's 32), 'characters' or 'phones' (those of the training split), or a file
-    # like fairseq's dict.ltr.txt
-    ctc.vocabulary = "letters"
-    ctc.lexicon = ""  # phones: a file of words and their phones; '' takes data.alignment
-    ctc.language = ""  # only utterances of this language, as their dataset names it; '' takes all
-    ctc.symbols = ()  # of the vocabulary; filled in when a run starts
-    ctc.freeze_steps = 10_000  # freeze_finetune_updates; until then only the new layer learns
-    ctc.channel_mask_prob = 0.5  # mask_channel_prob
-    ctc.channel_mask_length = 64  # mask_channel_length
-    ctc.eval_after_steps = 10_000  # validate_after_updates; the best is one of those evaluated
-    return ctc
-
-
-def _model() -> ml_collections.ConfigDict:
-    model = ml_collections.ConfigDict()
-    # 'conv', or 'mfcc', normalised over the utterance: nothing to learn; conv_layers is then
-    # ((13, 400, 320),), coefficients, window and hop. For runs of little speech or compute
-    model.front_end = "conv"
-    # conv_feature_layers: (channels, kernel, stride)
-    model.conv_layers = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
-    model.num_layers = 12  # encoder_layers
-    model.width = 768  # encoder_embed_dim
-    model.ffn_dim = 3072  # encoder_ffn_embed_dim
-    model.num_heads = 12  # encoder_attention_heads
-    model.pos_conv_width = 95  # conv_pos; each kernel is pos_conv_width // pos_conv_depth wide
-    model.pos_conv_depth = 5  # pos_conv_depth
-    model.pos_conv_groups = 16  # conv_pos_groups
-    model.padding_mode = "zero"  # 'zero', or 'fairseq' for its leak of padding into real frames
-    model.dropout = 0.1  # dropout
-    model.attention_dropout = 0.1  # attention_dropout
-    model.activation_dropout = 0.0  # activation_dropout
-    model.layerdrop = 0.05  # encoder_layerdrop
-    model.num_codebooks = 8  # average_top_k_layers
-    model.codebook_size = 256  # codebook_size
-    model.scan_layers = True  # one layer compiled once; False unrolls (same parameters)
-    # the backward pass computes anew: 'none', 'dots' (all but products with weights) or 'full'
-    model.remat = "dots"
-    model.attention = "xla"  # or 'cudnn': flash attention on GPU, where no probability is dropped
-    return model
-
-
-def _teacher() -> ml_collections.ConfigDict:
-    teacher = ml_collections.ConfigDict()
-    teacher.scope = "encoder"  # ema_transformer_only: 'encoder' is true, 'full' is false
-    teacher.init = "copy"  # 'copy' of the student, or 'reinit' (spidr)
-    teacher.decay = 0.999  # ema_decay
-    teacher.end_decay = 0.9999  # ema_end_decay
-    teacher.decay_steps = 30_000  # ema_anneal_end_step
-    teacher.freeze_step = 200_001  # freeze_teacher_step; first update without a change
-    teacher.freeze_feature_encoder_step = 200_001  # freeze_pre_enc_modules, from the same update
-    return teacher
-
-
-def _optimizer() -> ml_collections.ConfigDict:
-    optimizer = ml_collections.ConfigDict()
-    optimizer.learning_rate = 5e-4  # lr
-    optimizer.warmup_steps = 12_000  # phase_ratio[0] * max_update
-    optimizer.hold_steps = 188_000  # phase_ratio[1] * max_update
-    optimizer.decay_steps = 200_000  # phase_ratio[2] * max_update
-    optimizer.init_scale = 0.01  # init_lr_scale
-    optimizer.final_scale = 0.01  # final_lr_scale
-    optimizer.b1 = 0.9  # adam_betas[0]
-    optimizer.b2 = 0.98  # adam_betas[1]
-    optimizer.eps = 1e-6  # adam_eps
-    optimizer.weight_decay = 0.01  # weight_decay
-    optimizer.accumulation_steps = 1  # update_freq; micro-batches that a batch is computed in
-    optimizer.clip_norm = 0.0  # clip_norm; 0 does not clip
-    return optimizer
-
-
-def _data() -> ml_collections.ConfigDict:
-    data = ml_collections.ConfigDict()
-    data.data_dir = "data/prepared/librispeech"
-    data.dataset = "librispeech/lazy_decode"  # or "audio_folder"
-    data.train_split = "train_clean100+train_clean360+train_other500"  # train_subset
-    data.eval_split = "dev_clean"  # valid_subset; '' trains without evaluation
-    data.eval_data_dir = ""  # where eval_split is; '' is data_dir and dataset
-    data.eval_dataset = ""
-    # phone alignment of eval_split, any file that data.alignments reads, for PNMI while training;
-    # '' takes the one that `prepare` found beside the audio, if any
-    data.alignment = ""
-    data.min_seconds = 2.0  # min_sample_size / 16,000
-    data.max_seconds = 20.0  # max_sample_size / 16,000
-    data.max_batch_seconds = 3800.0  # max_tokens * GPUs / 16,000
-    data.max_rungs = 12  # lengths that utterances are cropped to; each is compiled once
-    # where cropping to them loses a larger share of the audio, utterances are cut in two; 1 never
-    data.max_ladder_loss = 0.03
-    data.batch_multiple = 16  # batch sizes are multiples of it; the data axis divides it
-    data.num_workers = 8  # num_workers
-    data.prefetch_batches = 2
-    return data
-
-
-def _guard() -> ml_collections.ConfigDict:
-    """Bounds that an update of a healthy run never reaches (training/guard.py)."""
-    guard = ml_collections.ConfigDict()
-    guard.action = "warn"  # or 'stop', after a checkpoint (fairseq stops, without one)
-    guard.after_steps = 5_000  # later updates are looked at; a constant in fairseq
-    guard.patience_steps = 10  # updates in a row under a bound; then it counts
-    # 0 switches a bound off. Both are means over the channels of the standard deviation over the
-    # frames of a batch: of the last layer of the teacher, and of the feature encoder
-    guard.min_target_std = 0.1  # min_target_var
-    guard.min_feature_std = 0.01  # min_pred_var, there of the prediction
-    # of any codebook, as shares: from 1 to its V codewords, and of them. Collapsed small runs had
-    # a perplexity of 10 % of V, healthy ones 33 % and more, the published one 62 % (dev-clean)
-    guard.min_target_perplexity = 0.15
-    guard.min_codeword_use = 0.2
-    return guard

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": {"config"},
     "model": set(),
     "objective": set(),
-    "training": {"config", "data", "model", "objective"},
+    "training": {"config", "recipes", "data", "model", "objective"},
     "inference": {"config", "data", "interop", "model", "objective", "training"},
     "evaluation": {"config", "recipes", "data", "model", "objective", "training", "inference"},
     "interop": {"config", "recipes", "model", "objective", "training"},

@@ -186,7 +186,7 @@ def test_wrong_type(field, value, expected):
         ("teacher.end_decay", -0.1),
         ("teacher.decay_steps", -1),
         ("teacher.freeze_step", 0),
-        ("teacher.freeze_feature_encoder_step", 0),
+        ("teacher.freeze_feature_encoder_step", -1),
         ("codebook.decay", 1.5),
         ("codebook.decay_steps", -1),
         ("mask.prob", 1.2),

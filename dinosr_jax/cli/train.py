@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dinosr_jax.config import complete, held_out, parse
-
-# Fields of `model` that belong to the parameters; the others are of the recipe.
-_STRUCTURE = """front_end conv_layers num_layers width ffn_dim num_heads pos_conv_width
-    pos_conv_depth pos_conv_groups num_codebooks codebook_size"""
+from dinosr_jax.recipes import FIELDS
 
 
 def run(config: Any, *, workdir: str | None) -> None:
@@ -89,7 +86,16 @@ def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
     started, kept = workdir / "config.json", (workdir / "checkpoints").glob("*")
     if started.is_file() and any(path.name.isdigit() for path in kept):  # others are unfinished
         before = complete(json.loads(started.read_text()))
-        return _filled(config, before["model"], before["ctc"]["symbols"]), None
+        symbols = tuple(before["ctc"]["symbols"])
+        if config.ctc.vocabulary != before["ctc"]["vocabulary"]:  # a file that moved
+            named = find_vocabulary(config.data, config.ctc).symbols
+            if tuple(named) != symbols:
+                raise ValueError(
+                    f"config.ctc.vocabulary: {config.ctc.vocabulary!r} has {len(named)} symbols, "
+                    f"expected the {len(symbols)} that the run in {workdir} learns; give it "
+                    f"{before['ctc']['vocabulary']!r}, or choose another --workdir"
+                )
+        return _filled(config, before["model"], symbols), None
     symbols = config.ctc.symbols or find_vocabulary(config.data, config.ctc).symbols
     if not config.init:
         _say("config.init is empty: fine-tuning from random parameters")
@@ -117,7 +123,8 @@ def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
 
 def _filled(config: Any, model: dict[str, Any], symbols: Any) -> Any:
     values = config.to_dict()
-    values["model"] |= {name: model[name] for name in _STRUCTURE.split()}
+    network = [name for name, field in FIELDS.items() if field.fixes == "network"]
+    values["model"] |= {last: model[last] for last in (name.split(".")[1] for name in network)}
     values["ctc"]["symbols"] = tuple(symbols)
     return parse(values)
 

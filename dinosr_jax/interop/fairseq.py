@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from dinosr_jax.objective.codebook import Codebook
-from dinosr_jax.recipes import published_recipe
+from dinosr_jax.recipes import FIELDS, published_recipe
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
 
@@ -26,30 +26,11 @@ _MAX_CONV_LAYERS = 100  # DinoSR's has 7
 _AXES: dict[Kind, tuple[int, ...] | None] = {"plain": None, "linear": (1, 0), "conv": (2, 1, 0)}
 
 _FIELDS = {
-    "encoder_layers": "model.num_layers",
-    "encoder_embed_dim": "model.width",
-    "encoder_ffn_embed_dim": "model.ffn_dim",
-    "encoder_attention_heads": "model.num_heads",
-    "conv_pos": "model.pos_conv_width",
-    "pos_conv_depth": "model.pos_conv_depth",
-    "conv_pos_groups": "model.pos_conv_groups",
-    "dropout": "model.dropout",
-    "attention_dropout": "model.attention_dropout",
-    "activation_dropout": "model.activation_dropout",
-    "encoder_layerdrop": "model.layerdrop",
-    "average_top_k_layers": "model.num_codebooks",
-    "codebook_size": "model.codebook_size",
-    "codebook_init_decay": "codebook.decay",
-    "codebook_end_decay": "codebook.end_decay",
-    "codebook_end_decay_step": "codebook.decay_steps",
-    "ema_decay": "teacher.decay",
-    "ema_end_decay": "teacher.end_decay",
-    "ema_anneal_end_step": "teacher.decay_steps",
-    "freeze_teacher_step": "teacher.freeze_step",
-    "mask_prob": "mask.prob",
-    "mask_length": "mask.length",
-    "min_masks": "mask.min_spans",
-    "require_same_masks": "mask.require_same_masks",
+    field.fairseq: name
+    for name, field in FIELDS.items()
+    if field.fairseq.isidentifier()
+    and name.startswith(("model.", "mask.", "teacher.", "codebook."))
+    and name != "model.conv_layers"  # a text there
 }
 # What the network of this project is; a checkpoint that says otherwise is another network.
 _FIXED = {

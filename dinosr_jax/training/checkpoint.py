@@ -14,25 +14,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dinosr_jax.config import differences
+from dinosr_jax.recipes import FIELDS
 from dinosr_jax.training import processes
 
 _LOG = logging.getLogger(__name__)
 
-# Fields that may change when a run goes on; any other would make it another run.
-MAY_CHANGE = frozenset(
-    """workdir num_steps log_steps eval_steps eval_batches checkpoint_steps keep_checkpoints
-    keep_every_steps mesh.data mesh.fsdp mesh.tensor data.data_dir data.eval_split data.alignment
-    data.num_workers data.prefetch_batches model.scan_layers model.remat model.attention
-    optimizer.accumulation_steps""".split()
-)
-
-
 IMPORTED = "imported"  # data fingerprint of a checkpoint that came from elsewhere
-# Such a one takes any data and recipe; these are the network and the shape of the state.
-_IMPORTED_KEEPS = ("task", "model.", "teacher.scope", "optimizer.clip_norm", "ctc.symbols")
-_DROPOUTS = frozenset(
-    "model.dropout model.attention_dropout model.activation_dropout model.layerdrop".split()
-)
 
 
 class CheckpointError(RuntimeError):
@@ -237,12 +224,14 @@ def check_same_run(
     """
     changed = differences(old, new)
     imported = old_data["fingerprint"] == IMPORTED
-    free = MAY_CHANGE
     if imported:
         _LOG.warning("the checkpoint was imported: it takes these data and this recipe")
-        others = {name for name in changed if not name.startswith(_IMPORTED_KEEPS)}
-        free = free | others | _DROPOUTS
-    may_change = lambda name: name in free or name.split(".")[0] == "guard"
+
+    def may_change(name: str) -> bool:
+        """Whether a field, or every field of a section, may."""
+        fields = [f for n, f in FIELDS.items() if f"{n}.".startswith(f"{name}.")]
+        return bool(fields) and all(f.may_change or (imported and not f.fixes) for f in fields)
+
     lines = [
         f"  config.{name}: the checkpoint has {before!r}, asked for is {after!r}"
         for name, (before, after) in changed.items()

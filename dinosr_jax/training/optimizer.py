@@ -8,6 +8,10 @@ import optax
 
 Array = jax.Array
 
+# What `teacher.freeze_feature_encoder_step` stops.
+FROZEN_PARTS = ("feature_encoder", "feature_projection")
+NEVER = 2**31 - 1  # a step that no run reaches
+
 
 def tri_stage(
     *,
@@ -121,8 +125,8 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     adamw = optax.adamw(make_schedule(config), c.b1, c.b2, c.eps, weight_decay=c.weight_decay)
     if c.clip_norm:
         adamw = optax.chain(optax.clip_by_global_norm(c.clip_norm), adamw)
-    parts = ("feature_encoder", "feature_projection")
-    return freeze_from(adamw, step=config.teacher.freeze_feature_encoder_step, parts=parts)
+    step = config.teacher.freeze_feature_encoder_step
+    return freeze_from(adamw, step=step or NEVER, parts=FROZEN_PARTS)
 
 
 def _make_finetuning_optimizer(config: Any) -> optax.GradientTransformation:

@@ -16,11 +16,15 @@ import math
 from typing import Any
 
 from dinosr_jax.config import differences, parse
+from dinosr_jax.recipes import FIELDS
 
-_STEPS = """num_steps teacher.decay_steps teacher.freeze_step teacher.freeze_feature_encoder_step
-    codebook.decay_steps optimizer.warmup_steps optimizer.hold_steps optimizer.decay_steps
-    guard.after_steps"""
-_DECAYS = "teacher.decay teacher.end_decay codebook.decay codebook.end_decay"
+_RULES = {
+    "steps": lambda steps, k: max(round(steps / k), 1) if steps else 0,
+    "decay": lambda decay, k: decay**k,
+    "rate": lambda rate, k: rate * math.sqrt(k),
+    "epsilon": lambda epsilon, k: epsilon / math.sqrt(k),
+    "beta": lambda beta, k: max(1 - k * (1 - beta), 0.0),
+}
 
 
 def scale(
@@ -75,16 +79,9 @@ def _with_batch(config: dict[str, Any], batch_seconds: float) -> dict[str, Any]:
         raise ValueError(f"batch_seconds: found {batch_seconds}, expected more than 0")
     k = batch_seconds / config["data"]["max_batch_seconds"]
     config["data"]["max_batch_seconds"] = float(batch_seconds)
-    optimizer = config["optimizer"]
-    optimizer["learning_rate"] *= math.sqrt(k)
-    optimizer["eps"] /= math.sqrt(k)
-    for name in ("b1", "b2"):
-        optimizer[name] = max(1 - k * (1 - optimizer[name]), 0.0)
-    for field in _DECAYS.split():
-        part, name = field.split(".")
-        config[part][name] **= k
-    for field in _STEPS.split():
-        *part, name = field.split(".")
-        room = config[part[0]] if part else config
-        room[name] = max(round(room[name] / k), 1) if room[name] else 0
+    for name, field in FIELDS.items():
+        if field.scales:
+            *section, last = name.split(".")
+            fields = config[section[0]] if section else config
+            fields[last] = _RULES[field.scales](fields[last], k)
     return config
