@@ -7,6 +7,11 @@ Commands:
   python -m dinosr_jax prepare --dataset=librispeech --data_dir=data/prepared/librispeech
   python main.py --config=configs/base.py --workdir=runs/base
 A whole run needs the splits train_clean100, train_clean360, train_other500 and dev_clean.
+
+The feature encoder learns to the end: the official code means to freeze it at update 200,001, but
+what it does has no effect. --config.teacher.freeze_feature_encoder_step=200001 freezes it, as the
+re-implementation does, and saves a sixth of the products of the second half. docs/reproducing.md
+compares the whole recipe, field by field.
 """
 
 from dinosr_jax.recipes import published_recipe

@@ -41,7 +41,7 @@ def test_init_is_standardised_noise():
     assert codebook.sums.shape == (3, 64, 5) and codebook.counts.shape == (3, 64)
     assert codebook.sums.dtype == codebook.counts.dtype == jnp.float32
     np.testing.assert_allclose(sums.mean(axis=1), 0, atol=1e-6)
-    np.testing.assert_allclose(sums.std(axis=1, ddof=1), 1, atol=1e-6)
+    np.testing.assert_allclose(sums.std(axis=1), 1, atol=3e-5)  # 1e-5 is added to the variance
     np.testing.assert_array_equal(codebook.counts, 1)
     assert np.abs(sums[0] - sums[1]).max() > 1
     again, other = init(jax.random.key(0)), init(jax.random.key(1))
@@ -59,7 +59,7 @@ def test_small_first_codewords_share_the_frames_out():
     for scale in (1.0, 0.1, 0.01):
         settings = {"num_codebooks": 1, "codebook_size": 64, "width": 64, "scale": scale}
         codebook = codebooks.init(jax.random.key(0), **settings)
-        np.testing.assert_allclose(codebook.sums[0].std(axis=0, ddof=1), scale, rtol=1e-5)
+        np.testing.assert_allclose(codebook.sums[0].std(axis=0), scale, rtol=3e-5)
         for _ in range(20):
             codes = assign(codebook, frames)
             codebook = update(codebook, frames, codes, mask, 0.9)

@@ -104,7 +104,9 @@ def test_init_is_kaiming_normal():
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 40)))["params"]
     for i, fan_in in enumerate((10, 3 * 512)):
         kernel = np.asarray(params[f"conv_{i}"]["kernel"])
-        np.testing.assert_allclose(kernel.std(), np.sqrt(2 / fan_in), rtol=0.05)
+        deviation = np.sqrt(2 / fan_in)
+        np.testing.assert_allclose(kernel.std(), deviation, rtol=0.05)
+        assert np.abs(kernel).max() > 2.6 * deviation  # normal, not cut at two deviations
         np.testing.assert_array_equal(params[f"conv_{i}"]["layer_norm"]["scale"], 1)
         assert set(params[f"conv_{i}"]) == {"kernel", "layer_norm"}  # no bias
 

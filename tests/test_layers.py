@@ -150,18 +150,18 @@ def test_grouped_conv(kernel, groups, channels, backend, monkeypatch):
     check_conv(np.asarray(found) - bias, backward, lambda x, w: reference_conv(x, w, **conv), x, w)
 
 
-@pytest.mark.parametrize("width", [1, 63, 64])
-def test_dropout_rate_scale_and_independence(width):
-    count = 200_000 // width * width
-    x = jnp.ones((count // width, width))
+@pytest.mark.parametrize("rows", [1, 63, 64])
+def test_dropout_rate_scale_and_independence(rows):
+    count = 200_000 // rows * rows
+    x = jnp.ones((rows, count // rows))
     found = np.asarray(layers.dropout(x, rate=0.1, key=jax.random.key(0)))
     kept = found > 0
     np.testing.assert_allclose(found[kept], 1 / 0.9, rtol=2e-5)
     assert abs(kept.mean() - 0.9) < 4 * math.sqrt(0.09 / count)
-    if width == 64:  # the two decisions of one random word have nothing to do with each other
-        both = (kept[:, :32] & kept[:, 32:]).mean()
+    if rows == 64:  # the two decisions of one random word have nothing to do with each other
+        both = (kept[:32] & kept[32:]).mean()
         assert abs(both - 0.81) < 4 * math.sqrt(0.81 * 0.19 / (count / 2))
-        assert np.abs(kept.mean(0) - 0.9).max() < 5 * math.sqrt(0.09 / (count / width))
+        assert np.abs(kept.mean(1) - 0.9).max() < 5 * math.sqrt(0.09 / (count / rows))
     other = np.asarray(layers.dropout(x, rate=0.1, key=jax.random.key(1)))
     assert (found != other).mean() == pytest.approx(0.18, abs=0.01)
 
@@ -176,3 +176,27 @@ def test_dropout_gradient_is_its_mask():
     x, key = jnp.asarray(normal(0, 6, 10)), jax.random.key(3)
     y, backward = jax.vjp(lambda x: layers.dropout(x, rate=0.3, key=key), x)
     np.testing.assert_allclose(backward(jnp.ones_like(y))[0], y / x, rtol=1e-6)
+
+
+def test_a_product_of_bfloat16_keeps_its_accumulator():
+    a, b = (jnp.asarray(normal(seed, 3, 5, 700), jnp.bfloat16) for seed in (0, 1))
+    found, backward = jax.vjp(lambda a, b: layers.product("bqd,bkd->bqk", a, b), a, b)
+    assert found.dtype == jnp.float32
+    exact = np.einsum("bqd,bkd->bqk", np.float64(a), np.float64(b))
+    np.testing.assert_allclose(found, exact, atol=1e-4)
+    assert np.abs(np.float64(found.astype(jnp.bfloat16)) - exact).max() > 1e-2  # what is gained
+    g = jnp.asarray(normal(2, 3, 5, 5))
+    da, db = backward(g)
+    assert da.dtype == db.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.float64(da), np.einsum("bqk,bkd->bqd", np.float64(g), np.float64(b)), rtol=0.05, atol=0.1
+    )
+
+
+def test_a_product_of_float32_has_the_gradients_of_einsum():
+    a, b, g = normal(0, 3, 5, 7), normal(1, 3, 4, 7), normal(2, 3, 5, 4)
+    run = lambda of: jax.vjp(lambda a, b: of("bqd,bkd->bqk", a, b), a, b)
+    for x, y in zip(*(jax.tree.leaves((f(jnp.asarray(g)), out)) for out, f in map(run, (
+        layers.product, jnp.einsum
+    ))), strict=True):  # fmt: skip
+        np.testing.assert_array_equal(x, y)

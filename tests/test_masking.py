@@ -11,6 +11,8 @@ import pytest
 from dinosr_jax.config import parse, published_recipe
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.training import sharding
+from dinosr_jax.training.state import Batch
+from dinosr_jax.training.step import draw_mask
 
 FRAMES_20_SECONDS = 999
 SIZE, FRAMES = 400, 120  # one shape for most tests: each is compiled once
@@ -20,17 +22,19 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @functools.cache
-def jitted(frames, length, same, out_shardings=None):
-    draw = functools.partial(span_mask, frames=frames, length=length, require_same_masks=same)
+def jitted(frames, length, group_size, out_shardings=None):
+    draw = functools.partial(span_mask, frames=frames, length=length, group_size=group_size)
     return jax.jit(
         lambda key, n, p, m: draw(key, n, prob=p, min_spans=m), out_shardings=out_shardings
     )
 
 
 def draw(seed, num_frames, *, frames=FRAMES, prob=0.8, length=10, min_spans=1, same=False):
+    """`same`: True for one group, or the size of the groups."""
     num_frames = jnp.asarray(num_frames, jnp.int32)
+    group_size = len(num_frames) if same is True else same or None
     return np.asarray(
-        jitted(frames, length, same)(jax.random.key(seed), num_frames, prob, min_spans)
+        jitted(frames, length, group_size)(jax.random.key(seed), num_frames, prob, min_spans)
     )
 
 
@@ -74,20 +78,56 @@ def test_number_of_masked_frames_on_20_seconds():
     )
 
 
-def test_share_of_masked_frames_of_a_batch():
-    # batches of 12 utterances of 20 s, about 3.8 M samples
-    size, batches = 12, 150
-    real = [FRAMES_20_SECONDS] * size
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize(
+    ("rows", "seconds", "low", "high"),
+    [(12, 19.75, 0.520, 0.540), (176, 19.75, 0.520, 0.540), (304, 12.5, 0.505, 0.525)],
+)
+def test_share_of_masked_frames_is_that_of_the_official_batches_on_one_gpu(
+    rows, seconds, low, high
+):
+    samples, frames = int(seconds * 16_000), int(seconds * 50) - 1
+    config = parse(published_recipe())
+    batch = Batch(jnp.zeros((rows, samples)))
+    draw_batch = jax.jit(lambda key: draw_mask(config, batch, key, span_mask))
+    group = 3_800_000 // samples  # max_tokens of a GPU
     found, expected = [], []
-    for k in range(batches):
-        found.append(draw(k, real, frames=FRAMES_20_SECONDS, same=True).mean())
-        masks = numpy_spans(rng, real, frames=FRAMES_20_SECONDS)
-        expected.append(numpy_same(rng, masks).mean())
-    assert 0.52 < np.mean(expected) < 0.54  # the fewest of 12
-    error = 5 * np.std(expected) * np.sqrt(2 / batches)
+    rng = np.random.default_rng(1)
+    for k in range(-(-5000 // rows)):
+        mask = np.asarray(draw_batch(jax.random.key(k)))
+        masks = numpy_spans(rng, [frames] * rows, frames=frames)
+        groups = range(0, rows, group)
+        for first in groups:
+            assert len(set(mask[first : first + group].sum(axis=1))) == 1
+            found.append(mask[first : first + group].mean())
+            expected.append(numpy_same(rng, masks[first : first + group]).mean())
+        assert rows == group or len(set(mask.sum(axis=1))) > 1
+    assert low < np.mean(expected) < high
+    error = 5 * np.std(expected) * np.sqrt(2 / len(expected))
     assert error < 0.01
     assert abs(np.mean(found) - np.mean(expected)) < error
+
+
+def test_one_group_of_many_utterances_has_fewer_masked_frames():
+    config = published_recipe()
+    batch = Batch(jnp.zeros((176, 316_000)))
+    share = lambda c: np.asarray(draw_mask(parse(c), batch, jax.random.key(0), span_mask)).mean()
+    groups = share(config)
+    config.mask.group_seconds = 0.0
+    assert share(config) < groups - 0.01
+
+
+def test_rows_that_fill_the_batch_do_not_count_in_their_group():
+    real = [FRAMES] * 7 + [0]
+    masks = draw(14, real, same=4)
+    assert not masks[7].any() and masks[4:7].any(axis=1).all()
+    np.testing.assert_array_equal(masks[:4].sum(axis=1), masks[0].sum())
+
+
+def test_a_group_does_not_see_the_others():
+    real = [FRAMES] * (SIZE - 1) + [12]
+    masks = draw(15, real, same=40)
+    counts = masks.sum(axis=1).reshape(-1, 40)
+    assert (counts == counts[:, :1]).all() and counts[-1, 0] < 12 < counts[:-1].min()
 
 
 def test_number_of_spans_without_replacement():
@@ -177,7 +217,7 @@ def test_the_key_decides():
     assert (first != draw(12, real)).any()
     # without jit
     key, settings = jax.random.key(11), {"frames": FRAMES, "prob": 0.8, "length": 10}
-    eager = span_mask(key, jnp.asarray(real), **settings, min_spans=1, require_same_masks=False)
+    eager = span_mask(key, jnp.asarray(real), **settings, min_spans=1, group_size=None)
     np.testing.assert_array_equal(first, eager)
     assert eager.dtype == bool
 
@@ -185,8 +225,8 @@ def test_the_key_decides():
 def test_the_mesh_does_not_matter():
     cut = sharding.batch_sharding(sharding.make_mesh(parse(published_recipe())))
     real = jnp.arange(SIZE, dtype=jnp.int32) % 70 + 50
-    on_mesh = jitted(FRAMES, 10, True, out_shardings=cut)
+    on_mesh = jitted(FRAMES, 10, 30, out_shardings=cut)  # no multiple of a device's rows
     found = on_mesh(jax.random.key(13), jax.device_put(real, cut), 0.8, 1)
     assert len(found.sharding.device_set) == 8
     assert {shard.data.shape for shard in found.addressable_shards} == {(SIZE // 8, FRAMES)}
-    np.testing.assert_array_equal(found, draw(13, real, same=True))
+    np.testing.assert_array_equal(found, draw(13, real, same=30))

@@ -196,6 +196,14 @@ def test_tables_count_what_meets():
     assert found[0].sum() == 6
 
 
+def test_a_table_of_thousands_of_labels_takes_no_more_than_itself():
+    labels, codes = jnp.zeros((8, 1000), jnp.int32), jnp.zeros((2, 8, 1000), jnp.int32)
+    count = jax.jit(count_table, static_argnames=("num_labels", "codebook_size"))
+    program = count.lower(labels, codes, num_labels=5000, codebook_size=16).compile()
+    table = 2 * 5000 * 16 * 4
+    assert program.memory_analysis().temp_size_in_bytes < 4 * table + 8 * codes.size * 4
+
+
 def test_loudness_bins_are_ranks_of_the_energy_within_each_crop():
     wave = np.random.default_rng(0).normal(size=(3, 1300)).astype(np.float32)
     wave *= np.array([1, 100, 0.01], np.float32)[:, None]

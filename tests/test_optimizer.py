@@ -197,3 +197,20 @@ def test_frozen_gradients_do_not_count_in_the_clip():
         g = {p: gradients_of(update - 1)[p] for p in ("encoder", "heads")}
         expected = -0.1 * clipped(g, 0.5)["encoder"]["kernel"]
         np.testing.assert_allclose(moved(small, update), expected, atol=1e-6)
+
+
+def test_loading_an_uncopied_state_dict_restores_nothing():
+    """Why the official freeze of the feature encoder has no effect; see docs/reproducing.md."""
+    torch = pytest.importorskip("torch")
+    for copied in (False, True):
+        module = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3), torch.nn.LayerNorm(4))
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+        kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        stored = kept if copied else module.state_dict()
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(torch.ones(1, 1, 6)).square().sum().backward()
+            optimizer.step()
+            module.load_state_dict(stored)
+        back = [torch.equal(kept[name], tensor) for name, tensor in module.state_dict().items()]
+        assert all(back) if copied else not any(back)

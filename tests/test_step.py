@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,6 +209,56 @@ def test_micro_batches_give_the_update_of_the_whole_batch(whole, eight, count, d
     close_runs(found, whole)
 
 
+def test_dropout_moves_nothing_between_the_devices():
+    """Of the feed-forward activations, whose last axis the tensor axis cuts."""
+    mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    found = []
+    for rate in (0.0, 0.1):
+        config = tiny_config(model__activation_dropout=rate, **mesh)
+        devices = sharding.make_mesh(config)
+        init = lambda c=config: init_state(c, optimizer=make_optimizer(c))
+        abstract, _ = sharding.make_state(devices, init)
+        step = sharding.jit_train_step(devices, make_train_step(config), abstract)
+        program = step.lower(abstract, sharding.shard_batch(devices, noise())).compile().as_text()
+        names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+        found.append(Counter(re.findall(rf" ({names})\(", program)))
+    assert found[0] == found[1]
+    assert found[0]["all-reduce"] > 10 and not found[0]["all-to-all"]
+
+
+def test_a_frozen_front_end_is_not_differentiated(whole, eight):
+    """From the first update: the others move as they do, and the norm is that of what moves."""
+    frozen = train(
+        start=eight.states[0], updates=1, teacher__freeze_feature_encoder_step=1, **NO_DROPOUT
+    )
+    first, second = whole.states[1], frozen.states[1]
+    for part in first.params:
+        if part in FROZEN:
+            assert same(second.params[part], eight.states[0].params[part])
+        else:
+            close(second.params[part], first.params[part])
+    moments = first.opt_state.inner[0].mu  # (1 - b1) times the first gradient
+    squares = lambda tree: sum(
+        np.sum(np.square(np.float64(x) / 0.1)) for x in jax.tree.leaves(tree)
+    )
+    norms = [float(run.metrics[0]["gradient_norm"]) for run in (whole, frozen)]
+    np.testing.assert_allclose(norms[0] ** 2, squares(moments), rtol=1e-4)
+    moving = {name: tree for name, tree in moments.items() if name not in FROZEN}
+    np.testing.assert_allclose(norms[1] ** 2, squares(moving), rtol=1e-4)
+    assert norms[1] < 0.99 * norms[0]
+
+    program = jax.make_jaxpr(make_train_step(frozen.config))(
+        eight.states[0], Batch(jnp.asarray(noise()))
+    )
+    branches = next(
+        equation.params["branches"]
+        for equation in program.eqns
+        if equation.primitive.name == "cond" and "conv" in str(equation)
+    )
+    learning, holding = (str(branch).count("= conv_general_dilated") for branch in branches)
+    assert holding < learning - 7  # a gradient for each of the seven kernels, and for their inputs
+
+
 def test_no_recompilation(eight):
     assert eight.step._cache_size() == 1
 
@@ -325,7 +376,7 @@ def test_full_scope_averages_the_feature_encoder(padded):
     state, (new, metrics) = padded.state, padded.results[0]
     assert set(new.teacher_params) == {*FROZEN, "encoder"}
     decay = float(metrics["ema_decay"])
-    for part in FROZEN:
+    for part in (*FROZEN, "encoder"):
         average = lambda t, s: np.float64(t) * decay + np.float64(s) * (1 - decay)
         old, student = state.teacher_params[part], new.params[part]
         close(new.teacher_params[part], jax.tree.map(average, old, student), atol=1e-7)

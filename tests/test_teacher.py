@@ -13,7 +13,12 @@ from dinosr_jax.objective.teacher import (
 )
 
 normalise = jax.jit(instance_normalise)
-move = jax.jit(lambda teacher, student, decay: update_teacher(teacher, student, decay=decay))
+move = jax.jit(
+    lambda teacher, student, decay, scope: update_teacher(
+        teacher, student, decay=decay, scope=scope
+    ),
+    static_argnums=3,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,25 +61,28 @@ def tree(seed):
     }
 
 
-def test_teacher_is_averaged_and_its_positional_convolution_copied():
+@pytest.mark.parametrize("scope", ["encoder", "full"])
+def test_teacher_is_averaged_and_in_scope_encoder_its_positional_convolution_copied(scope):
     teacher, student = tree(0), tree(1)
-    new = jax.device_get(move(teacher, student, 0.9))
+    new = jax.device_get(move(teacher, student, 0.9, scope))
     average = lambda t, s: 0.9 * np.float64(t) + 0.1 * np.float64(s)
     expected = jax.tree.map(average, teacher, student)
-    expected["encoder"]["pos_conv"] = student["encoder"]["pos_conv"]
+    if scope == "encoder":
+        expected["encoder"]["pos_conv"] = student["encoder"]["pos_conv"]
     assert jax.tree.structure(new) == jax.tree.structure(teacher)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(expected), strict=True
     ):
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7, err_msg=name)
-        assert "pos_conv" not in name or np.array_equal(a, b)
+        assert scope == "full" or "pos_conv" not in name or np.array_equal(a, b)
 
 
-def test_frozen_teacher_does_not_move_by_a_bit():
+@pytest.mark.parametrize("scope", ["encoder", "full"])
+def test_frozen_teacher_does_not_move_by_a_bit(scope):
     teacher, student = tree(0), tree(1)
     student["encoder"]["layer_norm"]["scale"][0] = np.inf  # 0 * inf would be NaN
-    new = jax.device_get(move(teacher, student, 1.0))
+    new = jax.device_get(move(teacher, student, 1.0, scope))
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(teacher), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -53,7 +53,7 @@ class Heads(nn.Module):
         init = layers.uniform_init(fan_in=width)
         kernel = self.param("kernel", init, (n, width, v))
         bias = self.param("bias", init, (n, v))
-        logits = jnp.einsum("btd,ndv->nbtv", x, kernel.astype(x.dtype)).astype(jnp.float32)
+        logits = layers.product("btd,ndv->nbtv", x, kernel.astype(x.dtype))
         logits = layers.place(logits, None, "batch", None, "codewords")
         return logits + jnp.broadcast_to(bias[:, None, None, :], logits.shape)
 

@@ -55,7 +55,9 @@ class ConvBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps x [B, T, C] to [B, (T - kernel) // stride + 1, channels]."""
         shape = (self.kernel, x.shape[-1], self.channels)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        # kaiming_normal_; jax's he_normal is a truncated normal
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        kernel = self.param("kernel", init, shape)
         kernel = layers.place(kernel.astype(x.dtype))  # whole: x is cut by the batch alone
         x = layers.place(layers.strided_conv(x, kernel, stride=self.stride), "batch")
         return layers.LayerNorm(activate=True, name="layer_norm")(x)

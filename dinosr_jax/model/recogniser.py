@@ -5,7 +5,8 @@ Shapes: B batch, T frames, D model, V symbols.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+
+from dinosr_jax.model import layers
 
 Array = jax.Array
 
@@ -21,4 +22,4 @@ class Output(nn.Module):
         shape = (x.shape[-1], self.num_symbols)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
-        return jnp.matmul(x, kernel.astype(x.dtype)).astype(jnp.float32) + bias[None, None]
+        return layers.product("btd,dv->btv", x, kernel.astype(x.dtype)) + bias[None, None]

@@ -134,7 +134,7 @@ class SelfAttention(nn.Module):
 
     def attend_block(self, q, k, v, padding_mask: Array | None, key: Array | None) -> Array:
         """Attention of some queries [B, H, Q, D/H] to all keys; the same shape."""
-        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32)
+        logits = layers.product("bhqd,bhkd->bhqk", q, k)  # float32
         if padding_mask is not None:
             lowest = jnp.finfo(jnp.float32).min
             logits = jnp.where(padding_mask[:, None, None, :], lowest, logits)

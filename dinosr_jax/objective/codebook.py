@@ -23,14 +23,15 @@ def init(
 ) -> Codebook:
     """Normal noise, standardised per channel over the codewords of a codebook; counts 1.
 
+    The variance is the biased one, with 1e-5 added, as in the official code (F.instance_norm).
+
     Codewords of the published scale 1 are as far from the origin as frames are, and differ in how
     far: the nearer ones get most frames, and many get none, ever. Small ones differ in direction
     alone, and frames are shared out among all.
     """
     noise = jax.random.normal(key, (num_codebooks, codebook_size, width))
     noise = noise - jnp.mean(noise, axis=1, keepdims=True)
-    # PyTorch's std: unbiased
-    sums = scale * noise / jnp.std(noise, axis=1, keepdims=True, ddof=1)
+    sums = scale * noise * jax.lax.rsqrt(jnp.var(noise, axis=1, keepdims=True) + 1e-5)
     return Codebook(sums, jnp.ones((num_codebooks, codebook_size)))
 
 
@@ -95,7 +96,7 @@ def update(codebook: Codebook, found: Codebook, *, decay: Array | float) -> Code
     )
 
 
-def decay_at(update: Array, *, start: float, end: float, steps: int) -> Array:
-    """Decay of the codebooks at update number `update`: linear from start to end over steps."""
-    share = jnp.minimum(update / max(steps, 1), 1.0).astype(jnp.float32)
+def decay_at(finished: Array, *, start: float, end: float, steps: int) -> Array:
+    """Decay of the codebooks after `finished` updates: linear from start to end over steps."""
+    share = jnp.minimum(finished / max(steps, 1), 1.0).astype(jnp.float32)
     return start + (end - start) * share if steps else jnp.full_like(share, start)

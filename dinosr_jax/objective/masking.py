@@ -17,23 +17,25 @@ def span_mask(
     prob: float,
     length: int,
     min_spans: int,
-    require_same_masks: bool,
+    group_size: int | None,
 ) -> Array:
     """Draws the frames to mask (METHOD: fairseq data_utils.compute_mask_indices).
 
     Every utterance gets floor(prob * num_frames / length + u) spans, u uniform in [0, 1) and at
     least `min_spans`, whose starts are drawn without replacement from [0, num_frames - length).
-    Then every utterance keeps as many masked frames as the one with the fewest, the surplus being
-    dropped at random.
+    Then every utterance keeps as many masked frames as the one of its group with the fewest, the
+    surplus being dropped at random (require_same_masks, where a group is the batch of one GPU).
 
     Args:
       key: PRNG key.
-      num_frames: [B] int, real frames of each utterance; the others are never masked.
+      num_frames: [B] int, real frames of each utterance; the others are never masked. Rows of 0
+        frames, which only fill the batch, do not count in their group.
       frames: T, the length of the batch.
       prob: Share of the frames that spans would mask if they did not overlap.
       length: Frames in a span.
       min_spans: Least number of spans an utterance.
-      require_same_masks: Drop the surplus frames.
+      group_size: Utterances of a group: the first ones of the batch, the next, and so on; the last
+        group has what is left. None keeps the surplus.
 
     Returns:
       [B, T] bool, True where the frame is masked.
@@ -49,13 +51,16 @@ def span_mask(
     begun = jnp.cumsum(is_start, axis=1)
     ended = jnp.pad(begun, ((0, 0), (length, 0)))[:, :frames]
     mask = (begun > ended) & (position < real)
-    if require_same_masks:
-        mask = _choose(surplus_key, mask, count=jnp.min(jnp.sum(mask, axis=1)))
+    if group_size is not None:
+        counts = jnp.where(real[:, 0] > 0, jnp.sum(mask, axis=1), frames)
+        groups = jnp.arange(len(counts)) // group_size
+        fewest = jax.ops.segment_min(counts, groups, num_segments=-(-len(counts) // group_size))
+        mask = _choose(surplus_key, mask, count=fewest[groups][:, None])
     return mask
 
 
 def _choose(key: Array, candidates: Array, *, count: Array) -> Array:
-    """Chooses `count` ([B, 1] or scalar) of the True entries of each row [B, T]."""
+    """Chooses `count` [B, 1] of the True entries of each row [B, T]."""
     score = jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0)
     rank = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
     return candidates & (rank < count)

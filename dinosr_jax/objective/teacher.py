@@ -44,23 +44,26 @@ def ema_decay(update: Array, *, start: float, end: float, steps: int, freeze_ste
     return jnp.where(update >= freeze_step, 1.0, decay)
 
 
-def update_teacher(teacher: Any, student: Any, *, decay: Array) -> Any:
+def update_teacher(teacher: Any, student: Any, *, decay: Array, scope: Scope) -> Any:
     """Moves the teacher towards the student: decay * teacher + (1 - decay) * student.
 
-    The positional convolution is copied from the student, not averaged, unless the teacher is
-    frozen (decay 1), as in fairseq's EMAModule with its list of copied parameters.
+    In scope 'encoder' the positional convolution is copied from the student, not averaged, unless
+    the teacher is frozen (decay 1). The official code does so where it averages layers only
+    (`ema_layers_only`), which it cannot with a teacher of scope 'full'.
 
     Args:
       teacher: Parameters of the teacher, float32.
       student: The same tree of the student.
       decay: float32 scalar.
+      scope: As in `teacher_parts`.
 
     Returns:
       The new parameters of the teacher.
     """
 
     def update(path, old, new):
-        if any(getattr(entry, "key", None) == "pos_conv" for entry in path):
+        copied = any(getattr(entry, "key", None) == "pos_conv" for entry in path)
+        if copied and scope == "encoder":
             return jnp.where(decay == 1.0, old, new)
         return jnp.where(decay == 1.0, old, decay * old + (1.0 - decay) * new)
 

@@ -15,7 +15,15 @@ from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.training.metrics import norms
 from dinosr_jax.training.optimizer import make_optimizer, make_schedule
 from dinosr_jax.training.state import Batch, TrainState, make_model, stream_key
-from dinosr_jax.training.step import SampleMask, apply, draw_mask, frame_padding, sum_micro_batches
+from dinosr_jax.training.step import (
+    SampleMask,
+    apply,
+    differentiate,
+    draw_mask,
+    frame_padding,
+    mask_group_size,
+    sum_micro_batches,
+)
 
 Array = jax.Array
 
@@ -43,25 +51,22 @@ def make_finetuning_step(config: Any, *, sample_mask: SampleMask = span_mask):
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         # 1 masks of frames and of channels
         masks = draw_masks(config, batch, state.step, sample_mask)
-        layerdrop_key = stream_key(config.seed, "dropout", state.step)
+        dropout_key = stream_key(config.seed, "dropout", state.step)
         num_utterances = jnp.maximum(jnp.sum(batch.num_labels > 0), 1)
 
         # 2 loss and gradients; while the network is frozen, of the output layer only
         def loss(params, frozen, batch, masks, key):
-            keys = {"key": key, "layerdrop_key": layerdrop_key}
+            keys = {"key": key, "layerdrop_key": dropout_key}
             hidden = encode(config, model, params, batch, masks, **keys)
             hidden = jax.lax.stop_gradient(hidden) if frozen else hidden
             each = ctc_of(config, params, hidden, batch)
             return jnp.sum(each) / num_utterances, jnp.sum(each)
 
-        def differentiate(*micro):
-            of = lambda frozen: lambda: jax.grad(loss, has_aux=True)(state.params, frozen, *micro)
-            if not config.ctc.freeze_steps:
-                return of(False)()
-            return jax.lax.cond(state.step < config.ctc.freeze_steps, of(True), of(False))
-
+        steps = config.ctc.freeze_steps
+        frozen = state.step < steps if steps else None
+        gradient = lambda *micro: differentiate(loss, state.params, frozen, *micro)
         gradients, total = sum_micro_batches(
-            differentiate, batch, masks, layerdrop_key, count=config.optimizer.accumulation_steps
+            gradient, batch, masks, dropout_key, count=config.optimizer.accumulation_steps
         )
         # 3 optimizer
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -145,6 +150,6 @@ def draw_masks(
             prob=c.channel_mask_prob,
             length=min(c.channel_mask_length, width),
             min_spans=0,
-            require_same_masks=True,
+            group_size=mask_group_size(config, batch),
         )
     return mask, channels

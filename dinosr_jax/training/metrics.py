@@ -168,9 +168,11 @@ def count_table(labels: Array, codes: Array, *, num_labels: int, codebook_size: 
     Returns:
       [N, K, V] float32, exact up to 2^24 frames.
     """
-    rows = jax.nn.one_hot(labels, num_labels, dtype=jnp.float32)
-    columns = jax.nn.one_hot(codes, codebook_size, dtype=jnp.float32)
-    return jnp.einsum("btk,nbtv->nkv", rows, columns, precision=jax.lax.Precision.HIGHEST)
+    counted = ((labels >= 0) & (labels < num_labels)).astype(jnp.float32).ravel()
+    rows = jnp.broadcast_to(jnp.clip(labels, 0, num_labels - 1), codes.shape)
+    pairs = rows * codebook_size + codes  # [N, B, T]
+    count = lambda pair: jax.ops.segment_sum(counted, pair.ravel(), num_labels * codebook_size)
+    return jax.vmap(count)(pairs).reshape(len(codes), num_labels, codebook_size)
 
 
 def loudness_bins(waveforms: Array, *, field: int, hop: int) -> Array:

@@ -53,19 +53,21 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         # 1 mask
         mask = draw_mask(config, batch, stream_key(config.seed, "mask", state.step), sample_mask)
         num_masked = jnp.sum(mask)
-        layerdrop_key = stream_key(config.seed, "dropout", state.step)
+        dropout_key = stream_key(config.seed, "dropout", state.step)
+        frozen = front_end_is_frozen(config, update)
 
-        def student_loss(params, batch, mask, key):
+        def student_loss(params, frozen, batch, mask, key):
             features = apply(model, params, batch.waveforms, method="convolve")  # [B, T, C]
             padded = frame_padding(config, batch)
             projected = apply(model, params, features, padded, method="project_features")
+            projected = jax.lax.stop_gradient(projected) if frozen else projected
             # 2 teacher targets
             targets, top = teach(config, model, state.teacher_params, projected, batch)
             # 3 codes
             codes = codebooks.assign(state.codebook, targets)  # [N, B, T]
             # 4 student loss and gradients
-            inputs = {"mask": mask, "padding_mask": padded, "key": key}
-            inputs |= {"layerdrop_key": layerdrop_key}
+            inputs = {"mask": mask, "padding_mask": padded}
+            inputs |= {"key": key, "layerdrop_key": dropout_key}
             hidden = apply(model, params, projected, **inputs, method="encode").output
             logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
             loss = jnp.mean(prediction_loss(logits, codes, mask, num_masked=num_masked))
@@ -73,19 +75,20 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             spread = moments({"teacher_std": top, "feature_encoder_std": features}, padded)
             return loss, (found, prediction_statistics(logits, codes, mask, bins=bins), spread)
 
-        differentiate = lambda *micro: jax.grad(student_loss, has_aux=True)(state.params, *micro)
+        gradient = lambda *micro: differentiate(student_loss, state.params, frozen, *micro)
         gradients, (found, statistics, spread) = sum_micro_batches(
-            differentiate, batch, mask, layerdrop_key, count=config.optimizer.accumulation_steps
+            gradient, batch, mask, dropout_key, count=config.optimizer.accumulation_steps
         )
         # 5 optimizer
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # 6 teacher
         decay = teacher_decay(config, update)
-        student = teachers.teacher_parts(params, scope=config.teacher.scope)
-        teacher = teachers.update_teacher(state.teacher_params, student, decay=decay)
+        scope = config.teacher.scope
+        student = teachers.teacher_parts(params, scope=scope)
+        teacher = teachers.update_teacher(state.teacher_params, student, decay=decay, scope=scope)
         # 7 codebook
-        codebook = codebooks.update(state.codebook, found, decay=codebook_decay(config, update))
+        codebook = codebooks.update(state.codebook, found, decay=codebook_decay(config, state.step))
         # 8 metrics
         metrics = prediction_metrics(statistics) | standard_deviations(spread)
         metrics |= {"learning_rate": schedule(state.step), "ema_decay": decay}
@@ -94,6 +97,28 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         return TrainState(update, params, teacher, opt_state, codebook), metrics
 
     return train_step
+
+
+def differentiate(loss: Callable, params: Any, frozen: Array | None, *inputs: Any) -> Any:
+    """Gradients of a loss, computed without those that are not needed while parts are frozen.
+
+    Args:
+      loss: (params, whether parts are frozen, *inputs) -> (scalar, auxiliary tree).
+      params: To differentiate by.
+      frozen: bool scalar on the device, or None where nothing ever is.
+      *inputs: Of the loss.
+
+    Returns:
+      (Gradients, auxiliary tree).
+    """
+    of = lambda value: lambda: jax.grad(loss, has_aux=True)(params, value, *inputs)
+    return of(False)() if frozen is None else jax.lax.cond(frozen, of(True), of(False))
+
+
+def front_end_is_frozen(config: Any, update: Array) -> Array | None:
+    """Whether this update (from 1) leaves the feature encoder as it is; None if none ever does."""
+    step = config.teacher.freeze_feature_encoder_step
+    return update >= step if step else None
 
 
 def sum_micro_batches(
@@ -248,8 +273,15 @@ def draw_mask(config: Any, batch: Batch, key: Array, sample_mask: SampleMask) ->
         prob=c.prob,
         length=c.length,
         min_spans=c.min_spans,
-        require_same_masks=c.require_same_masks,
+        group_size=mask_group_size(config, batch) if c.require_same_masks else None,
     )
+
+
+def mask_group_size(config: Any, batch: Batch) -> int:
+    """Utterances, padding included, whose numbers of masked frames are equalised together."""
+    size, samples = batch.waveforms.shape
+    seconds = config.mask.group_seconds
+    return max(int(seconds * 16_000 // samples), 1) if seconds else size
 
 
 def teacher_decay(config: Any, update: Array) -> Array:
@@ -259,7 +291,7 @@ def teacher_decay(config: Any, update: Array) -> Array:
     return teachers.ema_decay(update, **schedule, freeze_step=c.freeze_step)
 
 
-def codebook_decay(config: Any, update: Array) -> Array:
-    """Decay of the codebooks at an update number (from 1)."""
+def codebook_decay(config: Any, finished: Array) -> Array:
+    """Decay of the codebooks after so many finished updates."""
     c = config.codebook
-    return codebooks.decay_at(update, start=c.decay, end=c.end_decay, steps=c.decay_steps)
+    return codebooks.decay_at(finished, start=c.decay, end=c.end_decay, steps=c.decay_steps)
