@@ -252,15 +252,16 @@ def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:
 
     Args:
       x: [B, T, C].
-      kernel: [K, C / groups, D], in the type of `x`.
-      bias: [D].
+      kernel: [K, C / groups, D], any float type; computed in that of `x`. A float32 kernel's
+        gradient is summed over the devices in float32.
+      bias: [D], in the type of `x`.
       groups: Divides C and D.
 
     Returns:
       [B, T, D].
     """
     own = _grouped if platform() == "cpu" else _grouped_plain
-    convolve = lambda x, kernel: own(x, kernel, groups)
+    convolve = lambda x, kernel: own(x, kernel.astype(x.dtype), groups)
     target = _TARGET.get()
     # XLA would gather the batch for it: its partitioner cuts no grouped convolution
     y = convolve(x, kernel) if target is None else target.split(convolve)(x, kernel)

@@ -74,10 +74,10 @@ class PositionalConvolution(nn.Module):
         x = zero_padding(x, padding_mask)
 
         def step(x, scanned):
-            kernel, bias = (leaf.astype(x.dtype) for leaf in scanned)
+            kernel, bias = scanned
             if self.padding_mode == "zero":
                 x = zero_padding(x, padding_mask)
-            x = layers.grouped_conv(x, kernel, bias, groups=self.groups)
+            x = layers.grouped_conv(x, kernel, bias.astype(x.dtype), groups=self.groups)
             return layers.layer_norm(x, activate=True), None
 
         return jax.lax.scan(step, x, (kernels, biases))[0]
