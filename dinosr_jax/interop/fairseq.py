@@ -241,8 +241,8 @@ def to_state(
       TrainState, float32.
 
     Raises:
-      ValueError: Tensors are missing, unknown or of another shape than the configuration says;
-        all of them are named.
+      ValueError: Tensors are missing, unknown, of another shape than the configuration says, or
+        not finite; all of them are named.
     """
     tensors = dict(tensors)
     teacher = tensors.pop("_ema", None)
@@ -346,6 +346,12 @@ def from_state(state: Any, *, config: Any, naming: Naming = Place) -> dict[str, 
     return tensors | {name: np.concatenate(values) for name, values in thirds.items()}
 
 
+def not_finite(value: Any) -> str:
+    """How many numbers of an array are not finite, '' where all are."""
+    bad = value.size - int(np.isfinite(value).sum())
+    return f"{bad:,} of {value.size:,} numbers are NaN or infinite" if bad else ""
+
+
 def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
     for name in path:
         tree = tree[name]
@@ -381,7 +387,9 @@ def _fill(
                 value = value[third * wanted[0] : (third + 1) * wanted[0]]
             value = np.asarray(value, np.float32)
             place[...] = np.transpose(value, axes) if axes else value
-            continue
+            if not (found := not_finite(value)):
+                continue
+            error = f"  {name}: {found}"
         if error not in errors:
             errors.append(error)
     # zeros that nothing was written to take no memory; a copy of them would
