@@ -114,7 +114,7 @@ def test_original_bytes_are_stored_bit_for_bit(hostile):
             assert by_id.pop(id_) == path.read_bytes()
     assert sorted(by_id) == ["cd", "stereo"]
     converted = audio.decode(by_id["cd"], name="cd")
-    assert converted[1:] == (16_000, 1) and by_id["cd"][:4] == b"fLaC"
+    assert converted[1:3] == (16_000, 1) and by_id["cd"][:4] == b"fLaC"
     assert len(converted.waveform) == -(-24_000 * 16_000 // 44_100)
     mixed = audio.load(by_id["stereo"], name="stereo")
     stereo = soundfile.read(source / "stereo.wav", dtype="float32")[0].mean(1)
