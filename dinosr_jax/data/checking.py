@@ -1,8 +1,8 @@
 """Checks every file of a source in parallel, and remembers the results in a journal.
 
 A file that is 16 kHz mono is left as it is; a part of a file, another rate, several channels, and
-what has a header that does not say its length are converted to 16 kHz mono FLAC here, once. Results
-are appended to the journal as they come, so that a killed run goes on where it stopped.
+what has no true length in its header are converted to 16 kHz mono FLAC here, once. Results are
+appended to the journal as they come, so that a killed run goes on where it stopped.
 """
 
 import collections

@@ -319,9 +319,9 @@ def _write(checked: Checked, *, data_dir: Path) -> None:
     Path(builder.data_dir).rename(folder)
     if any(converted) and checked.encoding == "original":
         print(
-            f"{sum(converted)} utterances were cut, mixed down or resampled, or had a header that "
-            "does not say their length, and are stored as 16 kHz mono FLAC (16 bits); the others "
-            "are stored as they are."
+            f"{sum(converted)} utterances were cut, mixed down or resampled, or had no true length "
+            "in their header, and are stored as 16 kHz mono FLAC (16 bits); the others are stored "
+            "as they are."
         )
 
 
