@@ -264,7 +264,9 @@ def to_state(
         close = difflib.get_close_matches(name, known, n=1)
         errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
     if errors:
-        raise ValueError("\n".join([f"{source} tensors do not fit the configuration:", *errors]))
+        title = f"{source} tensors do not fit the configuration, or are damaged:"
+        raise ValueError("
+".join([title, *errors]))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trees["params"],
