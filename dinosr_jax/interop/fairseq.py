@@ -265,8 +265,7 @@ def to_state(
         errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
     if errors:
         title = f"{source} tensors do not fit the configuration, or are damaged:"
-        raise ValueError("
-".join([title, *errors]))
+        raise ValueError("\n".join([title, *errors]))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trees["params"],
