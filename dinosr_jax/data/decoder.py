@@ -80,9 +80,10 @@ class Sound:
     False where other programs may not read the whole file.
     """
 
-    def __init__(self, file: Any, *, ends: bytes, finished: bool, pipe: int | None):
+    def __init__(self, file: Any, *, num_bytes: int, ends: bytes, finished: bool, pipe: int | None):
         file.seekable = lambda: False  # soundfile seeks after every block: behind the end it fails
-        self._file, self._ends, self._pipe, self._read = file, ends, pipe, 0
+        self._file, self._pipe, self._read = file, pipe, 0
+        self._num_bytes, self._ends = num_bytes, ends
         self.sample_rate, self.num_channels = file.samplerate, file.channels
         self.is_pcm16 = file.format in ("FLAC", "WAV") and file.subtype == "PCM_16"
         self.num_samples = file.frames if file.frames < _MOST_SAMPLES else None
@@ -133,9 +134,9 @@ class Sound:
         """
         if not self._read:
             raise AudioError(
-                f"{name}: its header says that the file holds no samples. If it should, its "
-                "recorder did not finish the header: repair that with ffmpeg or sox, or record it "
-                "again."
+                f"{name}: its header says that the file, of {self._num_bytes:,} bytes, holds no "
+                "samples. If it should, its recorder did not finish the header: repair that with "
+                "ffmpeg or sox, or record it again."
             )
         missing = max((self.num_samples or 0) - self._read, 0)
         for declared, found in _SIZES.findall(self._file.extra_info):
@@ -185,7 +186,8 @@ def opened(source: Source, *, name: str) -> Iterator[Sound]:
                 f"{name}: its header says {file.samplerate} Hz, expected {_RATES[0]:,} to "
                 f"{_RATES[-1]:,}. Correct the header, or convert it to FLAC."
             )
-        yield Sound(file, ends=_ends(fd), finished=patch is not None, pipe=pipe)
+        about = {"num_bytes": os.fstat(fd).st_size, "ends": _ends(fd)}
+        yield Sound(file, finished=patch is not None, pipe=pipe, **about)
 
 
 @contextlib.contextmanager
