@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
+from odd_recordings import encoded, flac_claims, unfinished
 
 from dinosr_jax.cli import cli
 from dinosr_jax.data import audio, checking
@@ -114,7 +115,7 @@ def test_original_bytes_are_stored_bit_for_bit(hostile):
             assert by_id.pop(id_) == path.read_bytes()
     assert sorted(by_id) == ["cd", "stereo"]
     converted = audio.decode(by_id["cd"], name="cd")
-    assert converted[1:] == (16_000, 1) and by_id["cd"][:4] == b"fLaC"
+    assert converted[1:3] == (16_000, 1) and by_id["cd"][:4] == b"fLaC"
     assert len(converted.waveform) == -(-24_000 * 16_000 // 44_100)
     mixed = audio.load(by_id["stereo"], name="stereo")
     stereo = soundfile.read(source / "stereo.wav", dtype="float32")[0].mean(1)
@@ -128,6 +129,106 @@ def test_lengths_in_the_manifest_are_those_of_the_audio(hostile):
         content, id_ = records[position]
         assert id_ == manifest.ids[position]
         assert len(audio.load(content, name=id_)) == manifest.num_samples[position]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> tuple[Path, Path, str]:
+    """Source, data_dir and what the command printed, of headers that say no or a wrong length."""
+    source, data_dir = tmp_path_factory.mktemp("odd"), tmp_path_factory.mktemp("prepared")
+    x = speech(1.5)
+    files = {f"{kind}{extension}": content for kind, (extension, content) in unfinished().items()}
+    files |= {
+        "good.flac": encoded(x, "FLAC"),
+        "gsm.wav": encoded(x, "WAV", "GSM610", 8_000),
+        "end.wav": encoded(x, "WAV")[:-16],
+        "end.flac": flac_claims(encoded(x, "FLAC"), len(x) + 160),
+        "cut.wav": encoded(x, "WAV")[:-9_000],
+        "antiphase.wav": encoded(np.stack([x, -x], 1), "WAV"),
+        "absurd.flac": flac_claims(encoded(x, "FLAC"), 2**36 - 1),
+        "empty.wav": encoded(x[:0], "WAV"),
+    }
+    for name, content in files.items():
+        (source / name).write_bytes(content)
+    result = CliRunner().invoke(cli, ["prepare", f"--source={source}", f"--data_dir={data_dir}"])
+    assert result.exit_code == 0, result.output
+    return source, data_dir, result.stdout
+
+
+def test_what_has_no_length_in_its_header_is_prepared_whole(odd):
+    source, data_dir, printed = odd
+    manifest, records = load_manifest(data_dir, split="train"), Records(data_dir, split="train")
+    assert len(manifest) == len(unfinished()) + 4 and "4 left out" in printed
+    with open(data_dir / "audio_folder/1.0.0/skipped.tsv", newline="") as file:
+        skipped = dict(list(csv.reader(file, "excel-tab"))[1:])
+    reasons = {"cut.wav": "truncated", "antiphase.wav": "channels cancel"}
+    reasons |= {"absurd.flac": "truncated", "empty.wav": "no samples"}
+    assert skipped.keys() == reasons.keys()
+    assert all(reason in skipped[name] for name, reason in reasons.items())
+    for position, id_ in enumerate(manifest.ids):
+        content, _ = records[position]
+        samples, rate = audio.decode_samples(content, name=id_)
+        assert rate == 16_000 and len(samples) == manifest.num_samples[position]
+        (path,) = [p for p in source.iterdir() if id_ in (p.stem, p.name)]
+        expected = np.clip(audio.load(path, name=id_), -1, 1 - 1 / 32768)
+        assert soundfile.info(io.BytesIO(content)).frames == len(samples) == len(expected)
+        np.testing.assert_allclose(samples / 32768, expected, atol=0.51 / 32768)
+        assert content.startswith(b"fLaC")
+        assert (content == path.read_bytes()) == (id_ == "good")
+
+
+def test_ends_that_are_missing_are_counted_and_listed(odd):
+    _, data_dir, printed = odd
+    path = data_dir / "audio_folder/1.0.0/missing_ends.tsv"
+    assert path.read_text().split() == "file missing_seconds end.flac 0.01 end.wav 0.0005".split()
+    said = "2 recordings end before the length in their headers, by 10 ms at most, and are kept"
+    assert f"{said} (all of them in {path})" in printed
+
+
+def test_a_part_that_ends_where_the_header_says_is_kept(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.wav").write_bytes(encoded(speech(2), "WAV")[:-16])
+    row = "a.wav\t{}\t{}\t16000\ts\ten\ttrain\t\n"
+    columns = "shard\tfile\tstart_sample\tnum_samples\tspeaker\tlanguage\tsplit\ttext\n"
+    (source / "index.tsv").write_text(columns + row.format("x", 0) + row.format("y", 16_000))
+    prepare(source, data_dir=tmp_path / "data")
+    manifest = load_manifest(tmp_path / "data", split="train")
+    lengths = dict(zip(manifest.ids, manifest.num_samples, strict=True))
+    assert lengths == {"a/x": 16_000, "a/y": 15_992}
+    (source / "index.tsv").write_text(columns + row.format("y", 16_001))
+    with pytest.raises(SourceError, match="line 2: ends at sample 32001 of a.wav"):
+        prepare(source, data_dir=tmp_path / "other")
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError, SystemError])
+@pytest.mark.parametrize("where", ["read", "resample", "write"])
+def test_what_a_decoder_raises_about_one_file_does_not_end_the_others(
+    error, where, tmp_path, monkeypatch
+):
+    import librosa
+
+    source = make_corpus(tmp_path / "source")
+    soundfile.write(source / "bad.wav", speech(1), 22_050)
+
+    def fail_of(original, bad):
+        def call(*args, **kwargs):
+            if bad(args, kwargs):
+                raise error("array is too big")
+            return original(*args, **kwargs)
+
+        return call
+
+    is_bad = {
+        "read": (soundfile.SoundFile, "read", lambda args, _: args[0].samplerate == 22_050),
+        "resample": (librosa, "resample", lambda *_: True),
+        "write": (soundfile, "write", lambda *_: True),
+    }
+    owner, name, bad = is_bad[where]
+    monkeypatch.setattr(owner, name, fail_of(getattr(owner, name), bad))
+    folder = prepare(source, data_dir=tmp_path / "data")
+    assert len(load_manifest(tmp_path / "data", split="train")) == 4
+    (skipped,) = (folder / "skipped.tsv").read_text().splitlines()[1:]
+    assert skipped.startswith("bad.wav\t") and "array is too big" in skipped
 
 
 def test_features_match_librispeech_lazy_decode(hostile):

@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 import tiny
 from click.testing import CliRunner
 from test_fairseq import GOLDEN
 
 from dinosr_jax.cli import cli
 from dinosr_jax.config import parse
-from dinosr_jax.interop import exports
+from dinosr_jax.inference.model import load
+from dinosr_jax.interop import exports, runs
 from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
 from dinosr_jax.objective.teacher import teacher_parts
+from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, make_model
 from dinosr_jax.training.step import apply
@@ -230,3 +234,52 @@ def test_units_of_a_student_alone_are_refused(tmp_path):
             with pytest.raises(ValueError, match="mean nothing.*--source=kmeans"):
                 load(path).units(noise, layer=found.config.model.num_layers, source=source)
         assert len(load(path).extract(noise, layer=1)) == 24
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("fairseq", "encoder.layers.1.fc1.weight"),
+        ("spidr", "student.layers.1.feed_forward.intermediate_dense.weight"),
+        ("huggingface", "data2vec_audio.encoder.layers.1.feed_forward.intermediate_dense.weight"),
+        ("run", "params/encoder/layers/ffn_in/kernel"),
+    ],
+)
+def test_a_network_that_is_not_finite_is_refused_by_the_name_of_the_tensor(
+    kind, name, value, tmp_path
+):
+    golden = read_checkpoint(GOLDEN / "tiny_fairseq.pt")
+    params = jax.tree.map(np.array, golden.state.params)
+    params["encoder"]["layers"]["ffn_in"]["kernel"][1, 0, 3] = value
+    bad = golden._replace(state=dataclasses.replace(golden.state, params=params))
+    path, output = tmp_path / "bad", tmp_path / "out"
+    runs.write_run(bad, path) if kind == "run" else exports.export(bad, path, kind=kind)
+    message = rf"(?s){re.escape(name.split('.', 1)[-1])}: 1 of .* numbers are NaN or infinite"
+    for read in (runs.read_any, load):
+        with pytest.raises((InteropError, CheckpointError), match=message):
+            read(path)
+    noise = np.random.default_rng(0).standard_normal(8_000) / 10
+    soundfile.write(tmp_path / "x.wav", noise, 16_000)
+    for command in (
+        ["extract", path, tmp_path / "x.wav", "--layer=2", f"--output={output}"],
+        ["units", path, tmp_path / "x.wav", "--layer=2", f"--output={output}", "--source=head"],
+        ["import", path, f"--output={output}"],
+        ["export", path, f"--output={output}", "--format=huggingface"],
+    ):
+        if command[0] != "import" or kind != "run":
+            done = CliRunner().invoke(cli, list(map(str, command)))
+            assert done.exit_code == 1 and re.search(message, done.output), done.output
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("part", ["teacher_params", "codebook"])
+def test_the_rest_of_a_checkpoint_is_finite_too(part, tmp_path):
+    golden = read_checkpoint(GOLDEN / "tiny_fairseq.pt")
+    broken = jax.tree.map(lambda x: x * np.float32(np.inf), getattr(golden.state, part))
+    bad = golden._replace(state=dataclasses.replace(golden.state, **{part: broken}))
+    exports.export(bad, tmp_path / "bad", kind="fairseq")
+    runs.write_run(bad, tmp_path / "run")
+    for path, name in (("bad", "_"), ("run", part)):
+        with pytest.raises((InteropError, CheckpointError), match=rf"{name}.*: .* NaN or infinite"):
+            runs.read_any(tmp_path / path)

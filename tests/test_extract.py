@@ -5,15 +5,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from odd_recordings import encoded, speech, unfinished
 from tiny_runs import write_run
 
 import dinosr_jax
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches
+from dinosr_jax.inference.extract import extract_files
 from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.inference.ladder import Ladder
 from dinosr_jax.inference.model import Model, load
@@ -233,3 +236,131 @@ def test_a_long_recording_is_computed_in_pieces_exactly(trained, monkeypatch, sa
     for one, other in zip(single, pieces, strict=True):
         for layer in (0, 3):
             np.testing.assert_allclose(other[layer], one[layer], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> Path:
+    """Recordings of the same speech: two good ones, eight odd ones, two bad ones."""
+    folder = tmp_path_factory.mktemp("odd")
+    x = speech()
+    files = {
+        "good.flac": encoded(x, "FLAC"),
+        "good.wav": encoded(x, "WAV"),
+        "end.wav": encoded(x, "WAV")[:-16],
+        "cut.wav": encoded(x, "WAV")[:-9_000],
+        "antiphase.wav": encoded(np.stack([x, -x], 1), "WAV"),
+        "gsm.wav": encoded(x, "WAV", "GSM610", 8_000),
+    }
+    kinds = unfinished()
+    for name in ("flac", "wav 0", "gsm 0", "mp3", "killed AIFF", "killed WAV"):
+        files[name + kinds[name][0]] = kinds[name][1]
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def extracted(model, inputs, output, **options):
+    """What `extract_files` says and gives, and the arrays that it writes."""
+    said = []
+    found = extract_files(model, [inputs], output=output, say=said.append, layer=2, **options)
+    return said, found, {path.stem: np.load(path) for path in output.glob("*.npy")}
+
+
+@pytest.mark.parametrize("chunk_seconds", [600.0, 1.0])
+def test_odd_headers_and_bad_files_do_not_end_the_others(trained, odd, tmp_path, chunk_seconds):
+    options = batches.Options(chunk_seconds=chunk_seconds, overlap_seconds=chunk_seconds / 2)
+    how = {"options": options, "bad": "skip"}
+    said, found, arrays = extracted(trained, odd, tmp_path / "a", **how)
+    assert found.written == 10 and len(arrays) == 10
+    reasons = {Path(name).name: reason for name, reason in found.skipped}
+    assert reasons.keys() == {"cut.wav", "antiphase.wav"}
+    assert "truncated" in reasons["cut.wav"] and "cancel" in reasons["antiphase.wav"]
+    assert all(reason.startswith(str(odd)) for reason in reasons.values())
+    (note,) = [text for text in said if "length" in text]
+    assert note.startswith("1 recordings end before") and note.endswith(f": {odd / 'end.wav'}")
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    for name in ("flac", "wav 0", "killed AIFF", "killed WAV"):
+        np.testing.assert_allclose(arrays[name], arrays["good.flac"], atol=1e-5)
+    np.testing.assert_allclose(arrays["gsm 0"], arrays["gsm"], atol=1e-5)
+    with pytest.raises(audio.AudioError, match=r"(cut|antiphase)\.wav: "):
+        extracted(trained, odd, tmp_path / "b", options=options)
+
+
+def test_what_a_decoder_raises_names_the_file(trained, odd, tmp_path, monkeypatch):
+    original = soundfile.SoundFile.read
+
+    def read(file, *args, **kwargs):
+        if file.samplerate == 8_000:
+            raise ValueError("array is too big")
+        return original(file, *args, **kwargs)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    _, found, arrays = extracted(trained, odd, tmp_path / "a", bad="skip")
+    assert (
+        len(arrays) == 8 and sum("array is too big" in reason for _, reason in found.skipped) == 2
+    )
+    with pytest.raises(audio.AudioError, match="gsm.wav: .*array is too big"):
+        extracted(trained, odd / "gsm.wav", tmp_path / "b")
+
+
+@pytest.fixture
+def broken(trained) -> Model:
+    """A network that was broken after it was read: one weight is not a number."""
+    params = jax.tree.map(np.array, trained.params)
+    params["encoder"]["layers"]["ffn_in"]["kernel"][0, 0, 3] = np.nan
+    parts = {"params": params, "teacher_params": trained.teacher_params}
+    return Model(trained.config, **parts, codebook=trained.codebook)
+
+
+@pytest.mark.parametrize("chunk_seconds", [600.0, 1.0])
+def test_features_that_are_not_finite_are_never_written(broken, odd, tmp_path, chunk_seconds):
+    options = batches.Options(chunk_seconds=chunk_seconds, overlap_seconds=chunk_seconds / 2)
+    message = "good.flac: the network gives features that are not finite"
+    _, found, arrays = extracted(
+        broken, odd / "good.flac", tmp_path / "a", options=options, bad="skip"
+    )
+    assert found.written == 0 and arrays == {} and message in found.skipped[0][1]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"features.json", "skipped.tsv"}
+    with pytest.raises(audio.AudioError, match=message):
+        extracted(broken, odd / "good.flac", tmp_path / "b", options=options)
+    for source in ("head", "codebook"):
+        model = Model(
+            broken.config,
+            params=broken.params,
+            teacher_params=broken.teacher_params if source == "head" else broken.params,
+            codebook=broken.codebook,
+        )
+        with pytest.raises(audio.AudioError, match="features that are not finite"):
+            model.units(speech(), layer=3, source=source, options=options)
+
+
+def test_a_part_of_a_recording_that_is_not_finite_leaves_nothing(
+    trained, odd, tmp_path, monkeypatch
+):
+    """Chunks before it are written already when a later one turns out to be bad."""
+    submit, seen = batches.Forward.submit, []
+
+    def overflow(forward, waveforms):
+        arrays, finite = submit(forward, waveforms)
+        seen.append(len(waveforms))
+        return arrays, finite & (len(seen) != 2)
+
+    monkeypatch.setattr(batches.Forward, "submit", overflow)
+    soundfile.write(tmp_path / "long.wav", speech(160_000), 16_000)
+    options = batches.Options(batch_seconds=0.01, chunk_seconds=1.0, overlap_seconds=0.5)
+    how = {"options": options, "bad": "skip"}
+    _, found, arrays = extracted(trained, tmp_path / "long.wav", tmp_path / "out", **how)
+    assert len(seen) == 3 and found.written == 0 and arrays == {}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"features.json", "skipped.tsv"}
+
+
+def test_features_beyond_half_precision_are_never_written(trained, odd, tmp_path):
+    params = jax.tree.map(np.array, trained.params)
+    params["encoder"]["layers"]["ffn_out"]["kernel"] *= 1e7
+    parts = {"params": params, "teacher_params": trained.teacher_params}
+    model = Model(trained.config, **parts, codebook=trained.codebook)
+    how = {"tensor": "ffn", "bad": "skip"}
+    _, found, arrays = extracted(model, odd / "good.flac", tmp_path / "a", dtype="float16", **how)
+    assert arrays == {} and "float16 ends at 6.55e+04: use --dtype=float32" in found.skipped[0][1]
+    _, found, arrays = extracted(model, odd / "good.flac", tmp_path / "b", **how)
+    assert np.isfinite(arrays["good"]).all() and np.abs(arrays["good"]).max() > 65504

@@ -6,43 +6,53 @@ soundfile and librosa are imported inside the functions, so that the module (and
 Shapes: S samples, C channels.
 """
 
-import contextlib
 import io
-import os
-import re
 import struct
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
+
+from dinosr_jax.data.decoder import AudioError, Source, explained, opened
 
 SAMPLE_RATE = 16_000
 NORMALISE_EPSILON = 1e-5
 _FULL_SCALE = 32768
 _THREAD = threading.local()  # `work`: kept, so that malloc asks for no pages
+_MIX_SAMPLES = 2**16  # at a time
+_MOST_SAMPLES = 2**22  # that are read at a time where nothing says how many there are
 _WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, fmt and data, nothing else: 44 bytes
 
-# Headers written to a pipe declare a length near the largest integer: no claim to be checked.
-_OPEN_ENDED_BYTES = 0x7FF0_0000
-_OGG_PAGE_HEADER_BYTES = 27
-_OGG_END_OF_STREAM = 0x04
-
-
-class AudioError(ValueError):
-    """One recording cannot be used; the message names it, says why, and what to do."""
+# Of the power that channels have together, what their sum keeps at least: all of it where they have
+# nothing in common. Less is left of a channel and its inversion (a wrongly wired cable).
+_LEAST_POWER = 0.02
 
 
 class Decoded(NamedTuple):
-    """A decoded and checked recording: `waveform` [S] float32, and what the file holds."""
+    """A decoded and checked recording: `waveform` [S] float32, and what the file holds.
+
+    `missing` samples at the end are claimed by the header, but not there; `has_true_header` is
+    False where other programs may not read the whole file.
+    """
 
     waveform: np.ndarray
     sample_rate: int
     num_channels: int
+    missing: int
+    has_true_header: bool
 
 
-def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
+class _Stored(NamedTuple):
+    """Samples [S] or [S, C], int16 or float32, and the rest as in `Decoded`."""
+
+    samples: np.ndarray
+    sample_rate: int
+    missing: int = 0
+    has_true_header: bool = True
+
+
+def decode(source: Source, *, name: str) -> Decoded:
     """Decodes a recording as a whole, checks it, and mixes its channels down.
 
     Args:
@@ -51,23 +61,27 @@ def decode(source: bytes | str | os.PathLike, *, name: str) -> Decoded:
       name: how errors call it.
 
     Returns:
-      waveform [S] float32 (full scale is 1), its sample rate in Hz, its number of channels.
+      waveform [S] float32 (full scale is 1), its sample rate in Hz, its number of channels, and
+      whether its header says its length.
 
     Raises:
-      AudioError: the file is empty, not audio, truncated or corrupt, or holds no samples, NaN or
-        infinite samples, or silence.
+      AudioError: the file is empty, not audio, truncated or corrupt, holds no samples, NaN or
+        infinite samples, or silence, or its channels cancel each other.
     """
-    samples, sample_rate = decode_samples(source, name=name)
-    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
-    if samples.dtype == np.int16:
-        samples = np.multiply(samples, np.float32(1 / _FULL_SCALE), dtype=np.float32)
-    waveform = samples if num_channels == 1 else samples.mean(axis=1, dtype=np.float32)
-    if num_channels > 1:
-        check(waveform, name=name)  # channels may cancel each other
-    return Decoded(waveform, sample_rate, num_channels)
+    with explained(name):
+        samples, sample_rate, missing, has_true_header = _decode(source, name=name)
+        if samples.dtype == np.int16:
+            samples = np.multiply(samples, np.float32(1 / _FULL_SCALE), dtype=np.float32)
+        num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+        mix = Mix()
+        waveform = mix.down(samples)
+        mix.check(name=name)
+        if num_channels > 1:
+            check(waveform, name=name)
+        return Decoded(waveform, sample_rate, num_channels, missing, has_true_header)
 
 
-def decode_samples(source: bytes | str | os.PathLike, *, name: str) -> tuple[np.ndarray, int]:
+def decode_samples(source: Source, *, name: str) -> tuple[np.ndarray, int]:
     """Decodes a recording as a whole and checks it; as `decode`, but leaves the samples as stored.
 
     Args:
@@ -79,31 +93,66 @@ def decode_samples(source: bytes | str | os.PathLike, *, name: str) -> tuple[np.
       FLAC or WAV, else float32 (full scale is 1); their rate in Hz.
 
     Raises:
-      AudioError: as `decode`.
+      AudioError: as `decode`, but channels are not compared.
     """
-    content = source if isinstance(source, bytes) else _read_bytes(source, name=name)
-    if not content:
-        raise AudioError(f"{name}: the file is empty (0 bytes). Copy it again or delete it.")
-    if content.startswith(b"RIFF") and (samples := _read_pcm16(content)) is not None:
-        check(samples, name=name)
-        return samples, SAMPLE_RATE
-    import soundfile
+    with explained(name):
+        found = _decode(source, name=name)
+        return found.samples, found.sample_rate
 
-    try:
-        with _opened(content) as source, soundfile.SoundFile(source, closefd=False) as file:
-            lossless = file.format in ("FLAC", "WAV") and file.subtype == "PCM_16"
-            samples = file.read(dtype="int16" if lossless else "float32")  # [S] or [S, C]
-            declared, log, sample_rate = file.frames, file.extra_info, file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError(
-            f"{name}: libsndfile cannot decode its {len(content):,} bytes "
-            f"({_without_path(str(error))}): the file is truncated, corrupt or not audio. "
-            "Copy it again, or convert it to FLAC."
-        ) from None
-    if missing := missing_part(content, log=log, num_read=len(samples), num_declared=declared):
-        raise AudioError(f"{name}: the file is truncated ({missing}). Copy it again.")
+
+def _decode(source: Source, *, name: str) -> _Stored:
+    """Decodes a recording as a whole and checks its samples."""
+    if isinstance(source, bytes) and (samples := _read_pcm16(source)) is not None:
+        check(samples, name=name)
+        return _Stored(samples, SAMPLE_RATE)
+    with opened(source, name=name) as sound:
+        # one more than there should be: the block is not full, and the last
+        size = _MOST_SAMPLES if sound.num_samples is None else sound.num_samples + 1
+        blocks = list(sound.blocks(size, dtype="int16" if sound.is_pcm16 else "float32"))
+        samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        missing = sound.missing(name)
     check(samples, name=name)
-    return samples, sample_rate
+    return _Stored(samples, sound.sample_rate, missing, sound.has_true_header)
+
+
+class Mix:
+    """The mean of a recording's channels, made block by block; tells whether they cancel."""
+
+    def __init__(self) -> None:
+        self._count, self._sums, self._squares = 0, 0.0, 0.0  # of all channels and, last, their sum
+
+    def down(self, samples: np.ndarray) -> np.ndarray:
+        """Mixes a block [S] or [S, C] down to [S] float32."""
+        if samples.ndim == 1:
+            return samples
+        for start in range(0, len(samples), _MIX_SAMPLES):
+            part = samples[start : start + _MIX_SAMPLES].astype(np.float64)
+            with np.errstate(invalid="ignore"):  # not finite: `check` of the samples says it
+                part = np.concatenate([part, part.sum(axis=1, keepdims=True)], axis=1)
+                self._sums += part.sum(axis=0)
+                self._squares += np.einsum("sc,sc->c", part, part)
+        self._count += len(samples)
+        return samples.mean(axis=1, dtype=np.float32)
+
+    def check(self, *, name: str) -> None:
+        """Refuses channels that cancel each other; after the last block.
+
+        Args:
+          name: how errors call the recording.
+
+        Raises:
+          AudioError: their sum has next to none of the power that they have together.
+        """
+        if not self._count:
+            return
+        with np.errstate(invalid="ignore"):
+            *powers, left = self._squares / self._count - np.square(self._sums / self._count)
+        if left < _LEAST_POWER * sum(powers):
+            raise AudioError(
+                f"{name}: its {len(powers)} channels cancel each other: mixed down they are "
+                f"silent, or nearly ({max(left, 0.0) / sum(powers):.2%} of their power is left). "
+                "One may be the other inverted: keep one of them, and write the file again."
+            )
 
 
 def check(waveform: np.ndarray, *, name: str) -> None:
@@ -117,7 +166,7 @@ def check(waveform: np.ndarray, *, name: str) -> None:
       AudioError: no samples, NaN or infinite samples, or all samples equal (silence).
     """
     if waveform.size == 0:
-        raise AudioError(f"{name}: the file holds no samples. Delete it or record it again.")
+        raise AudioError(f"{name}: there are no samples. Record it again.")
     lowest, highest = waveform.min(), waveform.max()  # NaN if there is one
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         num_bad = int(waveform.size - np.isfinite(waveform).sum())
@@ -154,12 +203,15 @@ def to_16khz(waveform: np.ndarray, *, sample_rate: int) -> np.ndarray:
     return resampled.astype(np.float32, copy=False)
 
 
-def load(source: bytes | str | os.PathLike, *, name: str) -> np.ndarray:
+def load(
+    source: Source, *, name: str, on_missing: Callable[[float], None] | None = None
+) -> np.ndarray:
     """Decodes and checks a recording, and brings it to 16 kHz mono.
 
     Args:
       source: the bytes of an audio file, or its path.
       name: how errors call it.
+      on_missing: called with the seconds that are missing at the end, where a few samples are.
 
     Returns:
       [S] float32 at 16 kHz, full scale 1, not normalised.
@@ -168,7 +220,18 @@ def load(source: bytes | str | os.PathLike, *, name: str) -> np.ndarray:
       AudioError: as `decode`.
     """
     decoded = decode(source, name=name)
-    return to_16khz(decoded.waveform, sample_rate=decoded.sample_rate)
+    if decoded.missing and on_missing:
+        on_missing(decoded.missing / decoded.sample_rate)
+    with explained(name):
+        return to_16khz(decoded.waveform, sample_rate=decoded.sample_rate)
+
+
+def missing_note(seconds: Collection[float]) -> str:
+    """What to say of recordings at whose ends so many seconds are missing."""
+    return (
+        f"{len(seconds)} recordings end before the length in their headers, by "
+        f"{max(seconds) * 1000:.2g} ms at most, and are kept"
+    )
 
 
 def normalise(
@@ -250,62 +313,9 @@ def _wav_header(num_bytes: int) -> bytes:
 def _read_pcm16(content: bytes) -> np.ndarray | None:
     """Samples [S] int16 of what `encode_pcm16` wrote, whole; None for any other file."""
     num_bytes = len(content) - _WAV_HEADER.size
-    if num_bytes < 0 or num_bytes % 2 or num_bytes >= _OPEN_ENDED_BYTES:
+    if num_bytes <= 0 or num_bytes % 2 or num_bytes >= 2**31:
         return None
     if content[: _WAV_HEADER.size] != _wav_header(num_bytes):
         return None
     samples = np.frombuffer(content, "<i2", offset=_WAV_HEADER.size)
     return samples.astype(np.int16, copy=False)
-
-
-@contextlib.contextmanager
-def _opened(content: bytes) -> Iterator[int | io.BytesIO]:
-    """What libsndfile reads: a descriptor where the system has files in memory.
-
-    From a BytesIO every block would take Python's lock: 15 % less audio a second with two threads.
-    """
-    if not hasattr(os, "memfd_create"):
-        yield io.BytesIO(content)
-        return
-    with open(os.memfd_create("audio"), "w+b") as file:
-        file.write(content)
-        file.seek(0)
-        yield file.fileno()
-
-
-def _read_bytes(path: str | os.PathLike, *, name: str) -> bytes:
-    """Reads a file, or says as an AudioError why it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise AudioError(
-            f"{name}: cannot be read ({error.strerror}). Check the file and its permissions."
-        ) from None
-
-
-def _without_path(message: str) -> str:
-    """Cuts "Error opening <object at 0x...>: reason" down to its reason."""
-    return message.rsplit(": ", 1)[-1].strip().rstrip(".")
-
-
-def missing_part(content: bytes, *, log: str, num_read: int, num_declared: int) -> str:
-    """Says which part of a file is missing, or '' if it is whole.
-
-    `content` may leave out the middle of the file; `log` is libsndfile's, the numbers are samples.
-
-    libsndfile opens a truncated wav, ogg or mp3 without complaint and returns fewer samples: what
-    the header claims is compared with what is there.
-    """
-    if num_read < num_declared:
-        return f"{num_read} of {num_declared} samples"
-    for declared, found in re.findall(r"(\d+) \(should be (\d+)\)", log):
-        if int(found) + 1 < int(declared) < _OPEN_ENDED_BYTES:  # 1: a missing padding byte
-            return f"{found} of {declared} bytes"
-    if content.startswith(b"OggS"):
-        page = content[content.rfind(b"OggS") :]
-        if len(page) < _OGG_PAGE_HEADER_BYTES or not page[5] & _OGG_END_OF_STREAM:
-            return "its last Ogg page does not end the stream"
-        segments_end = _OGG_PAGE_HEADER_BYTES + page[26]
-        if len(page) < segments_end + sum(page[_OGG_PAGE_HEADER_BYTES:segments_end]):
-            return "its last Ogg page is incomplete"
-    return ""

@@ -1,8 +1,8 @@
 """Checks every file of a source in parallel, and remembers the results in a journal.
 
-A file that is 16 kHz mono is left as it is; a part of a file, another rate or several channels are
-converted to 16 kHz mono FLAC here, once. Results are appended to the journal as they come, so that
-a killed run goes on where it stopped.
+A file that is 16 kHz mono is left as it is; a part of a file, another rate, several channels, and
+what has no true length in its header are converted to 16 kHz mono FLAC here, once. Results are
+appended to the journal as they come, so that a killed run goes on where it stopped.
 """
 
 import collections
@@ -22,7 +22,7 @@ from dinosr_jax.data import audio
 from dinosr_jax.data.sources import INDEX_NAME, AudioFile, Source, SourceError
 
 MIN_SAMPLES = 400  # the receptive field of one frame
-_JOURNAL_FORMAT = 1
+_JOURNAL_FORMAT = 2
 _AHEAD_PER_WORKER = 8
 
 Item = TypeVar("Item")
@@ -34,12 +34,13 @@ class Verdict(NamedTuple):
 
     `reasons` says why an utterance is left out ('' if it is not), `num_samples` counts at 16 kHz,
     `spans` are (first byte, number of bytes) in the converted file, or None if the file's own bytes
-    are stored.
+    are stored. `missing_seconds` at the end of the file are claimed by its header, but not there.
     """
 
     reasons: tuple[str, ...]
     num_samples: tuple[int, ...]
     spans: tuple[tuple[int, int], ...] | None
+    missing_seconds: float = 0.0
 
 
 def check_source(
@@ -132,16 +133,18 @@ def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
     """Decodes a file as a whole, checks its utterances, and converts them where that is needed."""
     num_utterances = len(file.utterances)
     try:
-        waveform, sample_rate, num_channels = audio.decode(folder / file.path, name=file.path)
+        found = audio.decode(folder / file.path, name=file.path)
     except audio.AudioError as error:
         return Verdict((_reason(error, file.path),) * num_utterances, (0,) * num_utterances, None)
     reasons, lengths, flacs = [], [], []
-    as_is = file.utterances[0].segment is None and (sample_rate, num_channels) == (16_000, 1)
+    waveform, sample_rate = found.waveform, found.sample_rate
+    as_is = file.utterances[0].segment is None and (sample_rate, found.num_channels) == (16_000, 1)
+    as_is = as_is and found.has_true_header and not found.missing
     for utterance in file.utterances:
         part, segment = waveform, utterance.segment
         if segment is not None:
             end = segment.start_sample + segment.num_samples
-            if end > len(waveform):
+            if end > len(waveform) + found.missing:
                 raise SourceError(
                     f"{folder / INDEX_NAME}, line {segment.line}: ends at sample {end} of "
                     f"{file.path}, which has {len(waveform)}. Correct start_sample or num_samples."
@@ -153,8 +156,9 @@ def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
             if num_samples < MIN_SAMPLES:
                 reason = f"too short: {num_samples} samples at 16 kHz, a frame needs {MIN_SAMPLES}"
             elif not as_is:
-                part = audio.to_16khz(np.ascontiguousarray(part), sample_rate=sample_rate)
-                flac, num_samples = audio.encode_flac(part), len(part)
+                with audio.explained(file.path):
+                    part = audio.to_16khz(np.ascontiguousarray(part), sample_rate=sample_rate)
+                    flac, num_samples = audio.encode_flac(part), len(part)
         except audio.AudioError as error:
             reason = _reason(error, utterance.id)
         reasons.append(reason)
@@ -162,12 +166,13 @@ def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
         flacs.append(flac)
     if as_is:
         return Verdict(tuple(reasons), tuple(lengths), None)
+    missing_seconds = found.missing / sample_rate
     partial = converted.with_suffix(".partial")
     partial.write_bytes(b"".join(flacs))
     partial.replace(converted)
     ends = list(itertools.accumulate(map(len, flacs)))
     spans = tuple((end - len(flac), len(flac)) for end, flac in zip(ends, flacs, strict=True))
-    return Verdict(tuple(reasons), tuple(lengths), spans)
+    return Verdict(tuple(reasons), tuple(lengths), spans, missing_seconds)
 
 
 def _reason(error: audio.AudioError, name: str) -> str:
@@ -180,12 +185,12 @@ def _read_journal(path: Path) -> dict[str, Verdict]:
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                journal_format, key, reasons, num_samples, spans = json.loads(line)
+                journal_format, key, reasons, num_samples, spans, missing = json.loads(line)
             except ValueError:
                 continue
             if journal_format == _JOURNAL_FORMAT:
                 spans = spans and tuple((first, size) for first, size in spans)
-                known[key] = Verdict(tuple(reasons), tuple(num_samples), spans)
+                known[key] = Verdict(tuple(reasons), tuple(num_samples), spans, missing)
     return known
 
 

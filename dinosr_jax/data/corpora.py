@@ -30,6 +30,7 @@ from dinosr_jax.data.sources import Source, SourceError, Utterance, read_source
 
 _NUM_SHOWN = 20
 SKIPPED_NAME = "skipped.tsv"
+MISSING_NAME = "missing_ends.tsv"
 SOURCE_NAME = "source.json"
 
 Encoding = Literal["original", "pcm16"]
@@ -51,9 +52,9 @@ class Checked(NamedTuple):
 class AudioFolder(tfds.core.GeneratorBasedBuilder):
     """Any folder of audio as a TFDS dataset of array_record files.
 
-    `speech` is the audio file's own bytes if it is 16 kHz mono, else 16-bit FLAC; with encoding
-    'pcm16' it is 16-bit samples in WAV. Decode it with `audio.decode` (TFDS' own decoder reads FLAC
-    only, and needs tensorflow_io).
+    `speech` is the audio file's own bytes if it is whole and 16 kHz mono, else 16-bit FLAC; with
+    encoding 'pcm16' it is 16-bit samples in WAV. Decode it with `audio.decode` (TFDS' own decoder
+    reads FLAC only, and needs tensorflow_io).
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -98,6 +99,7 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
         skipped = _skipped(self._checked)
         # Written here, in TFDS' temporary folder: they appear together with the records.
         write_skipped(Path(self.data_path), skipped)
+        _write_missing(Path(self.data_path), self._checked)
         origin = {
             "folder": str(source.folder),
             "fingerprint": source.fingerprint,
@@ -193,10 +195,18 @@ def prepare(
 def _usable(checked: Checked) -> Iterator[tuple]:
     """Yields (utterance, number of samples, whether it was converted) of what is written."""
     for file in checked.source.files:
-        reasons, lengths, spans = checked.verdicts[file.path]
+        reasons, lengths, spans, _ = checked.verdicts[file.path]
         for utterance, reason, length in zip(file.utterances, reasons, lengths, strict=True):
             if not reason:
                 yield utterance, length, spans is not None
+
+
+def _write_missing(folder: Path, checked: Checked) -> None:
+    """Lists the files that are kept though their headers claim more, if there are any."""
+    verdicts = [(file.path, checked.verdicts[file.path]) for file in checked.source.files]
+    rows = [(p, v.missing_seconds) for p, v in verdicts if v.missing_seconds and not all(v.reasons)]
+    if rows:
+        _write_table(folder / MISSING_NAME, [("file", "missing_seconds"), *rows])
 
 
 def _skipped(checked: Checked) -> list[tuple[str, str]]:
@@ -309,8 +319,9 @@ def _write(checked: Checked, *, data_dir: Path) -> None:
     Path(builder.data_dir).rename(folder)
     if any(converted) and checked.encoding == "original":
         print(
-            f"{sum(converted)} utterances were cut, mixed down or resampled and are stored as "
-            "16 kHz mono FLAC (16 bits); the others are stored as they are."
+            f"{sum(converted)} utterances were cut, mixed down or resampled, or had no true length "
+            "in their header, and are stored as 16 kHz mono FLAC (16 bits); the others are stored "
+            "as they are."
         )
 
 
@@ -323,17 +334,25 @@ def build_quietly(builder: tfds.core.DatasetBuilder) -> None:
 
 def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> None:
     """Writes (file or utterance, reason) of what is left out beside the records."""
-    with open(folder / SKIPPED_NAME, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, "excel-tab").writerows([("file", "reason"), *skipped])
+    _write_table(folder / SKIPPED_NAME, [("file", "reason"), *skipped])
 
 
 def read_skipped(folder: Path) -> list[tuple[str, str]]:
     """Reads what is left out; nothing where TFDS itself wrote the dataset."""
-    path = folder / SKIPPED_NAME
+    return _read_table(folder / SKIPPED_NAME)
+
+
+def _write_table(path: Path, rows: Sequence[tuple]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, "excel-tab").writerows(rows)
+
+
+def _read_table(path: Path) -> list[tuple[str, str]]:
+    """Rows below the header; none where there is no such file."""
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
-        return [(name, reason) for name, reason in list(csv.reader(file, "excel-tab"))[1:]]
+        return [(name, value) for name, value in list(csv.reader(file, "excel-tab"))[1:]]
 
 
 def _nothing_usable_message(checked: Checked) -> str:
@@ -354,6 +373,8 @@ def summary(folder: Path, *, data_dir: Path, dataset: str) -> str:
         lines += [f"  {path}: {reason}" for path, reason in skipped[:_NUM_SHOWN]]
         if len(skipped) > _NUM_SHOWN:
             lines.append(f"  ... and {len(skipped) - _NUM_SHOWN} more")
+    if missing := [float(seconds) for _, seconds in _read_table(folder / MISSING_NAME)]:
+        lines.append(f"{audio.missing_note(missing)} (all of them in {folder / MISSING_NAME})")
     speakers: set[str] = set()
     total_utterances, total_hours = 0, 0.0
     for split in split_names(data_dir, dataset=dataset):

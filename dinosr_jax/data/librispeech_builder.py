@@ -154,14 +154,18 @@ def _stored_bytes(speech: Any, *, name: str, encoding: Encoding) -> bytes:
       AudioError: it is damaged, too short, or not 16 kHz mono.
     """
     if isinstance(speech, np.ndarray):
-        content, waveform = b"", speech.astype(np.int16)
+        content, waveform, as_is = b"", speech.astype(np.int16), False
         audio.check(waveform, name=name)
     else:
         content = speech if isinstance(speech, bytes) else Path(speech).read_bytes()
-        waveform, sample_rate, num_channels = audio.decode(content, name=name)
-        if (sample_rate, num_channels) != (audio.SAMPLE_RATE, 1):
+        found = audio.decode(content, name=name)
+        waveform, as_is = found.waveform, found.has_true_header
+        if found.missing:  # LibriSpeech's own headers are right
+            raise audio.AudioError(f"{name}: truncated, {found.missing} samples are missing")
+        if (found.sample_rate, found.num_channels) != (audio.SAMPLE_RATE, 1):
             raise audio.AudioError(
-                f"{name}: {sample_rate} Hz with {num_channels} channels, expected 16000 Hz mono"
+                f"{name}: {found.sample_rate} Hz with {found.num_channels} channels, expected "
+                "16000 Hz mono"
             )
     if len(waveform) < MIN_SAMPLES:
         raise audio.AudioError(
@@ -169,7 +173,8 @@ def _stored_bytes(speech: Any, *, name: str, encoding: Encoding) -> bytes:
         )
     if encoding == "pcm16":
         return audio.encode_pcm16(waveform)
-    return content if content.startswith(b"fLaC") else audio.encode_flac(waveform)
+    as_is = as_is and content.startswith(b"fLaC")
+    return content if as_is else audio.encode_flac(waveform)
 
 
 def _earlier_examples(origin: Origin) -> Iterator[tuple[str, dict]]:

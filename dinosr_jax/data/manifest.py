@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from absl import logging
 
 from dinosr_jax.data.audio import SAMPLE_RATE
 from dinosr_jax.data.checking import map_in_threads
+from dinosr_jax.data.decoder import AudioError, opened
 
 CACHE_NAME = "manifest_{split}.tsv"
 _CHUNK_RECORDS = 64  # read at a time
@@ -341,11 +341,10 @@ def _num_samples(features) -> int:
     """The stored length, else what the header of the audio tells; 0 if that is damaged."""
     if "num_samples" in features:
         return features["num_samples"].int64_list.value[0]
-    import soundfile
-
     try:
-        return soundfile.info(io.BytesIO(features["speech"].bytes_list.value[0])).frames
-    except soundfile.LibsndfileError:
+        with opened(features["speech"].bytes_list.value[0], name="") as sound:
+            return sound.num_samples or sum(map(len, sound.blocks(2**20, dtype="float32")))
+    except AudioError:
         return 0
 
 

@@ -11,7 +11,7 @@ Shapes: B batch, S samples, T frames, D model.
 import collections
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -143,7 +143,7 @@ class Forward:
         return max(1, self.budget // rung) * self.mesh.size
 
     def submit(self, waveforms: Sequence[np.ndarray]) -> Any:
-        """Starts to compute a batch; returns arrays on the devices, [rows, T, ...]."""
+        """Starts to compute a batch; returns arrays [rows, T, ...], and which frames are finite."""
         rung = self.ladder.rung(max(map(len, waveforms)))
         rows = self.mesh.size
         while rows < len(waveforms):
@@ -180,7 +180,9 @@ def _compile(config: Any, depth: int, compute: Callable, mesh: Any) -> Callable:
         with jax.default_matmul_precision("highest"):
             x = _project(model, params, waveforms, padded)
             found = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
-            return compute(arrays, found, padded)
+            # what is not finite in one layer is not finite in those above
+            finite = jnp.isfinite(found.output).all(axis=-1) | padded
+            return compute(arrays, found, padded), finite
 
     return sharding.jit_inference(mesh, forward)
 
@@ -223,6 +225,7 @@ def run(
     lengths: Lengths = "fixed",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, float], None] = lambda done, total: None,
+    missing: MutableMapping[str, float] | None = None,
 ) -> Iterator[Part]:
     """Computes recordings, the longest first.
 
@@ -230,30 +233,31 @@ def run(
       forward: What to compute.
       recordings: In any order; the results do not depend on it.
       on_bad: Called with a recording that cannot be used, and the reason; may raise. First with
-        those that cannot be read at all, in the given order; damage further inside shows when
-        they are decoded, the longest first.
+        those that cannot be read at all, in the given order; damage further inside, or features
+        that are not finite, show when they are computed, the longest first.
       lengths: What batches are padded to: 'fixed' serves any later call without compiling again,
         'fitted' to these recordings pads them less.
       say: Called once with what is resampled and mixed down, if anything is.
       progress: Called with the seconds of audio that more are done, and the total.
+      missing: Gets the seconds that recordings, by name, end too early; None says it at the end.
 
     Yields:
       `Part`s; those of one recording in the order of their frames. A recording that turns out to
-      be bad yields none.
+      be bad yields none, or none of its last.
     """
-    batch: list[_Piece] = []
-    running: collections.deque = collections.deque()
+    batch, running = [], collections.deque()
     ordered = streams.by_length(recordings, on_bad=on_bad, num_workers=forward.options.num_workers)
-    for note in streams.notes([header for _, header in ordered if header]):
+    for note in streams.notes([header for _, header in ordered]):
         say(note)
-    known = [header.num_samples for _, header in ordered if header]
+    known = [header.num_samples for _, header in ordered]
+    short = {} if missing is None else missing
     forward.ladder.fit(known if lengths == "fitted" else ())
     total = sum(known) / audio.SAMPLE_RATE
     progress(0.0, total)
-    pieces = _pieces(forward, ordered, on_bad)
+    pieces, bad = _pieces(forward, ordered, on_bad, short), set()
 
     def fetch() -> Iterator[Part]:
-        for part in _fetch(*running.popleft()):
+        for part in _fetch(*running.popleft(), bad, on_bad):
             yield part
             progress(_length(part) / part.num_frames * part.num_samples / audio.SAMPLE_RATE, total)
 
@@ -271,6 +275,8 @@ def run(
             yield from fetch()
     finally:
         pieces.close()
+    if short and missing is None:
+        say(streams.missing_note(short))
 
 
 def _fits(forward: Forward, batch: list[_Piece], piece: _Piece) -> bool:
@@ -280,11 +286,23 @@ def _fits(forward: Forward, batch: list[_Piece], piece: _Piece) -> bool:
     return own <= rung <= 2 * own and len(batch) < forward.rows(rung)
 
 
-def _fetch(batch: list[_Piece], found: Any) -> Iterator[Part]:
-    host = jax.tree.map(np.asarray, found)
+def _fetch(batch: list[_Piece], found: Any, bad: set[str], on_bad: Bad) -> Iterator[Part]:
+    """Parts of a batch; `bad` gets, by id, recordings whose features are not finite."""
+    host, finite = jax.tree.map(np.asarray, found)
     for row, piece in enumerate(batch):
+        if piece.recording.id in bad:
+            continue
         # copied: a part must not keep the whole batch in memory
         arrays = jax.tree.map(lambda x, r=row, p=piece: x[r, p.start : p.stop].copy(), host)
+        good = [np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)]
+        if not (all(good) and finite[row, piece.start : piece.stop].all()):
+            bad.add(piece.recording.id)
+            on_bad(
+                piece.recording,
+                f"{piece.recording.name}: the network gives features that are not finite, its "
+                "parameters may be damaged: take another checkpoint (RUN/checkpoints/STEP)",
+            )
+            continue
         counts = (piece.first, piece.num_frames, piece.num_samples)
         yield Part(piece.recording, arrays, *counts, ends_batch=row + 1 == len(batch))
 
@@ -293,6 +311,8 @@ def whole(parts: Iterable[Part]) -> Iterator[Part]:
     """Joins the parts of a recording; it ends a batch where no other recording is half computed."""
     held: dict[str, list[Part]] = {}
     for part in parts:
+        if part.recording.id not in held:
+            held.clear()  # of a recording that turned out to be bad
         held.setdefault(part.recording.id, []).append(part)
         if part.first + _length(part) == part.num_frames:
             found = held.pop(part.recording.id)
@@ -309,7 +329,9 @@ def _length(part: Part) -> int:
     return len(jax.tree.leaves(part.arrays)[0])
 
 
-def _pieces(forward: Forward, pairs: list, on_bad: Bad) -> Iterator[_Piece]:
+def _pieces(
+    forward: Forward, pairs: list, on_bad: Bad, missing: MutableMapping[str, float]
+) -> Iterator[_Piece]:
     """Decoded audio, a bounded number of recordings ahead."""
     options = forward.options
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
@@ -317,13 +339,15 @@ def _pieces(forward: Forward, pairs: list, on_bad: Bad) -> Iterator[_Piece]:
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     waiting: collections.deque = collections.deque()
 
-    def prepare(recording: Recording, header: streams.Header | None) -> np.ndarray | streams.Scan:
-        if header is not None and header.num_samples > longest:
-            return streams.scan(recording)
-        waveform = recording.load()
-        if len(waveform) > longest:  # the header said nothing, or something else
-            return streams.scan(recording)
-        return audio.normalise(waveform)
+    def prepare(recording: Recording, header: streams.Header) -> np.ndarray | streams.Scan:
+        keep = lambda seconds: missing.update({recording.name: seconds})
+        with audio.explained(recording.name):
+            if header.num_samples > longest:
+                return streams.scan(recording, on_missing=keep)
+            waveform = recording.load(on_missing=keep)
+            if len(waveform) > longest:  # the header said something else
+                return streams.scan(recording)
+            return audio.normalise(waveform)
 
     try:
         ordered = iter(pairs)
@@ -357,9 +381,9 @@ def _cut(forward: Forward, recording: Recording, ready: Any) -> Iterator[_Piece]
         for seconds in (forward.options.chunk_seconds, forward.options.overlap_seconds)
     )
     overlap = max(overlap, -(-2 * forward.field // forward.hop) * forward.hop)
-    starts = chunk_starts(samples, chunk=chunk, overlap=overlap, hop=forward.hop)
+    starts = streams.chunk_starts(samples, chunk=chunk, overlap=overlap, hop=forward.hop)
     first = 0
-    for start, wave in zip(starts, _windows(recording, starts, chunk), strict=True):
+    for start, wave in zip(starts, streams.windows(recording, starts, chunk), strict=True):
         begin = start // forward.hop
         if start == starts[-1]:
             last = frames
@@ -369,23 +393,3 @@ def _cut(forward: Forward, recording: Recording, ready: Any) -> Iterator[_Piece]
         wave = (wave - ready.mean) * ready.factor
         yield _Piece(recording, wave, first - begin, last - begin, first, frames, samples)
         first = last
-
-
-def chunk_starts(samples: int, *, chunk: int, overlap: int, hop: int) -> list[int]:
-    """First samples of the chunks, multiples of `hop`; the last chunk ends with the recording."""
-    if samples <= chunk:
-        return [0]
-    step = chunk - overlap
-    starts = list(range(0, samples - chunk, step))
-    return [*starts, -(-(samples - chunk) // hop) * hop]
-
-
-def _windows(recording: Recording, starts: list[int], chunk: int) -> Iterator[np.ndarray]:
-    """Audio of the chunks, read block by block."""
-    held, offset = np.zeros(0, np.float32), 0
-    source = streams.blocks(recording)
-    for start in starts:
-        while offset + len(held) < start + chunk and (block := next(source, None)) is not None:
-            held = np.concatenate([held, block])
-        held, offset = held[start - offset :], start
-        yield held[:chunk]

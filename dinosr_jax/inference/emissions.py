@@ -61,19 +61,13 @@ def parts(
       **run: `say` and `progress` of `batches.run`.
 
     Raises:
-      ValueError: The network was not fine-tuned, or its parameters are not finite.
+      ValueError: The network was not fine-tuned.
     """
     check_recogniser(model)
     depth, arrays = model.config.model.num_layers, model.params["output"]
     emit = Emit(len(model.vocabulary.symbols))
     forward = batches.Forward(model, emit, depth=depth, arrays=arrays, options=options)
-    for part in batches.whole(batches.run(forward, recordings, on_bad=on_bad, **run)):
-        if not np.isfinite(part.arrays).all():
-            raise ValueError(
-                f"{part.recording.name}: {model.path or 'the network'} gives numbers that are not "
-                "finite; its parameters are damaged: take another checkpoint (RUN/checkpoints/STEP)"
-            )
-        yield part
+    yield from batches.whole(batches.run(forward, recordings, on_bad=on_bad, **run))
 
 
 def emissions(

@@ -216,10 +216,20 @@ def _write(
     say: Callable[[str], None],
 ) -> int:
     """Computes and writes; returns how many recordings."""
-    written, files = 0, {}
+    written, files, bad = 0, {}, set()
     try:
         how = {"on_bad": on_bad, "say": say, "progress": progress}
         for part in batches.run(forward, recordings, lengths="fitted", **how):
+            largest = max(np.abs(array).max() for array in part.arrays)
+            if largest > np.finfo(dtype).max and part.recording.id not in bad:
+                bad.add(part.recording.id)
+                on_bad(
+                    part.recording,
+                    f"{part.recording.name}: its features reach {largest:.3g}, {dtype} ends at "
+                    f"{np.finfo(dtype).max:.3g}: use --dtype=float32",
+                )
+            if part.recording.id in bad:
+                continue
             if part.first == 0:
                 shapes = [(part.num_frames, *array.shape[1:]) for array in part.arrays]
                 opened = zip(places.of(part.recording.id), shapes, strict=True)
@@ -232,8 +242,7 @@ def _write(
                 for file in files.pop(part.recording.id):
                     file.close()
                 written += 1
-    except BaseException as error:
+    finally:  # of what failed, or turned out to be bad in a later part
         for file in [file for group in files.values() for file in group]:
             file.discard()
-        raise error
     return written

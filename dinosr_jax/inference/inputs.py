@@ -29,12 +29,12 @@ class Recording(NamedTuple):
     source: Path | Callable[[], bytes] | np.ndarray
     num_samples: int | None = None
 
-    def load(self) -> np.ndarray:
-        """Decodes it: [S] float32 at 16 kHz, checked; raises AudioError."""
+    def load(self, *, on_missing: Callable[[float], None] | None = None) -> np.ndarray:
+        """Decodes it: [S] float32 at 16 kHz, checked; raises AudioError; as `audio.load`."""
         if isinstance(self.source, np.ndarray):
             audio.check(self.source, name=self.name)
             return self.source
-        return audio.load(self.read(), name=self.name)
+        return audio.load(self.read(), name=self.name, on_missing=on_missing)
 
     def read(self) -> bytes | Path:
         """What `audio.decode` takes; raises AudioError where it is not an ordinary file."""

@@ -254,7 +254,7 @@ def as_mono(waveform: Any, *, name: str) -> np.ndarray:
     """[S] float32 of [S] or [S, C], in floating point or integers (scaled to full scale 1).
 
     Raises:
-      AudioError: Another shape or type; more channels than samples; NaN, silence.
+      AudioError: Another shape or type; more channels than samples; channels that cancel.
     """
     array = np.asarray(waveform)
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
@@ -271,8 +271,10 @@ def as_mono(waveform: Any, *, name: str) -> np.ndarray:
         info = np.iinfo(array.dtype)
         middle = 0 if array.dtype.kind == "i" else (info.max + 1) // 2
         array = (array.astype(np.float64) - middle) / (info.max + 1 - middle)
-    array = array.astype(np.float32)
-    return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
+    mix = audio.Mix()
+    wave = mix.down(array.astype(np.float32))
+    mix.check(name=name)
+    return wave
 
 
 def load(path: str | Path, *, heads: int | None = None) -> Model:

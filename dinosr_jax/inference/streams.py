@@ -4,43 +4,45 @@ Shapes: S samples, C channels.
 """
 
 import concurrent.futures
-import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dinosr_jax.data import audio
+from dinosr_jax.data.decoder import opened
 from dinosr_jax.inference.inputs import Bad, Recording
 
 _BLOCK_SECONDS = 30
+_NUM_NAMED = 20
 
 
 class Header(NamedTuple):
-    """What the header of a file says; `num_samples` is the length at 16 kHz."""
+    """What the header of a file says, or decoding it where it says no length; at 16 kHz."""
 
     num_samples: int
     sample_rate: int
     num_channels: int
 
 
-def read_header(recording: Recording) -> Header | None:
-    """The header of a recording, or None where there is none that libsndfile reads."""
+def read_header(recording: Recording) -> Header:
+    """The header of a recording.
+
+    Raises:
+      AudioError: It cannot be opened, or holds no samples.
+    """
     if isinstance(recording.source, np.ndarray):
         return Header(len(recording.source), audio.SAMPLE_RATE, 1)
     if callable(recording.source) and recording.num_samples is not None:
         return Header(recording.num_samples, audio.SAMPLE_RATE, 1)
-    import soundfile
-
-    try:
-        info = soundfile.info(_opened(recording))
-    except (audio.AudioError, RuntimeError, OSError):
-        return None
-    if info.samplerate <= 0 or not 0 <= info.frames < 2**48:
-        return None
-    length = -(-info.frames * audio.SAMPLE_RATE // info.samplerate)
-    return Header(length, info.samplerate, info.channels)
+    with opened(recording.read(), name=recording.name) as sound:
+        rate, count = sound.sample_rate, sound.num_samples
+        if not count:
+            block = _BLOCK_SECONDS * rate
+            count = sum(len(samples) for samples in sound.blocks(block, dtype="float32"))
+            sound.missing(recording.name)
+        return Header(-(-count * audio.SAMPLE_RATE // rate), rate, sound.num_channels)
 
 
 class Scan(NamedTuple):
@@ -51,14 +53,18 @@ class Scan(NamedTuple):
     factor: np.float32
 
 
-def scan(recording: Recording) -> Scan:
+def scan(recording: Recording, *, on_missing: Callable[[float], None] | None = None) -> Scan:
     """Reads a recording once, block by block, for its statistics; as `audio.normalise` has them.
+
+    Args:
+      recording: What to read.
+      on_missing: As `audio.load`.
 
     Raises:
       AudioError: It is truncated, corrupt, silent, NaN, ...
     """
     count, total, squares, lowest, highest = 0, 0.0, 0.0, np.inf, -np.inf
-    for block in blocks(recording):
+    for block in blocks(recording, on_missing=on_missing):
         if not np.isfinite(block).all():
             audio.check(block, name=recording.name)
         wide = block.astype(np.float64)
@@ -74,49 +80,61 @@ def scan(recording: Recording) -> Scan:
     return Scan(count, np.float32(mean), np.float32(factor))
 
 
-def blocks(recording: Recording) -> Iterator[np.ndarray]:
+def blocks(
+    recording: Recording, *, on_missing: Callable[[float], None] | None = None
+) -> Iterator[np.ndarray]:
     """Decodes a recording: [S] float32 at 16 kHz, mixed down, half a minute at a time.
 
+    Args:
+      recording: What to read.
+      on_missing: As `audio.load`.
+
     Raises:
-      AudioError: It cannot be decoded, or ends too early.
+      AudioError: It cannot be decoded, ends too early, or its channels cancel each other.
     """
     if isinstance(recording.source, np.ndarray):
         size = _BLOCK_SECONDS * audio.SAMPLE_RATE
         wave = recording.source
         yield from (wave[start : start + size] for start in range(0, len(wave), size))
         return
-    import soundfile
+    with opened(recording.read(), name=recording.name) as sound:
+        rate, read, given, mix = sound.sample_rate, 0, 0, audio.Mix()
+        resample = _resampler(rate)
+        for block in sound.blocks(_BLOCK_SECONDS * rate, dtype="float32"):
+            read += len(block)
+            ready = resample(mix.down(block), False)
+            given += len(ready)
+            if len(ready):
+                yield ready
+        ready = resample(np.zeros(0, np.float32), True)
+        rest = max(-(-read * audio.SAMPLE_RATE // rate) - given, 0)  # as many as `to_16khz` gives
+        ready = np.pad(ready[:rest], (0, max(rest - len(ready), 0)))
+        if len(ready):
+            yield ready
+        missing = sound.missing(recording.name)
+        mix.check(name=recording.name)
+    if missing and on_missing:
+        on_missing(missing / rate)
 
-    source = _opened(recording)
-    try:
-        with soundfile.SoundFile(source) as file:
-            rate, read, given = file.samplerate, 0, 0
-            resample = _resampler(rate)
-            while True:
-                block = file.read(_BLOCK_SECONDS * rate, dtype="float32", always_2d=True)
-                read += len(block)
-                mono = block[:, 0] if block.shape[1] == 1 else block.mean(1, dtype=np.float32)
-                last = len(block) < _BLOCK_SECONDS * rate
-                ready = resample(mono, last)
-                if last:  # as many as `audio.to_16khz` gives
-                    rest = -(-read * audio.SAMPLE_RATE // rate) - given
-                    ready = np.pad(ready[:rest], (0, max(rest - len(ready), 0)))
-                given += len(ready)
-                if len(ready):
-                    yield ready
-                if last:
-                    break
-            log, declared = file.extra_info, file.frames
-    except RuntimeError as error:
-        raise audio.AudioError(
-            f"{recording.name}: libsndfile cannot decode it ({str(error).rsplit(': ', 1)[-1]}): "
-            "the file is truncated, corrupt or not audio. Copy it again."
-        ) from None
-    missing = audio.missing_part(_ends(source), log=log, num_read=read, num_declared=declared)
-    if missing:
-        raise audio.AudioError(
-            f"{recording.name}: the file is truncated ({missing}). Copy it again."
-        )
+
+def chunk_starts(samples: int, *, chunk: int, overlap: int, hop: int) -> list[int]:
+    """First samples of the chunks, multiples of `hop`; the last chunk ends with the recording."""
+    if samples <= chunk:
+        return [0]
+    step = chunk - overlap
+    starts = list(range(0, samples - chunk, step))
+    return [*starts, -(-(samples - chunk) // hop) * hop]
+
+
+def windows(recording: Recording, starts: list[int], chunk: int) -> Iterator[np.ndarray]:
+    """Audio of the chunks, read block by block."""
+    held, offset = np.zeros(0, np.float32), 0
+    source = blocks(recording)
+    for start in starts:
+        while offset + len(held) < start + chunk and (block := next(source, None)) is not None:
+            held = np.concatenate([held, block])
+        held, offset = held[start - offset :], start
+        yield held[:chunk]
 
 
 def _resampler(rate: int):
@@ -128,41 +146,35 @@ def _resampler(rate: int):
     return lambda block, last: stream.resample_chunk(np.ascontiguousarray(block), last=last)
 
 
-def _opened(recording: Recording) -> bytes | io.BytesIO:
-    """Path or content; the path as bytes, since soundfile refuses names that are no UTF-8."""
-    source = recording.read()
-    return io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
-
-
-def _ends(source: bytes | io.BytesIO, *, size: int = 2**17) -> bytes:
-    """Start and end of a file, at most twice `size`."""
-    if isinstance(source, io.BytesIO):
-        return source.getvalue()
-    with open(source, "rb") as file:
-        start = file.read(size)
-        file.seek(max(os.path.getsize(source) - size, len(start)))
-        return start + file.read()
-
-
 def by_length(
     recordings: Iterable[Recording], *, on_bad: Bad, num_workers: int | None = None
-) -> list[tuple[Recording, Header | None]]:
-    """Recordings and their headers, longest first; those that load without a header last.
+) -> list[tuple[Recording, Header]]:
+    """Recordings and their headers, longest first.
 
     What cannot be read at all goes to `on_bad` before anything is computed, in the given order.
     """
+
+    def read(recording: Recording) -> Header | audio.AudioError:
+        try:
+            return read_header(recording)
+        except audio.AudioError as error:
+            return error
+
     recordings, usable = list(recordings), []
     with concurrent.futures.ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-        headers = list(pool.map(read_header, recordings))
+        headers = list(pool.map(read, recordings))
     for recording, header in zip(recordings, headers, strict=True):
-        try:
-            if header is None:
-                recording.load()
-        except (audio.AudioError, OSError) as error:
-            on_bad(recording, str(error))
-            continue
-        usable.append((recording, header))
-    return sorted(usable, key=lambda pair: -pair[1].num_samples if pair[1] else 1)
+        if isinstance(header, audio.AudioError):
+            on_bad(recording, str(header))
+        else:
+            usable.append((recording, header))
+    return sorted(usable, key=lambda pair: -pair[1].num_samples)
+
+
+def missing_note(missing: Mapping[str, float]) -> str:
+    """What to say of recordings, by name, at whose ends so many seconds are missing."""
+    names = ", ".join(sorted(missing)[:_NUM_NAMED]) + (", ..." if len(missing) > _NUM_NAMED else "")
+    return f"{audio.missing_note(missing.values())}: {names}"
 
 
 def notes(headers: Sequence[Header]) -> list[str]:

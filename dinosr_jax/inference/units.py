@@ -240,49 +240,50 @@ def compute(
         return
     ordered = streams.by_length(recordings, on_bad=on_bad, num_workers=options.num_workers)
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
-    is_long = lambda header: header is not None and header.num_samples > longest
+    is_long = lambda header: header.num_samples > longest
     # by id: the header of a recording may have said that it is short
     long = {recording.id: recording for recording, header in ordered if is_long(header)}
     short = [recording for recording, header in ordered if not is_long(header)]
-    seconds = sum(h.num_samples for _, h in ordered if h) / audio.SAMPLE_RATE
+    seconds = sum(h.num_samples for _, h in ordered) / audio.SAMPLE_RATE
+    missing: dict[str, float] = {}
     share = lambda part: lambda done, _: progress(done * part, seconds)
     for note in streams.notes([h for _, h in ordered if is_long(h)]):
         say(note)
-    for part in batches.run(forward, short, progress=share(1.0), **told):
+    for part in batches.run(forward, short, progress=share(1.0), missing=missing, **told):
         if len(part.arrays[0]) == part.num_frames:
             yield Utterance(part.recording, part.arrays, part.num_samples)
         else:
             long[part.recording.id] = part.recording
     for recording in long.values():
-        found = _in_two_passes(wanted, recording, options, on_bad, share(0.5))
-        if found is not None:
-            yield found
+        run = {"on_bad": on_bad, "progress": share(0.5), "missing": missing}
+        yield from _in_two_passes(wanted, recording, options, run)
+    if missing:
+        say(streams.missing_note(missing))
 
 
 def _in_two_passes(
     wanted: Plan,
     recording: Recording,
     options: batches.Options,
-    on_bad: Bad,
-    progress: Callable[[float, float], None],
-) -> Utterance | None:
-    """Codes of a recording in several chunks: moments of the whole first; None where it is bad."""
+    run: Mapping[str, Any],
+) -> Iterator[Utterance]:
+    """Codes of a recording in several chunks: moments of the whole first; none where it is bad."""
     where = {"depth": wanted.depth, "network": wanted.network, "options": options}
     forward = batches.Forward(wanted.model, Selection(wanted.layers, wanted.tensor), **where)
     moments, seen = [Moments() for _ in wanted.layers], (0, -1)
-    for part in batches.run(forward, [recording], on_bad=on_bad, progress=progress):
+    for part in batches.run(forward, [recording], **run):
         for of_layer, array in zip(moments, part.arrays, strict=True):
             of_layer.add(array)
         seen = (part.first + len(part.arrays[0]), part.num_frames)
     if seen[0] != seen[1]:
-        return None
+        return
     words = [codebook.sums[0] for codebook, _ in wanted.arrays]
     arrays = _as_codebooks(words, [of_layer.mean_and_factor() for of_layer in moments])
     given = dataclasses.replace(wanted.compute, normalisation="given")
     forward = batches.Forward(wanted.model, given, arrays=arrays, **where)
-    parts = batches.run(forward, [recording], on_bad=on_bad, progress=progress)
-    found = [Utterance(p.recording, p.arrays, p.num_samples) for p in batches.whole(parts)]
-    return found[0] if found else None
+    parts = batches.run(forward, [recording], **run)
+    for part in batches.whole(parts):
+        yield Utterance(part.recording, part.arrays, part.num_samples)
 
 
 class Moments:

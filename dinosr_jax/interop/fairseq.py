@@ -222,8 +222,8 @@ def to_state(
       TrainState, float32.
 
     Raises:
-      ValueError: Tensors are missing, unknown or of another shape than the configuration says;
-        all of them are named.
+      ValueError: Tensors are missing, unknown, of another shape than the configuration says, or
+        not finite; all of them are named.
     """
     tensors = dict(tensors)
     teacher = tensors.pop("_ema", None)
@@ -245,7 +245,8 @@ def to_state(
         close = difflib.get_close_matches(name, known, n=1)
         errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
     if errors:
-        raise ValueError("\n".join([f"{source} tensors do not fit the configuration:", *errors]))
+        title = f"{source} tensors do not fit the configuration, or are damaged:"
+        raise ValueError("\n".join([title, *errors]))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trees["params"],
@@ -327,6 +328,12 @@ def from_state(state: Any, *, config: Any, naming: Naming = Place) -> dict[str, 
     return tensors | {name: np.concatenate(values) for name, values in thirds.items()}
 
 
+def not_finite(value: Any) -> str:
+    """How many numbers of an array are not finite, '' where all are."""
+    bad = value.size - int(np.isfinite(value).sum())
+    return f"{bad:,} of {value.size:,} numbers are NaN or infinite" if bad else ""
+
+
 def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
     for name in path:
         tree = tree[name]
@@ -362,7 +369,9 @@ def _fill(
                 value = value[third * wanted[0] : (third + 1) * wanted[0]]
             value = np.asarray(value, np.float32)
             place[...] = np.transpose(value, axes) if axes else value
-            continue
+            if not (found := not_finite(value)):
+                continue
+            error = f"  {name}: {found}"
         if error not in errors:
             errors.append(error)
     # zeros that nothing was written to take no memory; a copy of them would

@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from dinosr_jax.config import parse, to_text
+from dinosr_jax.interop import fairseq
 from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
 from dinosr_jax.interop.shapes import ASSUMED
 from dinosr_jax.training.checkpoint import IMPORTED, CheckpointError, Checkpoints, Restored
@@ -128,7 +132,7 @@ def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
       step: Which one; None for the newest.
 
     Raises:
-      CheckpointError: There is none that can be read.
+      CheckpointError: There is none that can be read, or its parameters are not finite.
     """
     optimizer = make_optimizer(config)
     abstract = make_local_state(lambda: init_state(config, optimizer=optimizer))
@@ -139,6 +143,16 @@ def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
         checkpoints.close()
     if restored is None:
         raise CheckpointError(f"{folder} has no complete checkpoint yet; train it further first")
+    state = restored.state
+    tensors = {"params": state.params, "teacher_params": state.teacher_params}
+    tensors["codebook"] = state.codebook._asdict() if state.codebook else {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
+        if found := fairseq.not_finite(np.asarray(leaf)):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise CheckpointError(
+                f"{folder / str(restored.step)}: {name}: {found}: the checkpoint is damaged, or "
+                f"training diverged. Take an earlier one ({folder}/STEP)."
+            )
     return restored
 
 
