@@ -227,6 +227,8 @@ def open_transcribed(
             max_batch_seconds=data_config.max_batch_seconds,
             batch_multiple=data_config.batch_multiple,
             max_rungs=data_config.max_rungs,
+            field=field,
+            hop=hop,
         )
     except ValueError as error:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dinosr_jax.evaluation.figures import Picture
 
-# What the page may load: its own styles, and what is written in it; no script, nothing from outside.
+# What the page may load: its own styles and what is written in it; no script, nothing of others.
 _POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
