@@ -11,6 +11,7 @@ follows from (seed, epoch). Nothing depends on the number of devices or hosts.
 Shapes: N utterances, P pieces (an utterance, or a part of one), R rungs, B pieces of a batch.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -206,30 +207,26 @@ class BatchPlan:
           ValueError: a parameter is out of range, or fewer than `batch_multiple` utterances are
             long enough.
         """
-        self.num_samples = np.asarray(num_samples, np.int64)
-        self.seed = int(seed)
-        self.max_batch_seconds = max_batch_seconds
-        self.max_seconds = max_seconds
+        self.num_samples, self.seed = np.asarray(num_samples, np.int64), int(seed)
+        self.max_batch_seconds, self.max_seconds = max_batch_seconds, max_seconds
         self.batch_multiple = int(batch_multiple)
-        self.field, self.hop = int(field), int(hop)
+        self.field, self.hop = field, hop
         self._check_parameters(max_rungs)
         budget = int(max_batch_seconds * SAMPLE_RATE)
         self.max_samples = min(int(max_seconds * SAMPLE_RATE), budget // self.batch_multiple)
         grid = lengths_of_frames(self.max_samples, field=self.field, hop=self.hop)
         lengths = np.minimum(self.num_samples, self.max_samples)
         self._check_utterances(lengths, grid=grid)
-
-        def fill(rungs: tuple[int, ...], lengths: np.ndarray = lengths) -> tuple[Rung, ...]:
-            return _fill(lengths, rungs=rungs, budget=budget, multiple=self.batch_multiple)
-
+        fill = functools.partial(_fill, budget=budget, multiple=self.batch_multiple)
         # One rung alone fills at least one batch at its best length, whatever the lengths are.
-        choices = [fill((int(rung),)) for rung in grid]
-        choices += [fill(c) for c in _ladders(lengths, grid=grid, max_rungs=max_rungs)]
-        self.rungs = max(choices, key=lambda rungs: (_kept(rungs), -len(rungs)))
+        choices = [(int(rung),) for rung in grid]
+        choices += _ladders(lengths, grid=grid, max_rungs=max_rungs)
+        filled = [fill(lengths, rungs=rungs) for rungs in choices]
+        self.rungs = max(filled, key=lambda rungs: (_kept(rungs), -len(rungs)))
         sizes = tuple(rung.num_samples for rung in self.rungs)
         self._pieces = _pieces(lengths, rungs=sizes, max_ladder_loss=max_ladder_loss)
         if len(self._pieces.lengths) > len(lengths):
-            self.rungs = fill(sizes, self._pieces.lengths)
+            self.rungs = fill(self._pieces.lengths, rungs=sizes)
             sizes = tuple(rung.num_samples for rung in self.rungs)
         self.num_batches = sum(rung.num_batches for rung in self.rungs)
         self._rung_of_piece = np.searchsorted(sizes, self._pieces.lengths, side="right") - 1

@@ -19,6 +19,7 @@ from dinosr_jax.interop import (
 from dinosr_jax.interop.formats import Imported, InteropError
 from dinosr_jax.interop.runs import written_whole
 from dinosr_jax.interop.torch_writing import write_torch_file
+from dinosr_jax.model.feature_encoder import receptive_field
 
 Kind = Literal["huggingface", "fairseq", "spidr"]
 Network = Literal["student", "teacher"]
@@ -150,6 +151,7 @@ def _card(found: Imported, kind: Kind, model: Network, warnings: list[str]) -> s
         shown += "".join([f"\n### {part.capitalize()}\n\n", *_rows(record)])
     seen = found.data.get("origin") or found.data.get("fingerprint") or "not known"
     c = found.config
+    rate = f"{16_000 / receptive_field(c.model.conv_layers)[1]:.5g} frames a second"
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
     last = f"codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers"
     kind_of, header = "Self-supervised speech representations", ""
@@ -164,7 +166,7 @@ def _card(found: Imported, kind: Kind, model: Network, warnings: list[str]) -> s
 # DinoSR, {c.model.num_layers} layers of width {c.model.width}
 
 {kind_of} (Liu et al., NeurIPS 2023), written by dinosr_jax for {kind}.
-{holds}Input: 16 kHz mono, each utterance normalised to mean 0 and variance 1; 50 frames a second.
+{holds}Input: 16 kHz mono, each utterance normalised to mean 0 and variance 1; {rate}.
 
 - updates: {found.step}
 - training data: {c.data.dataset} {c.data.train_split} (identity: {seen})
