@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from dinosr_jax.cli import cli
 from dinosr_jax.config import parse, published_recipe
+from dinosr_jax.model.feature_encoder import receptive_field
 from dinosr_jax.training import ahead
 from dinosr_jax.training.ahead import AheadError, check_topology, with_batch
 from dinosr_jax.training.optimizer import make_optimizer
@@ -69,6 +70,18 @@ def test_the_batch_fills_the_budget():
     assert batch(recipe(mesh__fsdp=2, mesh__tensor=4), 256) == (128, 19.9, 64)
     assert batch(recipe(mesh__data=4), 256) == (176, 19.9, 16)
     assert batch(recipe(optimizer__accumulation_steps=4), 16) == (128, 19.9, 64)
+
+
+@pytest.mark.parametrize("last", [(512, 2, 1), (512, 4, 4)])
+def test_the_batch_is_of_whole_frames_of_any_network(last):
+    """Every 10 and every 40 ms."""
+    layers = (*published_recipe().model.conv_layers[:6], last)
+    checked, size, samples = with_batch(
+        recipe(model__conv_layers=layers), 16, batch_size=None, seconds=None
+    )
+    field, hop = receptive_field(layers)
+    assert hop == 160 * last[2] and (samples - field) % hop == 0 and size == 176
+    assert 20 * 16_000 - 1600 - hop < samples <= 20 * 16_000
 
 
 def test_the_batch_can_be_given():

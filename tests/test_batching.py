@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dinosr_jax.data.batching import BatchPlan, ladder
+from dinosr_jax.data.lengths import lengths_of_frames, shortest_length
 from dinosr_jax.recipes import published_recipe
 
 SECOND = 16_000
@@ -361,3 +362,30 @@ def test_first_batch_is_pinned():
     assert batch.num_samples == 62_480
     assert batch.indices.tolist() == [57, 54, 61, 43, 53, 52, 60, 59]
     assert batch.starts.tolist() == [12574, 9730, 12103, 331, 1562, 7321, 1048, 1018]
+
+
+# samples that a frame sees, and from one to the next; how many frames begin in a tenth of a second
+HOPS = [(400, 320, 5), (185, 160, 10), (645, 640, 2), (400, 240, 7), (5000, 4000, 1), (10, 50, 32)]
+
+
+@pytest.mark.parametrize(("field", "hop", "frames"), HOPS)
+def test_crops_are_of_whole_frames_whatever_the_network(field, hop, frames):
+    plan = make_plan(LENGTHS["natural"], field=field, hop=hop)
+    lines = plan.summary().splitlines()[2:]
+    for rung, line in zip(plan.rungs, lines, strict=False):
+        count = (rung.num_samples - field) // hop + 1
+        assert rung.num_samples == field + (count - 1) * hop and count % frames == 0
+        assert int(line.split()[1]) == count
+    assert plan.rungs[-1].num_samples <= 20 * SECOND
+    shortest = field + (frames - 1) * hop
+    assert shortest_length(field=field, hop=hop) == shortest
+    grid = lengths_of_frames(shortest + 2 * frames * hop, field=field, hop=hop)
+    assert list(grid) == [shortest + k * frames * hop for k in range(3)]
+    assert len(lengths_of_frames(shortest - 1, field=field, hop=hop)) == 0
+    few = {"max_seconds": shortest / SECOND, "max_batch_seconds": 8 * shortest / SECOND}
+    assert make_plan(np.full(9, shortest), field=field, hop=hop, **few).max_samples == shortest
+    few["max_batch_seconds"] -= 8 / SECOND
+    with pytest.raises(ValueError, match=f"the shortest crop is {shortest}"):
+        make_plan(np.full(9, shortest), field=field, hop=hop, **few)
+    with pytest.raises(ValueError, match=f"the shortest rung has {shortest}"):
+        ladder(np.full(9, shortest - 1), field=field, hop=hop)

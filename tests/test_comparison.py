@@ -1,5 +1,7 @@
 """A network beside MFCC and itself untrained, on a small corpus: files, figures, divisions."""
 
+import copy
+
 import jax
 import numpy as np
 import optax
@@ -171,6 +173,21 @@ def test_what_does_not_fit_is_said(model, corpus):
             comparison.Wish(max_bytes=1),
             comparison.Telling(),
         )
+
+
+def test_frames_that_fit_no_10_ms_are_refused_before_anything_is_computed(model, corpus, tmp_path):
+    config = model.config.copy_and_resolve_references().to_dict()
+    config["model"]["conv_layers"] = ((16, 10, 5), (16, 48, 48))
+    other = copy.copy(model)
+    other.config = parse(config)
+    wish = comparison.Wish(tasks=("frames", "units"))
+    with pytest.raises(ValueError, match=r"model\.conv_layers: .* a frame every 15 ms"):
+        comparison.compare(other, corpus, output=tmp_path / "out", command="", wish=wish)
+    assert not (tmp_path / "out").exists()
+    for stride, milliseconds in ((32, 10), (64, 20), (128, 40)):
+        config["model"]["conv_layers"] = ((16, 10, 5), (16, stride, stride))
+        other.config = parse(config)
+        assert baselines.rule(other).unit_seconds == pytest.approx(milliseconds / 1000)
 
 
 def test_kmeans_is_fitted_on_one_part_and_used_on_the_other(model):

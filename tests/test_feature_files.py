@@ -128,6 +128,10 @@ def test_layers_and_what_is_written_beside(folder):
         ff.open_features(folder, layer=4)
     (source,) = ff.open_features(folder, frame_rate=Fraction(100))
     assert source.frame_rate == 100
+    for hop in (160, 240, 320, 640, 700, 9_999):  # as `extract` writes it
+        (folder / "features.json").write_text(json.dumps({"frame_rate": 16_000 / hop}))
+        (source,) = ff.open_features(folder)
+        assert source.frame_rate == Fraction(16_000, hop)
     for broken in ("{", "[]", '{"frame_rate": "x"}', '{"frame_rate": 0}'):
         (folder / "features.json").write_text(broken)
         with pytest.raises(ff.FeatureError, match="features.json"):

@@ -159,9 +159,10 @@ def test_statistics_of_two_batches_add_up():
 
 def test_bins_cover_the_longest_crop():
     for seconds in (1.0, 4.0, 15.6, 20.0):
-        frames = int(seconds * 16_000 - 400) // 320 + 1
-        assert position_bins(seconds) * 10 >= frames
-    assert position_bins(20.0) <= 101
+        for field, hop in ((400, 320), (200, 160), (800, 640), (10, 50)):
+            frames = int(seconds * 16_000 - field) // hop + 1
+            assert position_bins(seconds, hop=hop) * 10 >= frames
+    assert position_bins(20.0, hop=320) <= 101 and position_bins(20.0, hop=640) <= 51
 
 
 def test_spread_is_that_of_numpy_over_the_real_frames():

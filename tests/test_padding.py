@@ -84,3 +84,15 @@ def test_what_does_not_fit_is_an_error():
 def test_summary_says_what_is_padding():
     text = PaddedPlan(LENGTHS, seed=0, max_batch_seconds=32, batch_multiple=4).summary()
     assert "40 utterances" in text and "% of what is computed is padding" in text
+
+
+@pytest.mark.parametrize(("field", "hop", "frames"), [(185, 160, 10), (645, 640, 2), (400, 240, 7)])
+def test_lengths_are_of_whole_frames_whatever_the_network(field, hop, frames):
+    plan = PaddedPlan(LENGTHS, seed=0, max_batch_seconds=32, batch_multiple=4, field=field, hop=hop)
+    for rung in plan.rungs:
+        count = (rung.num_samples - field) // hop + 1
+        assert rung.num_samples == field + (count - 1) * hop and count % frames == 0
+    longest = int(max(LENGTHS))
+    assert longest <= plan.rungs[-1].num_samples < longest + frames * hop
+    shortest = field + (frames - 1) * hop
+    assert padded_lengths(np.array([1, 2]), max_rungs=3, field=field, hop=hop) == (shortest,)

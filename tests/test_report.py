@@ -53,6 +53,18 @@ class Reader(HTMLParser):
         return " ".join(self.parts[part].split())
 
 
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Figures without drawing, where they are not what is tested."""
@@ -109,7 +121,35 @@ def test_it_loads_nothing_and_holds_no_markup_of_others(evaluated_report):
     assert all(link.startswith(("#", "data:")) for link in page.loaded)
     assert HOSTILE[0] in page.text("utterance")  # as text
     html = evaluated_report[1].path.read_text()
-    assert "<script" not in html and "http" not in re.sub(r'base64,[^"]*', "", html)
+    assert "<script" not in html and "http" not in re.sub(r'base64,[^"]*|http-equiv', "", html)
+
+
+def test_the_page_says_what_it_may_load_and_holds_nothing_else(evaluated_report):
+    """Its policy allows its own styles and what is written in it; a browser blocks the rest."""
+    html = evaluated_report[1].path.read_text(encoding="utf-8")
+    tags = Tags(html).found
+    policies = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policies[0].split(";"))
+    assert len(policies) == 1 and rules == {
+        "default-src": "'none'", "img-src": "data:", "media-src": "data:",
+        "style-src": "'unsafe-inline'", "base-uri": "'none'", "form-action": "'none'",
+    }  # fmt: skip
+    names = [name for name, _ in tags]
+    first = names.index("meta") + 1  # the encoding comes first
+    assert tags[first][1].get("http-equiv") and "meta" in names[:first]
+    allowed = {"img": "data:image/", "source": "data:image/", "audio": "data:audio/"}
+    for name, attributes in tags:
+        assert name not in ("script", "iframe", "object", "embed", "form", "base", "video"), name
+        assert not [a for a in attributes if a.startswith("on")], attributes
+        for key in ("src", "srcset", "data", "poster", "background"):
+            if key in attributes:
+                assert attributes[key].startswith(allowed[name]), (name, key)
+        if name == "link":
+            assert (attributes["rel"], attributes["href"]) == ("icon", "data:,")
+        if name == "a":
+            assert attributes["href"].startswith("#")
+    assert "@import" not in html and "url(" not in html
+    assert {"img", "source", "audio", "style", "link"} <= set(names)
 
 
 def test_setup_says_what_differs_and_how_to_repeat_it(evaluated_report):

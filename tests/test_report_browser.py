@@ -51,6 +51,22 @@ def test_it_opens_from_disk_without_a_complaint_and_asks_for_nothing(opened, eva
     assert page.run("document.scripts.length + document.querySelectorAll('b').length") == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("img", "img-src"), ("script", "script-src-elem"), ("iframe", "frame-src")],
+)
+def test_what_comes_from_elsewhere_is_blocked(kind, rule, page, evaluated_report):
+    """Whatever should get into the page."""
+    page.open(evaluated_report[1].path.absolute().as_uri(), width=WIDTHS[0])
+    blocked = f"""new Promise(done => {{
+      document.addEventListener('securitypolicyviolation', e => done(e.violatedDirective));
+      const element = document.createElement('{kind}');
+      element.src = 'https://example.invalid/x';
+      document.body.append(element);
+      setTimeout(() => done('not blocked'), 2000) }})"""
+    assert page.run(blocked) == rule
+
+
 def test_every_figure_is_there_and_drawn(opened, evaluated_report):
     page, _ = opened
     images = page.run(IMAGES)

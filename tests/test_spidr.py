@@ -3,13 +3,20 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import tiny
+from random_states import random_network, same_network
 from test_fairseq import GOLDEN
 
+from dinosr_jax.config import parse
 from dinosr_jax.inference.model import load
-from dinosr_jax.interop import runs
+from dinosr_jax.interop import exports, runs
 from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
-from dinosr_jax.interop.spidr import fields_beside
+from dinosr_jax.interop.spidr import fields_beside, fields_of_config
+from dinosr_jax.interop.torch_files import TorchFile
+from dinosr_jax.interop.torch_writing import write_torch_file
+from dinosr_jax.recipes import published_recipe
 
 
 @pytest.fixture
@@ -78,3 +85,125 @@ def test_what_was_assumed_is_said_of_the_run_too(checkpoint, tmp_path):
     assert len(assumed) == 1 and "strides 5, 2, 2" in assumed[0]
     runs.write_run(found, tmp_path / "run")
     assert load(tmp_path / "run").notes == tuple(assumed)
+
+
+PUBLISHED = {
+    "extractor_mode": "layer_norm", "extractor_conv_bias": False,
+    "extractor_conv_layer_config": [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2],
+    "encoder_embed_dim": 768, "encoder_pos_conv_kernel": 95, "encoder_pos_conv_groups": 16,
+    "encoder_pos_conv_depth": 5, "encoder_num_layers": 12, "encoder_num_heads": 12,
+    "encoder_attention_dropout": 0.1, "encoder_ff_interm_features": 3072,
+    "encoder_ff_interm_dropout": 0.0, "encoder_dropout": 0.1, "encoder_layer_norm_first": False,
+    "encoder_layer_drop": 0.05, "encoder_qkv_bias": True, "codebook_size": 256,
+    "codebook_decay": 0.9, "num_codebooks": 8, "ema_start_decay": 0.999,
+    "ema_final_decay": 0.9999, "ema_final_step": 30000,
+}  # fmt: skip
+MASKING = {"mask_prob": 0.8, "mask_length": 10}
+TINY = PUBLISHED | {
+    "extractor_conv_layer_config": [[16, 10, 5], *[[16, 3, 2]] * 4, *[[16, 2, 2]] * 2],
+    "encoder_embed_dim": 32, "encoder_pos_conv_kernel": 15, "encoder_pos_conv_groups": 4,
+    "encoder_pos_conv_depth": 3, "encoder_num_layers": 3, "encoder_num_heads": 4,
+    "encoder_ff_interm_features": 64, "codebook_size": 16, "num_codebooks": 2,
+    "ema_final_step": 100,
+}  # fmt: skip
+# what is changed here -> how spidr says it
+NETWORKS = [
+    ({}, {}),
+    ({"model.num_heads": 8}, {"encoder_num_heads": 8}),
+    (
+        {"model.width": 48, "model.num_heads": 3, "model.num_layers": 2, "model.ffn_dim": 40},
+        {"encoder_embed_dim": 48, "encoder_num_heads": 3, "encoder_num_layers": 2,
+         "encoder_ff_interm_features": 40},
+    ),
+    (
+        {"model.conv_layers": ((24, 8, 4), (16, 4, 3), (20, 3, 2)), "model.num_codebooks": 3},
+        {"extractor_conv_layer_config": [[24, 8, 4], [16, 4, 3], [20, 3, 2]], "num_codebooks": 3},
+    ),
+    (
+        {"model.pos_conv_depth": 2, "model.pos_conv_width": 8, "model.pos_conv_groups": 1,
+         "model.codebook_size": 5, "model.num_codebooks": 1},
+        {"encoder_pos_conv_depth": 2, "encoder_pos_conv_kernel": 8, "encoder_pos_conv_groups": 1,
+         "codebook_size": 5, "num_codebooks": 1},
+    ),
+    (
+        {"model.dropout": 0.25, "model.attention_dropout": 0.0, "model.activation_dropout": 0.5,
+         "model.layerdrop": 0.0, "teacher.decay": 0.5, "teacher.end_decay": 0.75,
+         "teacher.decay_steps": 3, "teacher.freeze_step": 11},
+        {"encoder_dropout": 0.25, "encoder_attention_dropout": 0.0,
+         "encoder_ff_interm_dropout": 0.5, "encoder_layer_drop": 0.0, "ema_start_decay": 0.5,
+         "ema_final_decay": 0.75, "ema_final_step": 3, "freeze_step": 11},
+    ),
+]  # fmt: skip
+
+
+def tiny_network(changes):
+    config = tiny.get_config()
+    config.update_from_flattened_dict(changes)
+    return random_network(config)
+
+
+@pytest.mark.parametrize(("changes", "fields"), NETWORKS)
+def test_an_export_tells_spidr_its_network(changes, fields, tmp_path):
+    """Every field of it: spidr takes its defaults for those that are not there."""
+    found = tiny_network(changes)
+    exports.export(found, tmp_path / "out", kind="spidr")
+    told = json.loads((tmp_path / "out/config.json").read_text())
+    expected = TINY | {"freeze_step": found.config.teacher.freeze_step} | fields
+    assert told == {"model": expected, "masking": MASKING}
+
+
+def test_the_published_network_is_that_of_spidr_but_for_its_biases():
+    """Whose fields have these defaults."""
+    told = json.loads(json.dumps(fields_of_config(parse(published_recipe()))))["model"]
+    assert told.pop("freeze_step") == published_recipe().teacher.freeze_step
+    assert told == PUBLISHED
+
+
+@pytest.mark.parametrize(("changes", "fields"), NETWORKS)
+def test_an_export_comes_back_by_what_is_beside_it(changes, fields, tmp_path):
+    """Without what is ours in the file; nobody has to say the heads."""
+    found = tiny_network(changes)
+    exports.export(found, tmp_path / "out", kind="spidr")
+    same_network(found, read_checkpoint(tmp_path / "out"))
+    file = tmp_path / "out/dinosr.pt"
+    with TorchFile(file) as opened:
+        assert opened.content.keys() == {"model", "dinosr_jax_teacher", "dinosr_jax"}
+        model = {name: np.array(opened.array(t)) for name, t in opened.content["model"].items()}
+    write_torch_file(file, {"model": model})
+    for path in (file, tmp_path / "out"):
+        back = read_checkpoint(path)
+        same_network(found, back)
+        assert back.source == "spidr" and back.step == 7
+        for part in ("model", "mask", "codebook", "teacher"):
+            assert back.config[part] == found.config[part]
+        assert not any(note.startswith("ASSUMED") for note in back.notes)
+    (tmp_path / "out/config.json").unlink()
+    with pytest.raises(InteropError, match="--heads=N"):
+        read_checkpoint(file)
+
+
+def test_a_folder_with_another_projects_weights_is_theirs(tmp_path):
+    """Whatever else lies in it."""
+    exports.export(tiny_network({}), tmp_path / "out", kind="huggingface")
+    shutil.copy(GOLDEN / "tiny_spidr.pt", tmp_path / "out/a.pt")
+    assert read_checkpoint(tmp_path / "out").source == "huggingface"
+    (tmp_path / "out/model.safetensors").unlink()
+    with pytest.raises(InteropError):  # of width 48, no multiple of 64, and nobody says its heads
+        read_checkpoint(tmp_path / "out")
+    shutil.copy(GOLDEN / "tiny_spidr.pt", tmp_path / "out/b.pt")
+    with pytest.raises(InteropError, match="out: no checkpoint: .* one .pt file"):
+        read_checkpoint(tmp_path / "out")
+
+
+@pytest.mark.parametrize("scope", ["encoder", "full"])
+def test_a_teacher_with_its_own_front_end_is_another_there(scope, tmp_path):
+    warnings = exports.export(
+        tiny_network({"teacher.scope": scope}), tmp_path / "out", kind="spidr"
+    )
+    card = (tmp_path / "out/README.md").read_text()
+    if scope == "encoder":
+        assert warnings == [] and "warning" not in card
+    else:
+        assert len(warnings) == 1 and warnings[0] in card
+        assert "front end" in warnings[0] and "a third of the codes" in warnings[0]
+        assert "student and heads are exact" in warnings[0]

@@ -2,6 +2,7 @@
 
 import enum
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -202,3 +203,20 @@ def test_what_torch_writes(zipped, tmp_path):
             found = file.array(file.content[name])
             expected = value.detach().double().numpy()
             np.testing.assert_array_equal(found.astype(np.float64), expected)
+
+
+def test_of_an_old_file_only_what_is_asked_for_is_in_memory(tmp_path):
+    """Its numbers stay on disk, whatever else it holds."""
+    torch = pytest.importorskip("torch")
+    saved = {"large": torch.zeros(8_000_000), "small": torch.arange(1_000.0)}
+    torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    assert (tmp_path / "x.pt").stat().st_size > 32_000_000
+    tracemalloc.start()
+    try:
+        with TorchFile(tmp_path / "x.pt") as file:
+            small = file.array(file.content["small"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(small, np.arange(1_000))
+    assert peak < 1_000_000

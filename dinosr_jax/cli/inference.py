@@ -58,7 +58,7 @@ def _layers(text: str) -> Callable:
 @click.option("--name", default="features", show_default=True, help="NAME of fairseq's layout.")
 @run_options
 def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **options: Any) -> None:
-    """Write features of recordings: [T, D] .npy, 50 frames a second, and features.json.
+    """Write features of recordings: [T, D] .npy, a row a frame, and features.json.
 
     CHECKPOINT is a run, a step of one, or another project's checkpoint; INPUT audio files, folders,
     fairseq manifests, or prepared datasets with --split. `block` is a layer's output (Hugging

@@ -77,9 +77,11 @@ def export(run: Path, kind: Any, output: Path, model: Any, heads: int | None) ->
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         found = runs.read_any(run, heads=heads)
-        exports.export(found, output, kind=kind, model=model)
+        warnings = exports.export(found, output, kind=kind, model=model)
     except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
     lines = [f"{run}: the network after {found.step} updates", *found.notes]
     click.echo("\n  ".join(lines))
     click.echo(f"{output}: written for {kind}")
+    for warning in warnings:
+        click.echo(f"WARNING: {warning}", err=True)

@@ -32,13 +32,18 @@ def run(config: Any, *, workdir: str | None) -> None:
 def _pretrain(config: Any, workdir: Path) -> None:
     from dinosr_jax.data.labelled import open_labelled
     from dinosr_jax.data.pipeline import open_split
+    from dinosr_jax.model.feature_encoder import receptive_field
     from dinosr_jax.training.loop import train
 
     data, other = config.data, held_out(config.data)
-    train_data = open_split(data, split=data.train_split, seed=config.seed)
+    field, hop = receptive_field(config.model.conv_layers)
+    how = {"field": field, "hop": hop}
+    train_data = open_split(data, split=data.train_split, seed=config.seed, **how)
     short = f"  {train_data.left_out} left out: under {data.min_seconds:g} s"
     _say(f"training data: {train_data.plan.summary()}\n{short}")
-    eval_data = open_split(other, split=data.eval_split, seed=0) if data.eval_split else None
+    eval_data = None
+    if data.eval_split:
+        eval_data = open_split(other, split=data.eval_split, seed=0, **how)
     where = {"train_data": train_data, "eval_data": eval_data}
     train(config, workdir=workdir, phone_data=open_labelled(other), **where)
 

@@ -11,16 +11,15 @@ follows from (seed, epoch). Nothing depends on the number of devices or hosts.
 Shapes: N utterances, P pieces (an utterance, or a part of one), R rungs, B pieces of a batch.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from dinosr_jax.data.epochs import Epochs
+from dinosr_jax.data.lengths import FIELD, HOP, lengths_of_frames, shortest_length
 
 SAMPLE_RATE = 16_000
-FRAME_SAMPLES = 320  # the hop of the feature encoder
-EDGE_SAMPLES = 80  # the receptive field of the first frame is a hop and 80 samples: 400
-FRAME_GRID = 5
 _SHORTEST_PART = 2 * SAMPLE_RATE  # no utterance is cut into parts shorter than this
 
 
@@ -60,7 +59,8 @@ def ladder(
     *,
     max_rungs: int = 12,
     max_samples: int = 20 * SAMPLE_RATE,
-    frame_grid: int = FRAME_GRID,
+    field: int = FIELD,
+    hop: int = HOP,
 ) -> tuple[int, ...]:
     """Chooses the lengths to crop to that lose the least audio.
 
@@ -72,7 +72,8 @@ def ladder(
       num_samples: [N] int, lengths of the utterances.
       max_rungs: how many rungs at most.
       max_samples: no rung is longer.
-      frame_grid: a rung is 320 * T + 80 samples, which makes T frames, T a multiple of this.
+      field: samples that a frame sees.
+      hop: samples from one frame to the next.
 
     Returns:
       The rungs, ascending, in samples; as few as lose that little.
@@ -80,24 +81,18 @@ def ladder(
     Raises:
       ValueError: no utterance is as long as the shortest rung of the grid.
     """
-    grid = _grid(max_samples, frame_grid=frame_grid)
+    grid = lengths_of_frames(max_samples, field=field, hop=hop)
     lengths = np.minimum(np.asarray(num_samples, np.int64), max_samples)
     if not len(grid) or not (lengths >= grid[0]).any():
         longest = int(np.max(num_samples, initial=0))
         raise ValueError(
             f"no rung fits: the longest of {len(lengths)} utterances has {longest} samples, "
-            f"max_samples is {max_samples}, and the shortest rung of {frame_grid} frames has "
-            f"{FRAME_SAMPLES * frame_grid + EDGE_SAMPLES}. Use longer utterances."
+            f"max_samples is {max_samples}, and the shortest rung has "
+            f"{shortest_length(field=field, hop=hop)}. Use longer utterances."
         )
     choices = _ladders(lengths, grid=grid, max_rungs=max_rungs)
     lost = [_ladder_loss(lengths, rungs=rungs) for rungs in choices]
     return choices[int(np.argmin(lost))]
-
-
-def _grid(max_samples: int, *, frame_grid: int) -> np.ndarray:
-    """All lengths up to `max_samples` that make a multiple of `frame_grid` frames, ascending."""
-    max_frames = (max_samples - EDGE_SAMPLES) // FRAME_SAMPLES
-    return np.arange(frame_grid, max_frames + 1, frame_grid) * FRAME_SAMPLES + EDGE_SAMPLES
 
 
 def _ladder_loss(lengths: np.ndarray, *, rungs: tuple[int, ...]) -> int:
@@ -190,6 +185,8 @@ class BatchPlan:
         batch_multiple: int = 8,
         max_rungs: int = 12,
         max_ladder_loss: float = 1.0,
+        field: int = FIELD,
+        hop: int = HOP,
     ):
         """Plans the batches.
 
@@ -203,34 +200,33 @@ class BatchPlan:
           max_rungs: number of rungs, that is of compiled shapes, at most.
           max_ladder_loss: share of the audio that cropping to rungs may lose before utterances are
             cut in two; 1 never cuts.
+          field: samples that a frame sees.
+          hop: samples from one frame to the next.
 
         Raises:
           ValueError: a parameter is out of range, or fewer than `batch_multiple` utterances are
             long enough.
         """
-        self.num_samples = np.asarray(num_samples, np.int64)
-        self.seed = int(seed)
-        self.max_batch_seconds = max_batch_seconds
-        self.max_seconds = max_seconds
+        self.num_samples, self.seed = np.asarray(num_samples, np.int64), int(seed)
+        self.max_batch_seconds, self.max_seconds = max_batch_seconds, max_seconds
         self.batch_multiple = int(batch_multiple)
+        self.field, self.hop = field, hop
         self._check_parameters(max_rungs)
         budget = int(max_batch_seconds * SAMPLE_RATE)
         self.max_samples = min(int(max_seconds * SAMPLE_RATE), budget // self.batch_multiple)
-        grid = _grid(self.max_samples, frame_grid=FRAME_GRID)
+        grid = lengths_of_frames(self.max_samples, field=self.field, hop=self.hop)
         lengths = np.minimum(self.num_samples, self.max_samples)
         self._check_utterances(lengths, grid=grid)
-
-        def fill(rungs: tuple[int, ...], lengths: np.ndarray = lengths) -> tuple[Rung, ...]:
-            return _fill(lengths, rungs=rungs, budget=budget, multiple=self.batch_multiple)
-
+        fill = functools.partial(_fill, budget=budget, multiple=self.batch_multiple)
         # One rung alone fills at least one batch at its best length, whatever the lengths are.
-        choices = [fill((int(rung),)) for rung in grid]
-        choices += [fill(c) for c in _ladders(lengths, grid=grid, max_rungs=max_rungs)]
-        self.rungs = max(choices, key=lambda rungs: (_kept(rungs), -len(rungs)))
+        choices = [(int(rung),) for rung in grid]
+        choices += _ladders(lengths, grid=grid, max_rungs=max_rungs)
+        filled = [fill(lengths, rungs=rungs) for rungs in choices]
+        self.rungs = max(filled, key=lambda rungs: (_kept(rungs), -len(rungs)))
         sizes = tuple(rung.num_samples for rung in self.rungs)
         self._pieces = _pieces(lengths, rungs=sizes, max_ladder_loss=max_ladder_loss)
         if len(self._pieces.lengths) > len(lengths):
-            self.rungs = fill(sizes, self._pieces.lengths)
+            self.rungs = fill(self._pieces.lengths, rungs=sizes)
             sizes = tuple(rung.num_samples for rung in self.rungs)
         self.num_batches = sum(rung.num_batches for rung in self.rungs)
         self._rung_of_piece = np.searchsorted(sizes, self._pieces.lengths, side="right") - 1
@@ -278,8 +274,9 @@ class BatchPlan:
         ]
         for rung in self.rungs:
             seconds = rung.num_samples / SAMPLE_RATE
+            frames = (rung.num_samples - self.field) // self.hop + 1
             lines.append(
-                f"  {seconds:7.3f}  {rung.num_samples // FRAME_SAMPLES:6d}  {rung.batch_size:10d}"
+                f"  {seconds:7.3f}  {frames:6d}  {rung.batch_size:10d}"
                 f"  {seconds * rung.batch_size:13.1f}  {rung.num_batches:16d}"
             )
         lines += [
@@ -356,7 +353,7 @@ class BatchPlan:
     def _check_utterances(self, lengths: np.ndarray, *, grid: np.ndarray) -> None:
         """Refuses a budget without room for one batch, or too few utterances for one."""
         if not len(grid):
-            shortest = FRAME_GRID * FRAME_SAMPLES + EDGE_SAMPLES
+            shortest = shortest_length(field=self.field, hop=self.hop)
             raise ValueError(
                 f"a batch of batch_multiple = {self.batch_multiple} utterances in "
                 f"max_batch_seconds = {self.max_batch_seconds:g}, cropped to max_seconds = "

@@ -12,21 +12,21 @@ import math
 
 import numpy as np
 
-from dinosr_jax.data.batching import (
-    EDGE_SAMPLES,
-    FRAME_GRID,
-    FRAME_SAMPLES,
-    SAMPLE_RATE,
-    Batch,
-    Rung,
-)
+from dinosr_jax.data.batching import SAMPLE_RATE, Batch, Rung
 from dinosr_jax.data.epochs import Epochs
+from dinosr_jax.data.lengths import FIELD, HOP, lengths_of_frames, shortest_length
 
 EMPTY = -1  # index of a row that only fills its batch
 
 
 def padded_lengths(
-    num_samples: np.ndarray, *, max_rungs: int, free: int | None = None, price: float = 0.0
+    num_samples: np.ndarray,
+    *,
+    max_rungs: int,
+    free: int | None = None,
+    price: float = 0.0,
+    field: int = FIELD,
+    hop: int = HOP,
 ) -> tuple[int, ...]:
     """Chooses the lengths to pad to that add the fewest samples; exact, by dynamic programming.
 
@@ -35,20 +35,23 @@ def padded_lengths(
       max_rungs: How many lengths at most.
       free: How many cost nothing; None for all.
       price: Samples that each of the others must save.
+      field: Samples that a frame sees.
+      hop: Samples from one frame to the next.
 
     Returns:
-      Ascending; 320 * T + 80 samples each, T a multiple of 5; the last holds the longest utterance.
+      Ascending, of `lengths_of_frames`; the last holds the longest utterance.
     """
     lengths = np.sort(np.asarray(num_samples, np.int64))
-    step = FRAME_SAMPLES * FRAME_GRID
-    steps = np.arange(1, max(-(-(int(lengths[-1]) - EDGE_SAMPLES) // step), 1) + 1)
-    grid = steps * step + EDGE_SAMPLES
+    shortest = shortest_length(field=field, hop=hop)
+    step = shortest - field + hop
+    above = max(-(-(int(lengths[-1]) - shortest) // step), 0) * step
+    grid = lengths_of_frames(shortest + above, field=field, hop=hop)
     upto = np.searchsorted(lengths, grid, side="right")  # utterances that fit
     # cost[k][b]: what k lengths, the longest of them grid[b], make of all utterances that fit
     cost, back = (grid * upto).astype(np.float64), []
     best = [(cost[-1], (int(grid[-1]),))]
     between = grid[None, :] * (upto[None, :] - upto[:, None])  # [a, b] padded to b, not to a
-    between = np.where(steps[:, None] < steps[None, :], between.astype(np.float64), np.inf)
+    between = np.where(grid[:, None] < grid[None, :], between.astype(np.float64), np.inf)
     for _ in range(1, min(max_rungs, len(grid))):
         total = cost[:, None] + between
         back.append(total.argmin(axis=0))
@@ -78,6 +81,8 @@ class PaddedPlan:
         max_batch_seconds: float,
         batch_multiple: int = 8,
         max_rungs: int = 12,
+        field: int = FIELD,
+        hop: int = HOP,
     ):
         """Plans the batches.
 
@@ -87,6 +92,8 @@ class PaddedPlan:
           max_batch_seconds: audio in a batch at most, padding included.
           batch_multiple: every batch size is a multiple of it.
           max_rungs: number of lengths, that is of compiled shapes, at most.
+          field: samples that a frame sees.
+          hop: samples from one frame to the next.
 
         Raises:
           ValueError: there is no utterance, or `batch_multiple` of the longest do not fit.
@@ -96,7 +103,8 @@ class PaddedPlan:
         if not len(self.num_samples):
             raise ValueError("no utterance is left; see what was left out, and why")
         budget, longest = int(max_batch_seconds * SAMPLE_RATE), int(self.num_samples.max())
-        self._lengths = padded_lengths(self.num_samples, max_rungs=max_rungs)
+        how = {"max_rungs": max_rungs, "field": field, "hop": hop}
+        self._lengths = padded_lengths(self.num_samples, **how)
         if self._lengths[-1] * batch_multiple > budget:
             raise ValueError(
                 f"max_batch_seconds = {max_batch_seconds:g} does not hold batch_multiple = "

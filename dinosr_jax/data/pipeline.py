@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.batching import Batch, BatchPlan
+from dinosr_jax.data.lengths import FIELD, HOP
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
 from dinosr_jax.data.padding import EMPTY, PaddedPlan
 
@@ -329,7 +330,9 @@ def _close_all() -> None:
         iterator.close()
 
 
-def open_split(data_config: Any, *, split: str, seed: int) -> SpeechData:
+def open_split(
+    data_config: Any, *, split: str, seed: int, field: int = FIELD, hop: int = HOP
+) -> SpeechData:
     """Opens a split of a prepared dataset.
 
     Args:
@@ -338,6 +341,8 @@ def open_split(data_config: Any, *, split: str, seed: int) -> SpeechData:
       split: in TFDS syntax, such as 'train[:95%]'.
       seed: of order and crops. For evaluation, use a fixed seed and the steps of epoch 0:
         `data.batches(0, data.plan.num_batches)`.
+      field: samples that a frame of the network sees.
+      hop: samples from one frame to the next.
 
     Returns:
       The data. Nothing is decoded yet.
@@ -358,6 +363,8 @@ def open_split(data_config: Any, *, split: str, seed: int) -> SpeechData:
             max_rungs=data_config.max_rungs,
             batch_multiple=data_config.batch_multiple,
             max_ladder_loss=data_config.max_ladder_loss,
+            field=field,
+            hop=hop,
         )
     except ValueError as error:
         raise PipelineError(

@@ -216,9 +216,8 @@ def open_transcribed(
     manifest, texts = read_transcripts(data_config, ctc_config, split=split)
     references = {id_: vocabulary.normalise(text) for id_, text in texts.items()}
     bounds = (data_config.min_seconds, data_config.max_seconds) if use == "training" else None
-    labels, left_out = _label(
-        manifest, references, vocabulary=vocabulary, field=field, hop=hop, bounds=bounds
-    )
+    how = {"field": field, "hop": hop}
+    labels, left_out = _label(manifest, references, vocabulary=vocabulary, bounds=bounds, **how)
     manifest = manifest.take(np.array([id_ in labels for id_ in manifest.ids], bool))
     try:
         plan = PaddedPlan(
@@ -227,6 +226,7 @@ def open_transcribed(
             max_batch_seconds=data_config.max_batch_seconds,
             batch_multiple=data_config.batch_multiple,
             max_rungs=data_config.max_rungs,
+            **how,
         )
     except ValueError as error:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items())

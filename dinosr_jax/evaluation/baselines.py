@@ -122,9 +122,17 @@ def row(
 def rule(model: Model) -> unit_quality.Rule:
     """The published rule for units as long as this network's frames, which start a hop apart.
 
-    The last frame ends within the utterance: up to a receptive field of it has no unit.
+    The last frame ends within the utterance: up to a receptive field of it has no unit. Raises
+    ValueError where frames of the network and of the phones, every 10 ms, do not fit.
     """
-    field, hop = (n / audio.SAMPLE_RATE for n in receptive_field(model.config.model.conv_layers))
+    layers = model.config.model.conv_layers
+    field, hop = (n / audio.SAMPLE_RATE for n in receptive_field(layers))
+    if receptive_field(layers)[1] % (audio.SAMPLE_RATE * unit_quality.STEP_SECONDS):
+        raise ValueError(
+            f"model.conv_layers: found {tuple(layers)}, a frame every {1000 * hop:g} ms; units are "
+            "laid beside phones every 10 ms, so expected a multiple of that; --task=frames and "
+            "recognition take any"
+        )
     tolerance = max(2, int(field / unit_quality.STEP_SECONDS))
     return unit_quality.Rule(unit_seconds=hop, tolerance=tolerance, bad="skip")
 

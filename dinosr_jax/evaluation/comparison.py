@@ -79,6 +79,7 @@ def compare(
 
     Raises:
       LabelError: There are too few utterances with phones.
+      ValueError: Units are wished of a network whose frames do not begin every so many 10 ms.
       AudioError: A recording cannot be read.
       OutputError: The folder cannot be written to.
     """
@@ -90,11 +91,12 @@ def compare(
         step=model.step,
         seed=wish.seed,
     )
+    of_units = baselines.rule(model).to_text() if "units" in wish.tasks else ""
     fresh = features.untrained(model, seed=wish.seed)
     found: dict[Task, list[dict[str, Any]]] = {}
     if "units" in wish.tasks:
         found["units"], data = compare_units(model, fresh, corpus, wish, telling)
-        rule = f"{baselines.rule(model).to_text()}; {corpus.phones_are()}"
+        rule = f"{of_units}; {corpus.phones_are()}"
         texts = {"rule": rule, "data": data, "phones": list(corpus.alignment.labels)}
         write(output / "units.json", kind="units", rows=found["units"], **texts)
     if {"units", "frames"} & set(wish.tasks):  # recognition needs no times

@@ -150,7 +150,7 @@ def _rate(about: Mapping[str, Any], path: Path) -> Fraction:
     found = about.get("frame_rate", 50)
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < 1e6:
         raise FeatureError(f"{path}/features.json: frame_rate: found {found!r}, expected a number")
-    return Fraction(str(found))
+    return Fraction(str(found)).limit_denominator(10_000)  # 66.66666666666667 is 200 / 3
 
 
 def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, Part]:

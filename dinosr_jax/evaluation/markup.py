@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 
 from dinosr_jax.evaluation.figures import Picture
 
+# What the page may load: its own styles and what is written in it; no script, nothing of others.
+_POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
 _NARROW = "(max-width: 44rem)"
 _KEPT = "\n\t\u200c\u200d"  # of the characters that are not seen; the last two join letters
 
@@ -122,7 +127,7 @@ def page(*, title: str, lead: str, sections: Sequence[Section], made: str) -> st
         f'<h2 id="{s.anchor}-title">{escape(s.title)}</h2>{s.body}</section>'
         for s in sections
     )
-    values = {"title": escape(title), "made": escape(made), "lead": lead}
+    values = {"title": escape(title), "made": escape(made), "lead": lead, "policy": _POLICY}
     return Template(template).substitute(values, links=links, sections=parts)
 
 

@@ -7,10 +7,19 @@ from typing import Any, Literal
 import numpy as np
 
 from dinosr_jax.config import to_text
-from dinosr_jax.interop import fairseq, huggingface, naming, recognisers, tokenizers
+from dinosr_jax.interop import (
+    fairseq,
+    fairseq_files,
+    huggingface,
+    naming,
+    recognisers,
+    spidr,
+    tokenizers,
+)
 from dinosr_jax.interop.formats import Imported, InteropError
 from dinosr_jax.interop.runs import written_whole
 from dinosr_jax.interop.torch_writing import write_torch_file
+from dinosr_jax.model.feature_encoder import receptive_field
 
 Kind = Literal["huggingface", "fairseq", "spidr"]
 Network = Literal["student", "teacher"]
@@ -25,7 +34,7 @@ _PREPROCESSOR = {
 }
 
 
-def export(found: Imported, output: Path, *, kind: Kind, model: Network = "student") -> None:
+def export(found: Imported, output: Path, *, kind: Kind, model: Network = "student") -> list[str]:
     """Writes a checkpoint that `read_checkpoint` reads back bit for bit, and its model card.
 
     Args:
@@ -33,6 +42,9 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
       output: Folder to write; must not hold anything.
       kind: Whose format.
       model: huggingface: which network `model.safetensors` holds; the rest is beside it.
+
+    Returns:
+      Warnings: what the other project computes otherwise, or cannot do. They are on the card, too.
 
     Raises:
       InteropError: The folder is not empty, or the network has no place in the format.
@@ -62,25 +74,26 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
                 (folder / "dict.ltr.txt").write_text(text, encoding="utf-8")
         else:
             write_torch_file(folder / "dinosr.pt", _spidr(found, ours))
-        card = _card(found, kind, model)
+            _write_json(folder / "config.json", spidr.fields_of_config(found.config))
+        of_kind = {"fairseq": fairseq_files.warnings, "spidr": spidr.warnings}
+        warnings = of_kind[kind](found.config) if kind in of_kind else []
+        card = _card(found, kind, model, warnings)
         (folder / "README.md").write_text(card, encoding="utf-8")
+    return warnings
 
 
 def _fairseq(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
-    rest = {
-        "args": None,
-        "optimizer_history": [{"num_updates": found.step}],
-        "extra_state": {"dinosr_jax": ours},
-    }
     if found.config.task == "ctc":
         place = recognisers.fairseq_place
         model = fairseq.from_state(found.state, config=found.config, naming=place)
-        return rest | {"cfg": recognisers.fairseq_fields(found.config), "model": model}
-    tensors = fairseq.from_state(found.state, config=found.config)
-    teacher = {k.removeprefix("_ema."): v for k, v in tensors.items() if k.startswith("_ema.")}
-    student = {k: v for k, v in tensors.items() if not k.startswith("_ema.")}
-    cfg = {"model": fairseq.fields_of_config(found.config)}
-    return rest | {"cfg": cfg, "model": student | {"_ema": teacher}}
+        cfg, criterion = recognisers.fairseq_fields(found.config), "CtcCriterion"
+    else:
+        tensors = fairseq.from_state(found.state, config=found.config)
+        model = fairseq_files.with_teacher(tensors, config=found.config)
+        cfg, criterion = fairseq_files.network(found.config), "ModelCriterion"
+    whole = fairseq_files.around(cfg, found.step, criterion=criterion)
+    whole["extra_state"]["dinosr_jax"] = ours
+    return whole | {"model": model}
 
 
 def _spidr(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
@@ -106,9 +119,8 @@ def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, 
     save_file(main, folder / "model.safetensors", metadata={"format": "pt"})
     metadata = ours | {"step": str(found.step), "model": model}
     save_file(tensors, folder / huggingface.SIDE_FILE, metadata=metadata)
-    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")
-    write("config.json", huggingface.fields_of_config(found.config))
-    write("preprocessor_config.json", _PREPROCESSOR)
+    _write_json(folder / "config.json", huggingface.fields_of_config(found.config))
+    _write_json(folder / "preprocessor_config.json", _PREPROCESSOR)
 
 
 def _recogniser(found: Imported, folder: Path, ours: dict[str, str]) -> None:
@@ -123,18 +135,23 @@ def _recogniser(found: Imported, folder: Path, ours: dict[str, str]) -> None:
     save_file({}, folder / huggingface.SIDE_FILE, metadata=metadata)
     fields = huggingface.fields_of_config(found.config) | recognisers.huggingface_fields(symbols)
     preprocessor = _PREPROCESSOR | {"processor_class": "Wav2Vec2Processor"}
-    for name, value in (("config.json", fields), ("preprocessor_config.json", preprocessor)):
-        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+    _write_json(folder / "config.json", fields)
+    _write_json(folder / "preprocessor_config.json", preprocessor)
     tokenizers.write(folder, symbols)
 
 
-def _card(found: Imported, kind: Kind, model: Network) -> str:
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _card(found: Imported, kind: Kind, model: Network, warnings: list[str]) -> str:
     """The model card, in Markdown."""
     shown = ""
     for part, record in sorted(found.data.get("metrics", {}).items()):
         shown += "".join([f"\n### {part.capitalize()}\n\n", *_rows(record)])
     seen = found.data.get("origin") or found.data.get("fingerprint") or "not known"
     c = found.config
+    rate = f"{16_000 / receptive_field(c.model.conv_layers)[1]:.5g} frames a second"
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
     last = f"codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers"
     kind_of, header = "Self-supervised speech representations", ""
@@ -149,12 +166,12 @@ def _card(found: Imported, kind: Kind, model: Network) -> str:
 # DinoSR, {c.model.num_layers} layers of width {c.model.width}
 
 {kind_of} (Liu et al., NeurIPS 2023), written by dinosr_jax for {kind}.
-{holds}Input: 16 kHz mono, each utterance normalised to mean 0 and variance 1; 50 frames a second.
+{holds}Input: 16 kHz mono, each utterance normalised to mean 0 and variance 1; {rate}.
 
 - updates: {found.step}
 - training data: {c.data.dataset} {c.data.train_split} (identity: {seen})
 - {last}
-
+{"".join(f"- **warning**: {text}" + chr(10) for text in warnings)}
 ## Last metrics
 
 {shown.strip() or "none recorded"}

@@ -304,8 +304,8 @@ def fields_of_config(config: Any) -> dict[str, Any]:
         section, field = ours.split(".")
         fields[name] = config[section][field]
     fields["conv_feature_layers"] = repr([tuple(layer) for layer in config.model.conv_layers])
-    fields["ema_transformer_only"] = config.teacher.scope == "encoder"
-    return fields
+    shared = config.teacher.scope == "encoder"
+    return fields | {"ema_transformer_only": shared, "ema_layers_only": shared}
 
 
 def from_state(state: Any, *, config: Any, naming: Naming = Place) -> dict[str, np.ndarray]:

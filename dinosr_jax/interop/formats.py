@@ -15,7 +15,15 @@ import ml_collections
 import numpy as np
 
 from dinosr_jax.config import parse
-from dinosr_jax.interop import fairseq, huggingface, naming, recognisers, spidr, tokenizers
+from dinosr_jax.interop import (
+    fairseq,
+    fairseq_files,
+    huggingface,
+    naming,
+    recognisers,
+    spidr,
+    tokenizers,
+)
 from dinosr_jax.interop.shapes import infer_config
 from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
@@ -161,13 +169,12 @@ def _from_fairseq(
             notes.append(f"network: as its {source} says")
         taken = fairseq.add_recipe(config, whole)
         notes.append(f"recipe: {', '.join(taken)} of its {source}" if taken else _PUBLISHED)
-    if f"_ema.encoder.{_LAST_NORM}" in tensors:
-        config.teacher.scope = "full"
-    unused = [name for name in tensors if re.match(r"_?pre_encoder", name)]
-    tensors = {name: value for name, value in tensors.items() if name not in unused}
+    full = "_ema.encoder.layer_norm.weight" in tensors
+    config.teacher.scope = "full" if full else "encoder"
+    tensors, unused = fairseq_files.used_tensors(tensors)
     state = _state(tensors, config)
     notes += [f"not used: {name}" for name in unused]
-    place, step = _fairseq_step(rest)
+    place, step = fairseq_files.finished_updates(rest)
     if step is None:
         notes.append("step: the checkpoint has none; 0 is taken (--step=N says another)")
     used = [place, source if whole else "", "extra_state" if ours else ""]
@@ -190,39 +197,18 @@ def _recogniser_of_fairseq(
     tensors, unused = recognisers.used_tensors(tensors)
     state = _state(tensors, config, naming=recognisers.fairseq_place)
     notes += [f"not used: {name}" for name in unused]
-    place, step = _fairseq_step(rest)
+    place, step = fairseq_files.finished_updates(rest)
     used = [place, source, "extra_state" if ours else ""]
     notes += _unused({k: v for k, v in rest.items() if v is not None}, *used)
     return _imported(config, state, step or 0, "fairseq", notes, ours, len(tensors))
 
 
-_LAST_NORM = "layer_norm.weight"
 _PUBLISHED = "recipe: published"
 
 
 def _saved(extra: Any) -> dict[str, Any]:
     found = extra.get("dinosr_jax") if isinstance(extra, dict) else None
     return found if isinstance(found, dict) else {}
-
-
-def _fairseq_step(rest: dict[str, Any]) -> tuple[str, int | None]:
-    """The entry of the file that is of no other use than this, and the number of updates."""
-    history = rest.get("optimizer_history")
-    last = history[-1] if isinstance(history, list) and history else {}
-    places = {"optimizer_history": last, "extra_state": rest.get("extra_state"), "": rest}
-    for name, place in places.items():
-        value = place.get("num_updates") if isinstance(place, dict) else None
-        if _is_count(value):
-            return name or "num_updates", value
-    adam = rest.get("last_optimizer_state")
-    moments = adam.get("state") if isinstance(adam, dict) else None
-    first = next(iter(moments.values()), None) if isinstance(moments, dict) else None
-    value = first.get("step") if isinstance(first, dict) else None
-    return "", value if _is_count(value) else None
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _from_spidr(
@@ -295,8 +281,9 @@ def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainS
 
 
 def _read_folder(path: Path, choices: Choices) -> Imported:
-    if not (path / "config.json").is_file():
-        files = list(path.glob("*.pt"))
+    files = list(path.glob("*.pt"))
+    theirs = (path / "config.json").is_file() and (not files or huggingface.holds_weights(path))
+    if not theirs:
         if len(files) == 1:  # as `export` writes fairseq's and spidr's
             return _read_file(files[0], choices)
         raise InteropError(f"{path}: no checkpoint: expected a file, config.json, or one .pt file")

@@ -18,6 +18,7 @@ from dinosr_jax.interop.torch_files import Tensor, TorchFile
 from dinosr_jax.recipes import published_recipe
 
 SIDE_FILE = "dinosr.safetensors"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PREFIX = "data2vec_audio."  # of a model with a head
 _FIELDS = {
     "num_hidden_layers": "num_layers",
@@ -116,8 +117,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a folder has weights under the names that transformers looks for."""
+    names = [name for weights in _WEIGHTS for name in (weights, f"{weights}.index.json")]
+    return any((path / name).exists() for name in names)
+
+
 def _weight_files(path: Path) -> Iterator[Path]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in _WEIGHTS:
         index = path / f"{name}.index.json"
         if (path / name).exists():
             return iter([path / name])

@@ -5,6 +5,7 @@ Names that no checkpoint needs are refused, and so is a pickle of more work than
 
 import _compat_pickle
 import io
+import mmap
 import pickle
 import pickletools
 import sys
@@ -177,7 +178,7 @@ for _opcode, _keys in (
     _Unpickler.dispatch[_opcode[0]] = _with_checked_keys(_method, _keys)
 
 
-def load(data: bytes, path: Path, start: int = 0) -> tuple[Any, int]:
+def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int]:
     """Unpickles without running anything.
 
     Args:
@@ -192,7 +193,7 @@ def load(data: bytes, path: Path, start: int = 0) -> tuple[Any, int]:
       TorchFileError: It is refused, or larger than a checkpoint's.
       Exception: Whatever unpickling damaged data may raise.
     """
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
     stream.seek(start)
     for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name.startswith("EXT"):

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dinosr_jax.interop import fairseq, naming
+from dinosr_jax.interop import fairseq, fairseq_files, naming
 from dinosr_jax.interop.fairseq import PROJ, Place
 from dinosr_jax.interop.shapes import ASSUMED, infer_config
 from dinosr_jax.interop.tokenizers import SPECIAL
@@ -160,12 +160,12 @@ def fairseq_fields(config: Any) -> dict[str, Any]:
     for theirs, ours in _RECIPE.items():
         section, field = ours.split(".")
         recipe[theirs] = config[section][field]
-    network = {
-        "task": {"_name": "audio_pretraining", "normalize": True},
-        "model": fairseq.fields_of_config(config),
-    }
+    network = fairseq_files.network(config)
+    # no heads and codebooks; fairseq masks by the fields of the network
+    masks = {name: recipe[name] for name in ("mask_channel_prob", "mask_channel_length")}
+    network["model"] |= {"discrete": False, **masks}
     told = {"_name": "wav2vec_ctc", "normalize": True, "apply_mask": True, "w2v_args": network}
-    task = {"_name": "audio_finetuning", "labels": "ltr", "normalize": True}
+    task = {"_name": "audio_finetuning", "data": "", "labels": "ltr", "normalize": True}
     return {"task": task, "model": told | recipe}
 
 

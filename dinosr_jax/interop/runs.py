@@ -69,7 +69,8 @@ def written_whole(output: Path) -> Iterator[Path]:
         yield folder
         umask = os.umask(0)
         os.umask(umask)
-        folder.chmod(0o777 & ~umask)
+        for path in (folder, *folder.rglob("*")):  # safetensors' files are their owner's alone
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         folder.replace(output.absolute())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,10 @@
-"""spidr's `config.json`, which its training writes beside the checkpoints, to fairseq's fields."""
+"""spidr's `config.json`, which lies beside its checkpoints, to fairseq's fields and back."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+from dinosr_jax.interop import fairseq
 
 # src/spidr/config.py of facebookresearch/spidr, whose comments give fairseq's names
 _MODEL = {
@@ -31,6 +33,11 @@ _MODEL = {
 }
 _MASKING = {"mask_prob": "mask_prob", "mask_length": "mask_length"}
 _DEFAULT_HEADS = 12  # of whatever width
+_SHARED_TEACHER = (
+    "spidr's teacher reads the student's front end, and this one has its own (teacher.scope "
+    "'full'): features and codes of the teacher are others there (a third of the codes in one "
+    "measured run); student and heads are exact"
+)
 
 
 def fields_beside(checkpoint: Path) -> dict[str, Any]:
@@ -67,3 +74,25 @@ def fields_beside(checkpoint: Path) -> dict[str, Any]:
     if "codebook_init_decay" in fields:
         fields["codebook_end_decay"] = fields["codebook_init_decay"]
     return {"encoder_attention_heads": _DEFAULT_HEADS} | fields
+
+
+def fields_of_config(config: Any) -> dict[str, Any]:
+    """The inverse of `fields_beside`: what spidr's `config.json` says of a configuration of ours.
+
+    Args:
+      config: Parsed configuration.
+
+    Returns:
+      Its sections `model`, with a bias of query, key and value, which spidr leaves out by default,
+      and `masking`.
+    """
+    fields = fairseq.fields_of_config(config)
+    fields["conv_feature_layers"] = [list(layer) for layer in config.model.conv_layers]
+    model = {name: fields[theirs] for name, theirs in _MODEL.items()}
+    masking = {name: fields[theirs] for name, theirs in _MASKING.items()}
+    return {"model": model | {"encoder_qkv_bias": True}, "masking": masking}
+
+
+def warnings(config: Any) -> list[str]:
+    """What spidr computes otherwise with an exported network; empty where it computes the same."""
+    return [_SHARED_TEACHER] if config.teacher.scope == "full" else []

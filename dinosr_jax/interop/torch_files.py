@@ -6,6 +6,7 @@ refused. Tensors are built from the stand-ins afterwards, every size checked.
 """
 
 import math
+import mmap
 import struct
 import zipfile
 from pathlib import Path
@@ -57,6 +58,7 @@ class TorchFile:
         self.path = Path(path)
         self._storages: dict[str, np.ndarray] = {}
         self._zip: zipfile.ZipFile | None = None
+        self._data: mmap.mmap | None = None
         self._legacy: dict[str, tuple[int, int]] = {}
         try:
             with self.path.open("rb") as file:
@@ -90,8 +92,9 @@ class TorchFile:
 
     def close(self) -> None:
         """Closes the file; `array` cannot be called any more."""
-        if self._zip is not None:
-            self._zip.close()
+        for opened in (self._zip, self._data):
+            if opened is not None:
+                opened.close()
 
     def _read_zip(self) -> Any:
         names = self._zip.namelist()
@@ -118,7 +121,8 @@ class TorchFile:
         return self._zip.read(info)
 
     def _read_legacy(self) -> Any:
-        data = self.path.read_bytes()
+        with self.path.open("rb") as file:
+            self._data = data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         position, values = 0, []
         for _ in range(5):  # magic number, protocol, system, content, keys of the storages
             value, position = load(data, self.path, position)
@@ -126,7 +130,6 @@ class TorchFile:
         _, _, system, content, keys = values
         if not (isinstance(system, dict) and system.get("little_endian") is True):
             raise TorchFileError(f"{self.path}: written on a big-endian machine; not supported")
-        self._data, self._sizes = data, {}
         storages = _storages(content, {})
         for key in keys:
             (numel,) = struct.unpack_from("<q", data, position)

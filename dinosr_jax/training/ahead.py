@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinosr_jax.config import parse
-from dinosr_jax.data.batching import EDGE_SAMPLES, FRAME_GRID, FRAME_SAMPLES, SAMPLE_RATE
+from dinosr_jax.data.batching import SAMPLE_RATE
+from dinosr_jax.data.lengths import lengths_of_frames
+from dinosr_jax.model.feature_encoder import receptive_field
 from dinosr_jax.training.estimate import CHIPS, GIB, Estimate
 
 _LABELS_A_SECOND = 20  # of a transcript, at most; speech has 15 letters a second
@@ -84,10 +86,11 @@ def with_batch(config: Any, chips: int, *, batch_size: int | None, seconds: floa
     budget = int(data.max_batch_seconds * SAMPLE_RATE)
     longest = int((seconds or data.max_seconds) * SAMPLE_RATE)
     longest = min(longest, budget // (batch_size or multiple)) if seconds is None else longest
-    frames = (longest - EDGE_SAMPLES) // (FRAME_SAMPLES * FRAME_GRID) * FRAME_GRID
-    if frames < FRAME_GRID:
+    field, hop = receptive_field(checked.model.conv_layers)
+    lengths = lengths_of_frames(longest, field=field, hop=hop)
+    if not len(lengths):
         raise AheadError(f"a batch of {multiple} utterances leaves {longest} samples for each")
-    samples = frames * FRAME_SAMPLES + EDGE_SAMPLES
+    samples = int(lengths[-1])
     size = batch_size or max(budget // samples // multiple, 1) * multiple
     config["data"]["batch_multiple"] = math.gcd(multiple, size)
     return parse(config), size, samples

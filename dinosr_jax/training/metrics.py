@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dinosr_jax.data.batching import SAMPLE_RATE
 from dinosr_jax.objective import information
 
 Array = jax.Array
@@ -66,9 +67,9 @@ def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int
     )
 
 
-def position_bins(max_seconds: float) -> int:
-    """Bins of 10 frames that the longest crop needs, at 50 frames a second."""
-    return math.ceil(max_seconds * 50 / POSITION_BIN_FRAMES) + 1
+def position_bins(max_seconds: float, *, hop: int) -> int:
+    """Bins of 10 frames that the longest crop needs, where a frame begins every `hop` samples."""
+    return math.ceil(max_seconds * SAMPLE_RATE / hop / POSITION_BIN_FRAMES) + 1
 
 
 def prediction_metrics(statistics: Statistics) -> dict[str, Array]:

@@ -46,7 +46,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
       Pure function (TrainState, Batch) -> (TrainState, metrics); each is a scalar or [N].
     """
     model, optimizer, schedule = make_model(config), make_optimizer(config), make_schedule(config)
-    bins = position_bins(config.data.max_seconds)
+    bins = position_bins(config.data.max_seconds, hop=receptive_field(config.model.conv_layers)[1])
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         update = state.step + 1
@@ -161,7 +161,7 @@ def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_spea
       seed and the number of the batch only.
     """
     model = make_model(config)
-    bins = position_bins(config.data.max_seconds)
+    bins = position_bins(config.data.max_seconds, hop=receptive_field(config.model.conv_layers)[1])
 
     def eval_step(state: TrainState, batch: Batch, number: Array) -> HeldOut:
         mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
