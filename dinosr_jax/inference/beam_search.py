@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinosr_jax.data.text_files import nfc
 from dinosr_jax.data.vocabulary import BLANK, BOUNDARY, END, PADDING, UNKNOWN, Vocabulary
 from dinosr_jax.inference.decoding import Clock, Hypothesis, Word, path_spans, words_in_time
 from dinosr_jax.inference.lexicon import Lexicon, arpa_words, is_of_symbols, read_lexicon, spell
@@ -127,6 +128,9 @@ def lexicon_of(vocabulary: Vocabulary, settings: Settings) -> Lexicon | None:
         return spell(arpa_words(lm), vocabulary, path=lm)
     found = read_lexicon(lexicon, vocabulary)
     known = set(arpa_words(lm, binary=())) if settings.lm else set()
+    written = {nfc(word): word for word in known}  # as the n-gram writes them
+    spellings = {written.get(nfc(word), word): how for word, how in found.spellings.items()}
+    found = found._replace(spellings=spellings)
     if known and not known & found.spellings.keys():
         some = [next(iter(words)) for words in (found.spellings, sorted(known))]
         raise ValueError(
