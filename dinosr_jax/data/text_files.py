@@ -7,7 +7,9 @@ be written otherwise on disk (macOS takes them apart), which `on_disk` allows fo
 """
 
 import codecs
+import csv
 import gzip
+import io
 import os
 import unicodedata
 import zlib
@@ -69,6 +71,31 @@ def read_text(
     if not may_be_empty and not text.strip():
         raise TextError(f"{path}: the file is empty")
     return nfc(text) if letters == "NFC" else text
+
+
+def read_table(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Reads a table with a header: with tabs, where quotes are literal, or with commas.
+
+    Args:
+      path: The file, as of `read_text`.
+
+    Returns:
+      Its columns; and line number and fields of every row, None where one is missing.
+
+    Raises:
+      TextError: As `read_text`; or a quotation mark is not closed.
+    """
+    text = read_text(path)
+    with_tabs = "\t" in text.split("\n", 1)[0]
+    how = {"delimiter": "\t" if with_tabs else ","}
+    how["quoting"] = csv.QUOTE_NONE if with_tabs else csv.QUOTE_MINIMAL
+    rows = csv.DictReader(io.StringIO(text), strict=True, **how)
+    try:
+        found = [(rows.line_num, row) for row in rows]
+        return list(rows.fieldnames or ()), found
+    except csv.Error as error:
+        line = rows.line_num + 1
+        raise TextError(f"{path}: line {line}: {error}; expected closed quotes") from None
 
 
 def _unpacked(path: str | Path) -> Iterator[bytes]:
