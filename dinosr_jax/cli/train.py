@@ -41,7 +41,10 @@ def _pretrain(config: Any, workdir: Path) -> None:
     train_data = open_split(data, split=data.train_split, seed=config.seed)
     short = f"  {train_data.left_out} left out: under {data.min_seconds:g} s"
     _say(f"training data: {train_data.plan.summary()}\n{short}")
-    eval_data = open_split(other, split=data.eval_split, seed=0) if data.eval_split else None
+    eval_data = None
+    if data.eval_split:
+        eval_data = open_split(other, split=data.eval_split, seed=0, use="held out")
+        _say(f"held-out data: {eval_data.plan.summary()}")
     where = {"train_data": train_data, "eval_data": eval_data}
     train(config, workdir=workdir, phone_data=open_labelled(other), **where)
 

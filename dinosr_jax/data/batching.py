@@ -21,6 +21,7 @@ SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 320  # the hop of the feature encoder
 EDGE_SAMPLES = 80  # the receptive field of the first frame is a hop and 80 samples: 400
 FRAME_GRID = 5
+SHORTEST_CROP = FRAME_GRID * FRAME_SAMPLES + EDGE_SAMPLES
 _SHORTEST_PART = 2 * SAMPLE_RATE  # no utterance is cut into parts shorter than this
 
 
@@ -356,19 +357,20 @@ class BatchPlan:
     def _check_utterances(self, lengths: np.ndarray, *, grid: np.ndarray) -> None:
         """Refuses a budget without room for one batch, or too few utterances for one."""
         if not len(grid):
-            shortest = FRAME_GRID * FRAME_SAMPLES + EDGE_SAMPLES
             raise ValueError(
                 f"a batch of batch_multiple = {self.batch_multiple} utterances in "
                 f"max_batch_seconds = {self.max_batch_seconds:g}, cropped to max_seconds = "
                 f"{self.max_seconds:g}, leaves {self.max_samples} samples each; the shortest crop "
-                f"is {shortest}. Raise max_batch_seconds or lower batch_multiple."
+                f"is {SHORTEST_CROP}. Raise max_batch_seconds or lower batch_multiple."
             )
         num_usable = int((lengths >= grid[0]).sum())
         if num_usable < self.batch_multiple:
+            smaller = f"--config.data.batch_multiple={num_usable} (of which the number of devices "
+            smaller += "is a divisor), " if num_usable else ""
             raise ValueError(
                 f"{num_usable} utterances of at least {grid[0] / SAMPLE_RATE:g} s were found, "
                 f"expected at least batch_multiple = {self.batch_multiple} to fill a batch. "
-                "Use more data, lower min_seconds or lower batch_multiple."
+                f"Use more recordings, {smaller}or a lower --config.data.min_seconds."
             )
 
 

@@ -50,7 +50,8 @@ def span_mask(
     ended = jnp.pad(begun, ((0, 0), (length, 0)))[:, :frames]
     mask = (begun > ended) & (position < real)
     if require_same_masks:
-        mask = _choose(surplus_key, mask, count=jnp.min(jnp.sum(mask, axis=1)))
+        masked = jnp.where(real[:, 0] > 0, jnp.sum(mask, axis=1), frames)  # of empty rows: any
+        mask = _choose(surplus_key, mask, count=jnp.min(masked))
     return mask
 
 
