@@ -254,11 +254,10 @@ def _file_instructions(builder, *, split: str) -> Sequence:
             message += f" {_how_to_prepare(data_dir, dataset=builder.name, splits=others)}"
         raise ManifestError(message) from None
     if not sum(part.take for part in instructions):
-        known = dict(sorted(builder.info.splits.items()))
+        has = ", ".join(f"{s.num_examples} in {name}" for name, s in builder.info.splits.items())
         raise ManifestError(
-            f"split {split!r} of {builder.data_dir}: holds no utterance; the dataset has "
-            + ", ".join(f"{info.num_examples} in {name}" for name, info in known.items())
-            + ". Choose a larger part, such as 'train[80%:]'."
+            f"split {split!r} of {builder.data_dir}: holds no utterance; the dataset has {has}. "
+            "Choose a larger part, such as 'train[80%:]'."
         )
     return instructions
 
