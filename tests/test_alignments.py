@@ -1,8 +1,10 @@
 """Alignments in the formats of the field: the same phones from all, names, and broken files."""
 
+import functools
 import gzip
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -140,7 +142,7 @@ def test_the_embedded_table():
 
 BROKEN = {
     "no format": ("hello world\n", "line 1: found 'hello world'; expected a TextGrid, or a table"),
-    "binary": (bytes(range(256)), "line 2: found byte 0x80 at 128; expected text"),
+    "binary": (bytes(range(256)), "line 3: found byte 0x80 at 128; expected text"),
     "only a header": (tsv([]), "found no utterance below the header"),
     "a missing column": (
         "file\tstart\tend_s\tphone\n",
@@ -240,3 +242,22 @@ def test_folders_that_hold_nothing_or_the_same_twice(tmp_path):
         read_alignment(tmp_path)
     with pytest.raises(ValueError, match="kind: found 'mfa', expected textgrid"):
         read_alignment(tmp_path, kind="mfa")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_and_labels_with_accents_joined_and_apart(tmp_path, form):
+    """In tables, JSON that escapes them, TextGrids named so, and what is asked for."""
+    written = functools.partial(unicodedata.normalize, form)
+    (tmp_path / "table").write_text(tsv([written("é/ö\t0\t1\tã")]), encoding="utf-8")
+    (tmp_path / "jsonl").write_text(json.dumps({"name": written("é/ö"), "phones": [written("ã")]}))
+    (tmp_path / "grids" / written("é")).mkdir(parents=True)
+    grid = tmp_path / "grids" / written("é/ö.TextGrid")
+    grid.write_text(textgrid([(0, 1, written("ã"))]), encoding="utf-8")
+    for name in ("table", "jsonl", "grids"):
+        found = read_alignment(tmp_path / name)
+        assert found.labels == ("SIL", "\xe3") and list(found.utterances) == ["\xe9/\xf6"]
+        for other in ("NFC", "NFD"):
+            asked = unicodedata.normalize(other, "é/ö")
+            assert list(found.match([asked])) == [asked] and found.find(asked + ".wav")
+            prefixed = found.with_prefix(unicodedata.normalize(other, "ü/"))
+            assert prefixed.find(written("ü/é/ö"))

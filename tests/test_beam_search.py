@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import threading
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,16 @@ def test_a_lexicon_in_another_case_than_the_ngram_is_an_error(files, tmp_path):
     (tmp_path / "lower.lst").write_text("a A |\nb B |\n")
     with pytest.raises(ValueError, match="has none of its words .*same case"):
         bs.beam_search(SMALL, CLOCK, bs.Settings(files / "lm.arpa", tmp_path / "lower.lst"))
+
+
+def test_words_of_lexicon_and_ngram_with_accents_joined_and_apart_are_the_same(tmp_path):
+    vocabulary = Vocabulary((*SPECIAL, "|", "é"))
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        of_ngram, of_lexicon = (unicodedata.normalize(f, "é") for f in (form, other))
+        (tmp_path / "lm.arpa").write_text(Bigram([of_ngram]).to_arpa(), encoding="utf-8")
+        (tmp_path / "lexicon.lst").write_text(f"{of_lexicon} {of_lexicon} |\n", encoding="utf-8")
+        settings = bs.Settings(tmp_path / "lm.arpa", tmp_path / "lexicon.lst")
+        assert bs.lexicon_of(vocabulary, settings).spellings == {of_ngram: [["é", "|"]]}
 
 
 def test_an_ngram_of_words_of_one_letter_is_one_of_words(tmp_path):

@@ -77,6 +77,44 @@ def measured(data_dir):
     return config, state, evaluation.measure(state), said
 
 
+def measure_on(config, *, use):
+    """Metrics of a network that is the same for every mesh, on the held-out split."""
+    mesh = sharding.make_mesh(config)
+    init = lambda: init_state(config, optimizer=make_optimizer(config))
+    abstract, make = sharding.make_state(mesh, init)
+    evaluation = Evaluation(
+        config,
+        mesh,
+        abstract,
+        Programs(lambda text: None),
+        eval_data=open_split(config.data, split=config.data.eval_split, seed=0, use=use),
+        phone_data=open_labelled(config.data),
+    )
+    return evaluation.measure(make())
+
+
+@pytest.mark.parametrize(("number", "devices"), [(1, 8), (3, 1)])
+def test_rows_that_only_fill_a_batch_count_nowhere(data_dir, number, devices):
+    """Of fewer utterances than devices: the metrics are those of these utterances alone."""
+    fields = {"data.eval_split": f"train[2:{2 + number}]", "data.max_batch_seconds": 20.0}
+    alone = fields | {"data.batch_multiple": number, "mesh.data": 1}
+    expected = measure_on(config_of(data_dir, **alone), use="training")
+    filled = fields | {"data.batch_multiple": 8, "mesh.data": devices}
+    found = measure_on(config_of(data_dir, **filled), use="held out")
+    assert found.keys() == expected.keys() and {"eval_pnmi", "eval_loss_1"} <= found.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_the_last_utterances_are_measured_too(data_dir):
+    """11 utterances in batches of 8: the first batch is a whole one."""
+    config = config_of(data_dir, **{"data.max_batch_seconds": 20.0, "data.batch_multiple": 8})
+    data = open_split(config.data, split="train", seed=0, use="held out")
+    batches = [data.make_batch(k) for k in range(data.plan.num_batches)]
+    assert sorted(id_ for batch in batches for id_ in batch.ids if id_) == sorted(data.manifest.ids)
+    assert [data.has_empty_rows(k) for k in range(len(batches))] == [False, True]
+
+
 def label_at(phones, seconds):
     return next((p.label for p in phones if p.start <= seconds < p.end), "SIL")
 

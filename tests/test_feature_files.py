@@ -1,6 +1,7 @@
 """Reading features and units for items, and what is said where they do not fit."""
 
 import json
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
@@ -169,6 +170,12 @@ def test_shards_of_fairseq(tmp_path):
     assert first_numbers(found) == [[0, 2, 4, 6], [24, 26], [8, 10, 12]]
     with pytest.raises(ff.FeatureError, match="1 of 1 recordings .* the first is d/b"):
         ff.gather(source, items_of(("d/b", "0", "0.08")), distance="euclidean")
+    tsv.write_bytes("\ufeff/audio\r\n\r\n".encode() + tsv.read_bytes()[7:].replace(b"\n", b"\r\n"))
+    (found,) = ff.open_features(tmp_path, manifest=tsv)
+    assert found.entries.keys() == source.entries.keys()
+    tsv.write_text("/audio\na.flac\t1.0\n")
+    with pytest.raises(ff.FeatureError, match="line 2: found 'a.flac.t1.0'; expected a list"):
+        ff.open_features(tmp_path, manifest=tsv)
     tsv.write_text("/audio\na.flac\t1\n")
     with pytest.raises(ff.FeatureError, match="lengths, expected"):
         ff.open_features(tmp_path, manifest=tsv)
@@ -218,3 +225,11 @@ def test_nothing_there(tmp_path):
     ):
         with pytest.raises(ff.FeatureError, match=told):
             ff.open_features(path)
+
+
+def test_names_with_accents_joined_and_apart_are_the_same(folder):
+    apart = unicodedata.normalize("NFD", "é/ö")
+    (folder / apart).parent.mkdir()
+    np.save(folder / f"{apart}.npy", np.full((5, 3), 7.0))
+    for name in ("é/ö", apart, "ö"):
+        assert first_numbers(gather(folder, items_of((name, "0", "0.02")))) == [[7]]

@@ -1,5 +1,7 @@
 """Fluent Speech Commands: the tables, and rows that cannot be used; answers as classes."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from spoken_corpora import write_intents
@@ -97,3 +99,14 @@ def test_accuracy_is_of_all_answers():
         "accuracy": 0.5,
         "balanced_accuracy": pytest.approx((2 / 3 + 0) / 2),
     }
+
+
+def test_files_whose_names_have_their_accents_apart(tmp_path):
+    write_intents(tmp_path, each=(2, 1, 1))
+    with open(tmp_path / "data/train_data.csv", "a", encoding="utf-8") as file:
+        file.write("8,wavs/é.wav,x,text,activate,lights,none\r\n\r\n")
+    there = tmp_path / unicodedata.normalize("NFD", "wavs/é.wav")
+    there.parent.mkdir(exist_ok=True)
+    there.write_bytes(b"RIFF")
+    (found,) = (e for e in read_intents(tmp_path).train if e.recording.id == "wavs/é.wav")
+    assert found.recording.source == there

@@ -181,3 +181,5 @@ def test_tables_of_speakers(tmp_path):
     ):
         with pytest.raises(it.ItemError, match=told):
             it.read_speakers(write(tmp_path, rows, "bad.tsv"))
+    with pytest.raises(it.TextError, match=r"bad\.csv: line 2: unexpected end of data"):
+        it.read_speakers(write(tmp_path, 'file,speaker\na,"x\n', "bad.csv"))

@@ -1,6 +1,7 @@
 """Speech Commands: lists, silence, unknown words, the test set, and what is damaged."""
 
 import collections
+import unicodedata
 
 import pytest
 from spoken_corpora import write_keywords
@@ -67,3 +68,14 @@ def test_another_folder(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(LabelError, match=r"found \['x'\], expected Speech Commands"):
         read_keywords(tmp_path)
+
+
+def test_names_with_accents_joined_and_apart_are_the_same(corpus):
+    root, _ = corpus
+    apart, name = unicodedata.normalize("NFD", "é"), "00_nohash_9.wav"
+    (root / apart).mkdir()
+    (root / "no/00_nohash_0.wav").rename(root / apart / name)
+    with open(root / "validation_list.txt", "a", encoding="utf-8") as file:
+        file.write(f"é/{name}\r\n")
+    found = read_keywords(root)
+    assert f"{apart}/{name}" in {example.recording.id for example in found.valid}

@@ -3,6 +3,7 @@ import gzip
 import pytest
 
 from dinosr_jax.data.vocabulary import SPECIAL, Vocabulary, letters, phones
+from dinosr_jax.inference import lexicon
 from dinosr_jax.inference.lexicon import arpa_words, is_of_symbols, read_lexicon, spell
 from dinosr_jax.inference.ngram import Bigram
 
@@ -53,7 +54,7 @@ def test_other_files_are_no_lexicon(tmp_path, content):
 def test_words_of_an_ngram(tmp_path, packed):
     path = tmp_path / "lm"
     text = Bigram(["TEA FOR TWO", "TWO"]).to_arpa().encode()
-    path.write_bytes(gzip.compress(text) if packed else text)
+    path.write_bytes(gzip.compress(text, mtime=0) if packed else text)
     assert sorted(arpa_words(path)) == ["FOR", "TEA", "TWO"]
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match="no n-gram in ARPA's form"):
@@ -73,3 +74,22 @@ def test_ngrams_of_symbols(tmp_path):
     ]:
         path.write_text(Bigram([sentence]).to_arpa())
         assert is_of_symbols(path, vocabulary) is expected
+
+
+def test_marks_line_ends_and_accents(tmp_path):
+    vocabulary = Vocabulary((*SPECIAL, "|", "é", "t"))
+    path = tmp_path / "lexicon.lst"
+    path.write_bytes("\ufeffte\u0301\tt e\u0301 |\r\nx\x85t t\r\n\r\n".encode())
+    found = read_lexicon(path, vocabulary)
+    assert found.spellings == {"te\u0301": [["t", "é", "|"]], "x": [["t", "t", "|"]]}
+    path.write_bytes(b"t t |\n\xff t\n")
+    with pytest.raises(ValueError, match=r"lexicon\.lst: line 2: found byte 0xff"):
+        read_lexicon(path, vocabulary)
+
+
+def test_an_ngram_is_unpacked_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(lexicon, "MAX_UNPACKED_BYTES", 2**21)
+    path = tmp_path / "lm.arpa.gz"
+    path.write_bytes(gzip.compress(b"\\1-grams:\n" + b"-1 a\n" * 2**20, mtime=0))
+    with pytest.raises(ValueError, match=r"lm\.arpa\.gz: found more than 0\.00\d+ GiB"):
+        arpa_words(path)

@@ -87,6 +87,17 @@ def test_shards_are_the_files_in_the_order_of_the_manifest(model, folder, tmp_pa
     np.testing.assert_allclose(shard, np.concatenate(expected), atol=1e-5)
 
 
+def test_a_list_without_lengths_has_the_same_features(model, folder, tmp_path):
+    for number, count in enumerate(("", "\t16000")):
+        (tmp_path / "m.tsv").write_text(f"{folder}\ndir.wav/é a.flac{count}\n")
+        extract_files(model, tmp_path / "m.tsv", output=tmp_path / str(number), layer=1)
+    one, other = (np.load(tmp_path / str(number) / "dir.wav/é a.npy") for number in range(2))
+    assert one.shape == (49, 32) and (one == other).all()
+    (tmp_path / "m.tsv").write_text(f"{folder}\ndir.wav/é a.flac\ngone.flac\n")
+    with pytest.raises(AudioError, match=r"m\.tsv, line 3: no file .*gone\.flac; expected"):
+        extract_files(model, tmp_path / "m.tsv", output=tmp_path / "2", layer=1)
+
+
 def test_what_killed_processes_left_is_removed(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

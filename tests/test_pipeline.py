@@ -279,8 +279,12 @@ def test_errors_say_what_to_do(data_dir, tmp_path):
         open_split(config(data_dir), split="validation", seed=0)
     with pytest.raises(PipelineError, match="0 of 60 utterances .*min_seconds = 9"):
         open_split(config(data_dir, min_seconds=9), split="train", seed=0)
-    with pytest.raises(PipelineError, match="batch_multiple = 4"):
+    few = r"[123] utterances .* batch_multiple = 4 .* --config\.data\.batch_multiple=[123] "
+    with pytest.raises(PipelineError, match=few):
         open_split(config(data_dir), split="train[:3]", seed=0)
+    none = r"holds no utterance; .* 60 in train\. Choose a larger"
+    with pytest.raises(ManifestError, match=none):
+        open_split(config(data_dir), split="train[99%:99%]", seed=0)
 
 
 def test_evaluation_is_one_fixed_pass(data_dir):

@@ -1,9 +1,12 @@
 """Commands of probes: what is wrong with them is said in one line."""
 
+import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 from dinosr_jax.cli import cli
+from dinosr_jax.data.corpora import prepare
 
 
 def said(*arguments):
@@ -36,3 +39,27 @@ def test_a_recipe_with_an_unknown_field(tmp_path):
     )
     text = said("recognition", "X", "D", f"--config={recipe}")
     assert "num_step: no option of this command" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "expected"),
+    [
+        ("run", [], "--train_split=train: split 'train' of"),
+        ("frames", ["--train_split=dev"], "--split=test: split 'test' of"),
+        ("recognition", ["--train_split=dev", "--split=dev[:1%]"], "--split=dev[:1%]: split"),
+        ("recognition", ["--train_split=dev", "--split=dev", "--valid_split=x"], "--valid_split=x"),
+        ("asr", [], "--train_split=train: split 'train' of"),
+    ],
+)
+def test_splits_are_checked_before_anything_is_read(tmp_path, command, options, expected):
+    """The checkpoint is none, which would be said next."""
+    source, checkpoint = tmp_path / "source", tmp_path / "run"
+    source.mkdir()
+    checkpoint.mkdir()
+    soundfile.write(source / "a.wav", np.sin(np.arange(16_000)), 16_000)
+    (source / "transcripts.tsv").write_text("file\tsplit\na\tdev\n")
+    prepare(source, data_dir=tmp_path / "data")
+    given = [*options, f"--output={tmp_path / 'out'}"]
+    text = " ".join(said(command, checkpoint, tmp_path / "data", *given).split())
+    assert expected in text and ("1 in dev" in text or "one of ['dev']" in text)
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,11 @@
+import json
+import unicodedata
+
 import pytest
 
 from dinosr_jax.data.text_files import TextError
 from dinosr_jax.evaluation.references import Pair, Transcript, join, match, read_transcripts
+from dinosr_jax.evaluation.wer import rates
 
 
 def write(path, text):
@@ -92,3 +96,17 @@ def test_a_name_that_fits_two_is_refused(tmp_path):
     known = rows(a__one="1", b__one="2")
     with pytest.raises(TextError, match="ambiguous"):
         join(known, rows(one="x"), path=tmp_path)
+
+
+def test_names_and_words_with_accents_joined_and_apart_are_the_same(tmp_path):
+    apart = unicodedata.normalize("NFD", "é ÉTÉ\x85ÉTÉ")
+    tree, hypothesis = tmp_path / "x.trans.txt", tmp_path / "hyp.jsonl"
+    tree.write_text(apart + "\r\n\r\n", encoding="utf-8")
+    hypothesis.write_text(json.dumps({"file": apart[:2], "text": apart[3:]}))
+    known = read_transcripts(tree)
+    assert known == read_transcripts(hypothesis) == {"é": Transcript("é", "ÉTÉ\x85ÉTÉ")}
+    (tmp_path / "._x.trans.txt").write_bytes(b"\0\5\x16\7")  # what macOS leaves on other disks
+    assert read_transcripts(tmp_path) == known
+    given = {apart[:2]: Transcript(apart[:2], apart[3:])}  # of a dataset
+    (pair,), extra = join(known, given, path=tmp_path)
+    assert not extra and rates([pair], normalise="none").errors.wer == 0

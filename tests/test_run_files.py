@@ -137,6 +137,14 @@ def test_an_utterance_that_is_no_archive_is_said(run, content):
     assert "utterance.npz cannot be used" in read_run(run).problems[0]
 
 
+def test_an_archive_that_is_compressed_is_not_unpacked(run):
+    (run / "evaluation").mkdir()
+    path = run / "evaluation" / "utterance.npz"
+    np.savez_compressed(path, waveform=np.zeros(1_000_000, np.float32))
+    (problem,) = read_run(run).problems
+    assert path.stat().st_size < 10_000 and "cannot be used: it is compressed" in problem
+
+
 def test_an_archive_without_a_field_is_said(run):
     (run / "evaluation").mkdir()
     np.savez(run / "evaluation" / "utterance.npz", waveform=np.zeros(16_000))

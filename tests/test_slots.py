@@ -36,7 +36,7 @@ def test_parts_and_what_is_left_out(tmp_path):
         "Ivy-snips-train-7 BOS TOO FEW EOS\tO O Intent",
         "Ivy-snips-train-8 BOS NOT THERE EOS\tO O O Intent",
         "Emma-snips-train-9 BOS ANOTHER VOICE EOS\tO O O Intent",
-        "Ivy-snips-train-6 BOS A TAG EOS\tO B-day I-day Intent",
+        "Ivy-snips-train-6\tBOS A TAG EOS\tO B-day I-day Intent",
     ]
     (tmp_path / "all.iob.snips.txt").write_text("\r\n".join(lines) + "\n")
     for name in ("Ivy-snips-train-5", "Ivy-snips-train-6", "Emma-snips-train-9"):

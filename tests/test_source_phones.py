@@ -1,5 +1,6 @@
 """Phones of a source folder reach the prepared dataset under the ids of its records."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 import soundfile
 
 from dinosr_jax.data.alignments import read_alignment
+from dinosr_jax.data.corpora import prepare
+from dinosr_jax.data.labelled import open_labelled
 from dinosr_jax.data.source_phones import carry_phones
 from dinosr_jax.data.sources import SourceError, read_source
+from dinosr_jax.recipes import published_recipe
 
 ROOT = Path(__file__).parents[1]
 HEADER = "file\tstart_s\tend_s\tphone\n"
@@ -91,3 +95,17 @@ def test_a_source_without_phones_leaves_the_dataset_as_it_is(tmp_path):
     assert (tmp_path / "d/phones.tsv").stat().st_mtime_ns == before.st_mtime_ns
     (source / "phones.tsv").unlink()
     assert carried(source, tmp_path / "d") == {"hi": ["I"]}
+
+
+def test_names_with_accents_joined_and_apart_are_the_same(tmp_path):
+    """Also when the prepared dataset is read: its records keep the names of the files."""
+    one, two = (unicodedata.normalize(form, "é/ö") for form in ("NFC", "NFD"))
+    source = make_source(tmp_path / "s", f"{two}.wav")
+    wave = np.sin(np.arange(16_000)).astype(np.float32)
+    soundfile.write(source / f"{two}.wav", wave, 16_000)
+    table(source / "phones.tsv", **{one: "AA"})
+    prepare(source, data_dir=tmp_path / "d")
+    config = published_recipe().data
+    config.update(data_dir=str(tmp_path / "d"), dataset="audio_folder", eval_split="train")
+    data = open_labelled(config)
+    assert data.manifest.ids.tolist() == [two] and data.phones == ("AA", "SIL")

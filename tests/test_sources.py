@@ -1,6 +1,7 @@
 """What is read from a source folder: files, tables, ids, speakers. No audio is decoded."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,48 @@ def test_librispeech_transcripts(tmp_path):
     assert found["19/198/19-198-0002"].text == ""
 
 
+@pytest.mark.parametrize("mark", ["\t", "  ", " \t ", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_transcripts_with_tabs_marks_and_other_line_ends(tmp_path, mark, encoding):
+    make_folder(tmp_path, "a.flac", "b.flac")
+    end, mark = ("\r", " ") if mark == "\r" else ("\r\n", mark)
+    text = f"a{mark}ONE\u0085TWO\u2028THREE\x0cFOUR{end} b{mark}E\u0301TE\u0301{end}{end}{end}"
+    (tmp_path / "a.trans.txt").write_bytes(text.encode(encoding))
+    found = utterances(tmp_path)
+    assert found["a"].text == "ONE\u0085TWO\u2028THREE\x0cFOUR" and found["b"].text == "\xc9T\xc9"
+
+
+def test_what_transcripts_fit_is_counted(tmp_path):
+    make_folder(tmp_path, "x/a.flac", "x/b.flac", "x/c.flac", "d.flac", "._x/._a.trans.txt")
+    (tmp_path / "x/x.trans.txt").write_text("a ONE\nz NO\nd NO\nb\na AGAIN\ny NO\nw NO\n")
+    (tmp_path / "empty.trans.txt").write_text("\n")
+    source = read_source(tmp_path)
+    assert [u.text for file in source.files for u in file.utterances] == ["", "ONE", "", ""]
+    assert source.notes == (
+        "4 lines of .trans.txt files fit no recording beside them: z (x/x.trans.txt, line 2), "
+        "d (x/x.trans.txt, line 3), y (x/x.trans.txt, line 6), ...",
+        "1 lines of .trans.txt files are of utterances that have a line; the first counts: "
+        "a (x/x.trans.txt, line 5).",
+        "1 of 4 utterances have a transcript.",
+    )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_with_accents_apart_are_the_same_names(tmp_path, form):
+    apart = {"NFC": "NFD", "NFD": "NFC"}[form]
+    written = lambda text: unicodedata.normalize(apart, text)
+    make_folder(tmp_path, *(unicodedata.normalize(form, path) for path in ("é/ö.wav", "é/ü.wav")))
+    folder = next(tmp_path.iterdir())
+    (folder / "x.trans.txt").write_text(written("ö ÉTÉ\n"), encoding="utf-8")
+    write_table(tmp_path, "file\ttext", written("é/ü\tÖL"))
+    source = read_source(tmp_path)
+    assert [u.text for file in source.files for u in file.utterances] == ["ÉTÉ", "ÖL"]
+    header = "shard\tfile\tstart_sample\tnum_samples"
+    write_table(tmp_path, header, written("é/ü.wav\tö\t0\t9"), name="index.tsv")
+    (file,) = read_source(tmp_path).files
+    assert (tmp_path / file.path).is_file()
+
+
 def write_table(folder: Path, *lines: str, name: str = "transcripts.tsv") -> None:
     (folder / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
@@ -109,7 +152,25 @@ def test_a_malformed_table_names_the_line(tmp_path, lines, message):
 def test_a_table_that_is_not_utf8_names_the_line(tmp_path):
     make_folder(tmp_path, "a.wav")
     (tmp_path / "transcripts.tsv").write_bytes("file\ttext\na\té".encode("latin-1"))
-    with pytest.raises(SourceError, match="line 2: not valid UTF-8"):
+    with pytest.raises(SourceError, match="line 2: found byte 0xe9"):
+        read_source(tmp_path)
+
+
+def test_columns_of_an_index_are_optional_as_those_of_the_other_table(tmp_path):
+    make_folder(tmp_path, "anna/a.ogg")
+    write_table(
+        tmp_path,
+        "shard\tfile\tstart_sample\tnum_samples\ttext\tgender",
+        "anna/a.ogg\tx\t0\t9\tHI\tf",
+        name="index.tsv",
+    )
+    source = read_source(tmp_path)
+    ((found,),) = (file.utterances for file in source.files)
+    assert (found.speaker, found.language, found.text, found.split) == ("anna", "", "HI", "train")
+    assert [note for note in source.notes if "gender" in note and "speaker, language" in note]
+    assert "1 of 1 utterances have a transcript." in source.notes
+    write_table(tmp_path, "shard\tfile\tstart_sample", "anna/a.ogg\tx\t0", name="index.tsv")
+    with pytest.raises(SourceError, match=r"index\.tsv, line 1: no column num_samples"):
         read_source(tmp_path)
 
 

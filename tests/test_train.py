@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import soundfile
 from ml_collections import ConfigDict
 from transcribed_prompts import write_prompts
 
@@ -264,3 +265,28 @@ def test_a_recogniser_can_be_fine_tuned_further(data_dir, reference, tmp_path):
     with pytest.raises(ValueError, match="has no teacher"):
         teacher = "--config.ctc.network=teacher"
         resolve(config_of(data_dir, f"--config.init={reference}", teacher), tmp_path)
+
+
+def test_a_folder_of_few_recordings(tmp_path, cache):
+    """24 recordings, of which one is held out, and 10, of which none is."""
+    time, source = np.arange(32_000) / 16_000, tmp_path / "source"
+    source.mkdir()
+    for number in range(24):
+        noise = np.random.default_rng(number).normal(0, 0.01, time.size)
+        wave = 0.2 * np.sin(2 * np.pi * (110 + 5 * number) * time) * np.sin(3 * time) + noise
+        soundfile.write(source / f"{number:02}.flac", wave, 16_000)
+    prepare(source, data_dir=tmp_path / "data")
+    flags = (
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        "--config.data.train_split=train[:95%]",
+        "--config.num_steps=2",
+        "--config.mesh.data=1",
+    )
+    output = run(cache, *flags, "--config.data.eval_split=train[95%:]")
+    assert "held-out data: 1 utterances, 0.00 h: 1 batches" in output
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["step"] == 2 and 0 < last["eval_loss"] < 10 and last["eval_codeword_use"] > 0
+    output = run(cache, *flags, "--config.data.eval_split=train[:1%]", expect=1)
+    assert "'train[:1%]' of" in output and "24 in train. Choose a larger part" in output

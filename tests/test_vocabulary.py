@@ -64,6 +64,24 @@ def test_dictionary(tmp_path):
     path = tmp_path / "dict.ltr.txt"
     path.write_text("| 10\nE 5\n")
     assert v.read_dictionary(path).symbols == (*v.SPECIAL, "|", "E")
+    for mark in ("\ufeff", "\n"):
+        path.write_text(f"{mark}|\t10\r\ne\u0301 5\r\n\x85 1\r\n\r\n", encoding="utf-8")
+        assert v.read_dictionary(path).symbols == (*v.SPECIAL, "|", "é", "\x85")
+    for data in (b"| 1\n\xff 2\n", b""):
+        path.write_bytes(data)
+        with pytest.raises(v.VocabularyError, match=r"dict\.ltr\.txt: (line 2|the file is empty)"):
+            v.read_dictionary(path)
     path.write_text("| 10\n| 5\n")
     with pytest.raises(v.VocabularyError, match="each"):
         v.read_dictionary(path)
+
+
+def test_letters_with_accents_joined_and_apart_are_one_symbol():
+    for symbols in (("|", "é"), ("|", "e\u0301"), ("é",), ("e\u0301",)):
+        found = v.Vocabulary((*v.SPECIAL, *symbols))
+        for text in ("é", "e\u0301"):
+            labels = found.encode(text)
+            assert found.symbols[labels[0]] == symbols[-1] and not found.unknown(text)
+    assert v.characters(["e\u0301", "é"]).symbols[-1] == "é"
+    upper = v.Vocabulary((*v.SPECIAL, "|", "\u03aa\u0301"[:1], "A"))
+    assert upper.normalise("\u0390") == "\u03aa\u0301"  # its capital has no character of its own

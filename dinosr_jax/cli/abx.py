@@ -221,6 +221,7 @@ def items(**options: Any) -> None:
 def _speakers(path: Path, split: str | None) -> dict[str, str]:
     """Speakers by utterance, of a table or of a prepared dataset."""
     from dinosr_jax.data import manifest
+    from dinosr_jax.data.text_files import nfc
     from dinosr_jax.evaluation.items import read_speakers
 
     if not path.is_dir():
@@ -228,7 +229,7 @@ def _speakers(path: Path, split: str | None) -> dict[str, str]:
     names = [split] if split else manifest.split_names(path)
     parts = [manifest.load_manifest(path, split=name) for name in names]
     return {
-        str(id_): str(speaker)
+        nfc(str(id_)): str(speaker)
         for part in parts
         for id_, speaker in zip(part.ids, part.speakers, strict=True)
     }

@@ -1,7 +1,7 @@
 """Commands that compare a network with MFCC and with itself untrained."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +225,12 @@ def _open(options: dict[str, Any]) -> tuple[Any, Any]:
     from dinosr_jax.inference import model
 
     logging.getLogger("absl").setLevel(logging.ERROR)
+    named = {name: options.get(name, "") for name in ("train_split", "split", "valid_split")}
+    if options["checkpoint"].exists():  # else `load` says so
+        check_splits(options["data_dir"], named)
     trained = model.load(options["checkpoint"])
     given = {name: options[name] for name in ("prefix", "stress")}
-    splits = [options[s] for s in ("train_split", "split", "valid_split") if options.get(s)]
+    splits = list(filter(None, named.values()))
     if lexicon := options.get("lexicon"):
         how = {"splits": splits, "lexicon": lexicon, "stress": options["stress"]}
         alignment = utterances.spell(options["data_dir"], **how)
@@ -243,6 +246,23 @@ def _open(options: dict[str, Any]) -> tuple[Any, Any]:
         split=options["split"],
         valid_split=options.get("valid_split", ""),
     )
+
+
+def check_splits(data_dir: Path, named: Mapping[str, str]) -> None:
+    """Checks the splits that options name, before anything else is read; '' is none.
+
+    Raises:
+      ManifestError: A split is not there; the option is named.
+    """
+    from dinosr_jax.data import manifest
+    from dinosr_jax.evaluation.utterances import dataset_in
+
+    for option, split in named.items():
+        try:
+            if split:
+                manifest.check_split(data_dir, dataset=dataset_in(data_dir), split=split)
+        except manifest.ManifestError as error:
+            raise manifest.ManifestError(f"--{option}={split}: {error}") from None
 
 
 def evaluation_folder(checkpoint: Path) -> Path:

@@ -8,8 +8,15 @@ from typing import Any
 import click
 
 from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import one_line
 from dinosr_jax.cli.evaluation import command_text
-from dinosr_jax.cli.probes import apply_recipe, evaluation_folder, following, parse_rates
+from dinosr_jax.cli.probes import (
+    apply_recipe,
+    check_splits,
+    evaluation_folder,
+    following,
+    parse_rates,
+)
 
 _FILE = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
@@ -148,6 +155,8 @@ def asr(context: click.Context, **options: Any) -> None:
 
     apply_recipe(context, options, options.pop("config"))
     splits = {name: options.pop(name) for name in ("train_split", "valid_split", "split")}
+    with one_line(ValueError):
+        check_splits(options["data"], splits)
     symbols, vocabulary = options.pop("symbols"), []
 
     def read(data: Path) -> Any:

@@ -43,7 +43,8 @@ def _pretrain(config: Any, workdir: Path) -> None:
     _say(f"training data: {train_data.plan.summary()}\n{short}")
     eval_data = None
     if data.eval_split:
-        eval_data = open_split(other, split=data.eval_split, seed=0, **how)
+        eval_data = open_split(other, split=data.eval_split, seed=0, use="held out", **how)
+        _say(f"held-out data: {eval_data.plan.summary()}")
     where = {"train_data": train_data, "eval_data": eval_data}
     train(config, workdir=workdir, phone_data=open_labelled(other), **where)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dinosr_jax.data.phones import Phone, in_order
 from dinosr_jax.data.praat import Span
-from dinosr_jax.data.text_files import TextError
+from dinosr_jax.data.text_files import TextError, nfc
 
 ID_KEYS = ("file", "name", "fileid", "audio")
 _STEP = Decimal("0.01")
@@ -48,7 +48,7 @@ def id_of(entry: Mapping[str, Any], path: Path, number: int) -> str:
             f"{path}: line {number}: found the fields {found}; expected one of "
             f"{', '.join(ID_KEYS)} with the utterance's name"
         )
-    return entry[names[0]]
+    return nfc(entry[names[0]])
 
 
 class Table(NamedTuple):

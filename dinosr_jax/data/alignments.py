@@ -31,7 +31,7 @@ from dinosr_jax.data.phones import (
     frame_labels,
     in_order,
 )
-from dinosr_jax.data.text_files import TextError, read_text
+from dinosr_jax.data.text_files import TextError, nfc, read_text
 
 __all__ = ["Alignment", "Phone", "TextError", "count_frames", "frame_labels", "read_alignment"]
 Kind = Literal["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]
@@ -85,12 +85,14 @@ class Alignment:
 
     def with_prefix(self, prefix: str) -> "Alignment":
         """The same alignment with something before every id, such as 'asterisk_en/'."""
-        named = {prefix + id_: phones for id_, phones in self.utterances.items()}
+        named = {nfc(prefix) + id_: phones for id_, phones in self.utterances.items()}
         return dataclasses.replace(self, utterances=named)
 
     def _fits(self, id_: str) -> list[str]:
         if id_ in self.utterances:
             return [id_]
+        if len(alike := self._alike.get(nfc(id_), [])) == 1:
+            return alike
         name, folders = _name_and_folders(id_)
         agree = lambda other: other <= folders or folders <= other
         return [full for full, other in self._by_name.get(name, ()) if agree(other)]
@@ -102,6 +104,14 @@ class Alignment:
         return tuple(sorted(said | {SILENCE}))
 
     @functools.cached_property
+    def _alike(self) -> dict[str, list[str]]:
+        """Ids by what they look like: letters and accents may be joined or apart."""
+        found = collections.defaultdict(list)
+        for id_ in self.utterances:
+            found[nfc(id_)].append(id_)
+        return found
+
+    @functools.cached_property
     def _by_name(self) -> dict[str, list[tuple[str, set[str]]]]:
         named = collections.defaultdict(list)
         for id_ in self.utterances:
@@ -111,7 +121,7 @@ class Alignment:
 
 
 def _name_and_folders(id_: str) -> tuple[str, set[str]]:
-    path = PurePosixPath(id_)
+    path = PurePosixPath(nfc(id_))
     name = path.stem if _EXTENSION.fullmatch(path.suffix) else path.name
     return name, set(path.parent.parts) - {"/"}
 
@@ -169,7 +179,7 @@ def _read_folder(
             path = Path(root, name)
             if path.suffix.lower() != ".textgrid" or name.startswith("."):
                 continue
-            id_ = path.relative_to(folder).with_suffix("").as_posix()
+            id_ = nfc(path.relative_to(folder).with_suffix("").as_posix())
             if id_ in found:
                 raise TextError(f"{path} and {found[id_]}: found {id_} twice, expected it once")
             found[id_] = path

@@ -362,10 +362,12 @@ class BatchPlan:
             )
         num_usable = int((lengths >= grid[0]).sum())
         if num_usable < self.batch_multiple:
+            smaller = f"--config.data.batch_multiple={num_usable} (of which the number of devices "
+            smaller += "is a divisor), " if num_usable else ""
             raise ValueError(
                 f"{num_usable} utterances of at least {grid[0] / SAMPLE_RATE:g} s were found, "
                 f"expected at least batch_multiple = {self.batch_multiple} to fill a batch. "
-                "Use more data, lower min_seconds or lower batch_multiple."
+                f"Use more recordings, {smaller}or a lower --config.data.min_seconds."
             )
 
 

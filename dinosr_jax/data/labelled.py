@@ -19,6 +19,7 @@ from dinosr_jax.data.alignments import read_alignment
 from dinosr_jax.data.checking import map_in_threads
 from dinosr_jax.data.manifest import Manifest, Records, dataset_folder, load_manifest
 from dinosr_jax.data.phones import Phone, frame_labels
+from dinosr_jax.data.text_files import nfc
 
 PHONES_NAME = "phones.tsv"
 _LOG = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def open_labelled(data_config: Any) -> LabelledData | None:
         path = phones_path(data_config.data_dir, dataset=data_config.dataset)
         found = path is not None and path.is_file()
         known = read_alignment(path, kind="tsv").utterances if found else {}
-        phones = {id_: known[id_] for id_ in manifest.ids if id_ in known}
+        phones = {id_: known[nfc(id_)] for id_ in manifest.ids if nfc(id_) in known}
     if not phones:
         return None
     _LOG.info("unit quality: %d of %d held-out utterances have phones", len(phones), len(manifest))

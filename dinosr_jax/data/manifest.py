@@ -159,6 +159,11 @@ def split_names(data_dir: str | os.PathLike, *, dataset: str = "audio_folder") -
     return sorted(_open(data_dir, dataset=dataset).info.splits)
 
 
+def check_split(data_dir: str | os.PathLike, *, dataset: str, split: str) -> None:
+    """Raises ManifestError as `load_manifest`, without reading any record."""
+    _file_instructions(_open(data_dir, dataset=dataset), split=split)
+
+
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
     """Keeps TFDS from warning of its own deprecations, and of audio that it would decode slowly."""
@@ -249,8 +254,10 @@ def _file_instructions(builder, *, split: str) -> Sequence:
             message += f" {_how_to_prepare(data_dir, dataset=builder.name, splits=others)}"
         raise ManifestError(message) from None
     if not sum(part.take for part in instructions):
+        has = ", ".join(f"{s.num_examples} in {name}" for name, s in builder.info.splits.items())
         raise ManifestError(
-            f"split {split!r} of {builder.data_dir}: holds no utterance. Choose a larger part."
+            f"split {split!r} of {builder.data_dir}: holds no utterance; the dataset has {has}. "
+            "Choose a larger part, such as 'train[80%:]'."
         )
     return instructions
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.praat import Span
-from dinosr_jax.data.text_files import TextError, read_text
+from dinosr_jax.data.text_files import TextError, nfc, read_text
 
 Stress = Literal["strip", "keep"]
 SILENCE = "SIL"
@@ -73,7 +73,7 @@ def count_frames(phones: Sequence[Phone], *, step: float = 0.01) -> int:
 @functools.lru_cache(maxsize=10_000)
 def clean_label(text: str, *, stress: Stress) -> str:
     """SIL for every name of silence, SPN for spoken noise; with 'strip' AH for AH0."""
-    text = text.strip()
+    text = nfc(text.strip())
     if text.lower() in _SILENCES:
         return SILENCE
     if text.lower() == "spn":
@@ -95,7 +95,9 @@ def read_lexicon(path: Path, *, stress: Stress) -> dict[str, list[str]]:
     words: dict[str, list[str]] = {}
     for line in read_text(path).split("\n"):
         if (parts := line.split())[1:]:
-            words.setdefault(parts[0].upper(), [clean_label(p, stress=stress) for p in parts[1:]])
+            words.setdefault(
+                nfc(parts[0].upper()), [clean_label(p, stress=stress) for p in parts[1:]]
+            )
     return words
 
 

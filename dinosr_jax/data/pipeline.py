@@ -13,13 +13,14 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.batching import Batch, BatchPlan
+from dinosr_jax.data.held_out import HeldOutPlan
 from dinosr_jax.data.lengths import FIELD, HOP
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
 from dinosr_jax.data.padding import EMPTY, PaddedPlan
@@ -89,7 +90,7 @@ class SpeechData:
         manifest: Manifest,
         *,
         records: Records,
-        plan: BatchPlan | PaddedPlan,
+        plan: BatchPlan | HeldOutPlan | PaddedPlan,
         left_out: int = 0,
         num_workers: int = 2,
         prefetch_batches: int = 2,
@@ -188,14 +189,19 @@ class SpeechData:
         rest = self.manifest.num_samples[batch.indices] - batch.starts
         return int(np.minimum(rest, batch.num_samples)[real].sum())
 
+    def has_empty_rows(self, step: int) -> bool:
+        """Whether the global batch of a step is filled up with empty rows."""
+        return bool((self.plan.batch(step).indices == EMPTY).any())
+
     def _first_good(self, batch: Batch, *, step: int) -> tuple[int, np.ndarray]:
         """The first row of the global batch whose record is good."""
         crop = np.empty(batch.num_samples, np.float32)
-        for row in np.flatnonzero(batch.indices != EMPTY):
+        rows = np.flatnonzero(batch.indices != EMPTY)
+        for row in rows:
             if self._crop(batch, row=row, out=crop):
                 return row, crop
         raise PipelineError(
-            f"step {step}: all {len(batch.indices)} utterances of the batch are damaged (see the "
+            f"step {step}: all {len(rows)} utterances of the batch are damaged (see the "
             "warnings above). Check the disk, and prepare the dataset again."
         )
 
@@ -331,7 +337,13 @@ def _close_all() -> None:
 
 
 def open_split(
-    data_config: Any, *, split: str, seed: int, field: int = FIELD, hop: int = HOP
+    data_config: Any,
+    *,
+    split: str,
+    seed: int,
+    use: Literal["training", "held out"] = "training",
+    field: int = FIELD,
+    hop: int = HOP,
 ) -> SpeechData:
     """Opens a split of a prepared dataset.
 
@@ -339,8 +351,9 @@ def open_split(
       data_config: has the fields data_dir, dataset, min_seconds, max_seconds, max_batch_seconds,
         max_rungs, max_ladder_loss, batch_multiple, num_workers, prefetch_batches.
       split: in TFDS syntax, such as 'train[:95%]'.
-      seed: of order and crops. For evaluation, use a fixed seed and the steps of epoch 0:
-        `data.batches(0, data.plan.num_batches)`.
+      seed: of order and crops.
+      use: 'held out' fills what is no whole batch up with empty rows (`HeldOutPlan`); use a fixed
+        seed, and the steps of epoch 0: `data.batches(0, data.plan.num_batches)`.
       field: samples that a frame of the network sees.
       hop: samples from one frame to the next.
 
@@ -349,13 +362,13 @@ def open_split(
 
     Raises:
       ManifestError: the dataset or the split is not there.
-      PipelineError: too few utterances are long enough to fill a batch.
+      PipelineError: too few utterances are long enough: to fill a batch, or held out none is.
     """
     where = {"dataset": data_config.dataset, "split": split}
     everything = load_manifest(data_config.data_dir, **where)
     manifest = everything.at_least(data_config.min_seconds)
     try:
-        plan = BatchPlan(
+        plan = (BatchPlan if use == "training" else HeldOutPlan)(
             manifest.num_samples,
             seed=seed,
             max_batch_seconds=data_config.max_batch_seconds,

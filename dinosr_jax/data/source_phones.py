@@ -14,7 +14,7 @@ from dinosr_jax.data.alignments import Alignment, read_alignment
 from dinosr_jax.data.labelled import PHONES_NAME
 from dinosr_jax.data.phones import Phone
 from dinosr_jax.data.sources import Source, SourceError, Utterance
-from dinosr_jax.data.text_files import TextError
+from dinosr_jax.data.text_files import TextError, nfc
 
 _NAME = re.compile(r"phones(?:_(?P<language>.+))?\.tsv")
 _COLUMNS = ("file", "start_s", "end_s", "phone")
@@ -53,8 +53,8 @@ def _candidates(source: Source, language: str | None) -> Iterator[Named]:
     """Utterances that a table may be about."""
     for file in source.files:
         for utterance in file.utterances:
-            wanted = (language or "").casefold()
-            parts = PurePosixPath(utterance.id.casefold()).parts
+            wanted = nfc(language or "").casefold()
+            parts = PurePosixPath(nfc(utterance.id).casefold()).parts
             by_name = any(part == wanted or part.endswith(f"_{wanted}") for part in parts)
             spoken = utterance.language.casefold()
             if language is None or (spoken == wanted if spoken else by_name):
@@ -84,8 +84,8 @@ def _match(alignment: Alignment, candidates: list[Named]) -> dict[str, tuple[Pho
     for name_of in _NAMES:
         users = collections.defaultdict(list)
         for named in candidates:
-            if named[1].id not in found and name_of(named) in unused:
-                users[name_of(named)].append(named[1].id)
+            if named[1].id not in found and nfc(name_of(named)) in unused:
+                users[nfc(name_of(named))].append(named[1].id)
         for name, ids in users.items():
             if len(ids) > 1:
                 raise SourceError(

@@ -4,12 +4,13 @@ Three kinds of folders are understood:
 - any folder of audio files, nested or not; the parent folder names the speaker;
 - one like LibriSpeech: speaker/chapter/speaker-chapter-number.flac beside *.trans.txt files; of
   Libri-Light's limited sets, the folders are the splits (`librilight`);
-- one with an `index.tsv` that cuts long files into utterances, as data/embedded has.
-A `transcripts.tsv` at the root adds text, speaker, language and split to the first two.
+- one with an `index.tsv` that cuts long files into utterances, as data/embedded has; `shard`,
+  `file`, `start_sample` and `num_samples` are its columns.
+A `transcripts.tsv` at the root, with a column `file`, describes the first two. Both tables may
+have the columns `speaker`, `language`, `split` and `text`.
 """
 
 import collections
-import csv
 import hashlib
 import os
 import re
@@ -18,17 +19,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinosr_jax.data.librilight import limited_splits
+from dinosr_jax.data.text_files import TextError, nfc, read_text
 
 AUDIO_EXTENSIONS = frozenset(
     ".flac .wav .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64".split()
 )
 INDEX_NAME = "index.tsv"
 TABLE_NAME = "transcripts.tsv"
-INDEX_COLUMNS = (
-    "shard", "file", "start_sample", "num_samples", "speaker", "language", "split", "text",
-)  # fmt: skip
-TABLE_COLUMNS = ("file", "text", "speaker", "language", "split")
+_INDEX_REQUIRED = ("shard", "file", "start_sample", "num_samples")
+_TABLE_REQUIRED = ("file",)
+_OPTIONAL = ("text", "speaker", "language", "split")
 DEFAULT_SPLIT = "train"
+_NUM_NAMED = 3  # of what fits nothing
 _SPLIT_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
@@ -164,19 +166,19 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
             left_out.append((ascii(path), "its name is not valid UTF-8; rename it"))
             del audio[path]
     ids = unique_ids(audio)
-    texts = _read_trans_texts(folder, found)
+    texts = _read_trans_texts(folder, audio, found, notes)
     table: dict[str, dict[str, str]] = {}
-    has_splits = False
+    columns: list[str] = []
     if TABLE_NAME in found:
-        table, columns = _read_table(folder, audio, notes)
-        has_splits = "split" in columns
+        table, columns = _read_table(folder, audio)
+        notes += _unknown_columns(TABLE_NAME, columns, known=(*_TABLE_REQUIRED, *_OPTIONAL))
     limited = limited_splits(audio) or {}
     if limited:
         notes.append(f"Libri-Light's limited sets: {', '.join(sorted(set(limited.values())))}")
     per_file = {}
     for path in audio:
         row = table.get(path, {})
-        if has_splits and not row:
+        if "split" in columns and not row:
             left_out.append((path, f"not listed in {TABLE_NAME}, which assigns the splits"))
             continue
         per_file[path] = [
@@ -185,24 +187,47 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
                 segment=None,
                 speaker=row.get("speaker") or _speaker(path, folder=folder),
                 language=row.get("language", ""),
-                text=row.get("text") or texts.get(_without_extension(path), ""),
+                text=row.get("text") or texts.get(path, ""),
                 split=row.get("split", limited.get(path, DEFAULT_SPLIT)),
             )
         ]
+    if "text" in columns or any(path.endswith(".trans.txt") for path in found):
+        notes.append(_num_transcripts(per_file))
     return per_file, left_out, notes
 
 
-def _read_table(folder: Path, audio: dict, notes: list) -> tuple[dict, list[str]]:
+def _num_transcripts(per_file: dict[str, list[Utterance]]) -> str:
+    """How many utterances have a transcript."""
+    texts = [utterance.text for some in per_file.values() for utterance in some]
+    return f"{sum(map(bool, texts))} of {len(texts)} utterances have a transcript."
+
+
+def _unknown_columns(name: str, columns: list[str], *, known: tuple[str, ...]) -> list[str]:
+    """A note of the columns that are not used."""
+    if not (unknown := sorted(set(columns) - set(known))):
+        return []
+    return [f"{name}: columns {unknown} are not used; known are {', '.join(known)}."]
+
+
+def _by_name(audio: Iterable[str]) -> dict[str, list[str]]:
+    """Audio files by path, and by path without extension; letters and accents joined."""
+    found = collections.defaultdict(list)
+    for path in audio:
+        for name in {nfc(path), nfc(_without_extension(path))}:
+            found[name].append(path)
+    return found
+
+
+def _read_table(folder: Path, audio: dict) -> tuple[dict, list[str]]:
     """Reads transcripts.tsv: rows by audio path, and its columns."""
     rows, lines = {}, {}
-    by_stem = collections.defaultdict(list)
-    for path in audio:
-        by_stem[_without_extension(path)].append(path)
+    by_name = _by_name(audio)
     columns: list[str] = []
-    for where, row in _tsv_rows(folder / TABLE_NAME, required=("file",)):
+    for where, row in _tsv_rows(folder / TABLE_NAME, required=_TABLE_REQUIRED):
         columns = list(row)
         name = Path(row["file"]).as_posix()
-        candidates = [name] if name in audio else by_stem.get(name, [])
+        candidates = [path for path in by_name.get(name, []) if nfc(path) == name]
+        candidates = candidates or by_name.get(name, [])
         if len(candidates) != 1:
             problem = f"is {len(candidates)} files: {candidates}" if candidates else "is not there"
             raise SourceError(
@@ -215,11 +240,6 @@ def _read_table(folder: Path, audio: dict, notes: list) -> tuple[dict, list[str]
         if "split" in row:
             _check_split(row["split"], where=where)
         rows[path], lines[path] = row, where.rsplit(" ", 1)[-1]
-    if unknown := set(columns) - set(TABLE_COLUMNS):
-        notes.append(
-            f"{TABLE_NAME}: columns {sorted(unknown)} are not used; known are "
-            f"{', '.join(TABLE_COLUMNS)}."
-        )
     return rows, columns
 
 
@@ -227,12 +247,16 @@ def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
     """Reads index.tsv: many utterances a file."""
     del found
     per_file, lines = collections.defaultdict(list), {}
-    shard_ids = unique_ids(audio)
-    for where, row in _tsv_rows(folder / INDEX_NAME, required=INDEX_COLUMNS):
+    shard_ids, columns = unique_ids(audio), []
+    shards = {nfc(path): path for path in audio}
+    for where, row in _tsv_rows(folder / INDEX_NAME, required=_INDEX_REQUIRED):
+        columns = list(row)
         shard = Path(row["shard"]).as_posix()
-        if shard not in audio:
+        shard = shard if shard in audio else shards.get(shard)
+        if shard is None:
             raise SourceError(f"{where}: shard {row['shard']!r} is not an audio file of {folder}.")
-        _check_split(row["split"], where=where)
+        if "split" in row:
+            _check_split(row["split"], where=where)
         utterance_id = f"{shard_ids[shard]}/{row['file']}"
         if utterance_id in lines:
             raise SourceError(
@@ -245,11 +269,15 @@ def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
             _count(row, "num_samples", lowest=1, where=where),
             line,
         )
-        fields = {key: row[key] for key in ("speaker", "language", "text", "split")}
+        fields = {key: row.get(key, "") for key in ("language", "text")}
+        fields["speaker"] = row.get("speaker") or _speaker(shard, folder=folder)
+        fields["split"] = row.get("split", DEFAULT_SPLIT)
         per_file[shard].append(Utterance(id=utterance_id, segment=segment, **fields))
     if not lines:
         raise SourceError(f"{folder / INDEX_NAME}: no rows under the header, so no utterances.")
-    notes = []
+    notes = _unknown_columns(INDEX_NAME, columns, known=(*_INDEX_REQUIRED, *_OPTIONAL))
+    if "text" in columns:
+        notes.append(_num_transcripts(per_file))
     if unlisted := sorted(set(audio) - set(per_file)):
         notes.append(f"{INDEX_NAME} names no part of {len(unlisted)} audio files: {unlisted[:3]}.")
     return per_file, [], notes
@@ -257,13 +285,8 @@ def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
 
 def _tsv_rows(path: Path, *, required: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields ("file, line n", row) of a tab-separated file with a header; quotes are literal."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise SourceError(f"{path}, line {line}: not valid UTF-8. Save it as UTF-8.") from None
-    rows = csv.reader((line.rstrip("\r") for line in lines), "excel-tab", quoting=csv.QUOTE_NONE)
-    header = [name.strip() for name in next(rows, [])]
+    first, *lines = _read(path).split("\n")
+    header = [name.strip() for name in first.split("\t")]
     if missing := [name for name in required if name not in header]:
         raise SourceError(
             f"{path}, line 1: no column {', '.join(missing)} in the header {header}. "
@@ -271,8 +294,9 @@ def _tsv_rows(path: Path, *, required: Iterable[str]) -> Iterator[tuple[str, dic
         )
     if len(set(header)) != len(header):
         raise SourceError(f"{path}, line 1: a column is named twice in the header {header}.")
-    for number, cells in enumerate(rows, start=2):
-        if not any(cells):
+    for number, line in enumerate(lines, start=2):
+        cells = line.split("\t")
+        if not line.strip():
             continue
         where = f"{path}, line {number}"
         if len(cells) != len(header):
@@ -281,6 +305,13 @@ def _tsv_rows(path: Path, *, required: Iterable[str]) -> Iterator[tuple[str, dic
                 f"header {header}."
             )
         yield where, dict(zip(header, cells, strict=True))
+
+
+def _read(path: Path, *, may_be_empty: bool = False) -> str:
+    try:
+        return read_text(path, may_be_empty=may_be_empty)
+    except TextError as error:
+        raise SourceError(str(error)) from None
 
 
 def _check_split(split: str, *, where: str) -> None:
@@ -314,19 +345,31 @@ def unique_ids(paths: Iterable[str]) -> dict[str, str]:
         ids.update((path, path) for path in shared)
 
 
-def _read_trans_texts(folder: Path, found: Iterable[str]) -> dict[str, str]:
-    """Texts of LibriSpeech's *.trans.txt files, by path without extension."""
-    texts = {}
+def _read_trans_texts(
+    folder: Path, audio: Iterable[str], found: Iterable[str], notes: list[str]
+) -> dict[str, str]:
+    """Texts of LibriSpeech's *.trans.txt files, by audio path; notes what fits no recording."""
+    by_name, texts, strangers, again = _by_name(audio), {}, [], []
     for path in found:
-        if path.endswith(".trans.txt"):
-            try:
-                lines = (folder / path).read_text(encoding="utf-8").splitlines()
-            except UnicodeDecodeError:
-                raise SourceError(f"{folder / path}: not valid UTF-8. Save it as UTF-8.") from None
-            parent = Path(path).parent
-            for line in filter(None, map(str.strip, lines)):
-                name, _, text = line.partition(" ")
-                texts[(parent / name).as_posix()] = text.strip()
+        if not path.endswith(".trans.txt") or Path(path).name.startswith("._"):  # macOS
+            continue
+        lines = _read(folder / path, may_be_empty=True).split("\n")
+        for number, line in enumerate(lines, start=1):
+            name, *text = re.split("[ \t]+", line.strip(), maxsplit=1)
+            recordings = by_name.get((Path(nfc(path)).parent / name).as_posix(), []) if name else []
+            if name and not recordings:
+                strangers.append(f"{name} ({path}, line {number})")
+            if texts.keys() & set(recordings):
+                again.append(f"{name} ({path}, line {number})")
+            for recording in recordings:
+                texts.setdefault(recording, " ".join(text).strip())
+    for some, what in (
+        (strangers, "lines of .trans.txt files fit no recording beside them"),
+        (again, "lines of .trans.txt files are of utterances that have a line; the first counts"),
+    ):
+        if some:
+            end = ", ..." if len(some) > _NUM_NAMED else "."
+            notes.append(f"{len(some)} {what}: {', '.join(some[:_NUM_NAMED])}{end}")
     return texts
 
 

@@ -7,12 +7,15 @@ Shapes: U labels, V symbols.
 """
 
 import functools
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+from dinosr_jax.data.text_files import TextError, nfc, read_text
 
 BLANK, PADDING, END, UNKNOWN = range(4)
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -40,15 +43,16 @@ class Vocabulary(NamedTuple):
 
         Characters: in the case of the symbols, compatibility forms and apostrophes unified (NFKC),
         punctuation and symbols that are no symbols of the vocabulary read as spaces. Letters and
-        digits that it lacks stay, and are errors when it is encoded. Phones: spaces only.
+        digits that it lacks stay, and are errors when it is encoded. Phones: spaces, and accents
+        that are apart from their letter (NFC).
         """
         if self.of_characters:
-            known = set(self.symbols)
+            known = set(map(nfc, self.symbols))
             text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
             text = text.upper() if _upper(self.symbols) else text.lower()
             drop = lambda c: c not in known and unicodedata.category(c)[0] in "PSZC"
             text = "".join(" " if drop(c) or c == BOUNDARY else c for c in text)
-        return " ".join(text.split())
+        return " ".join(nfc(text).split())
 
     def unknown(self, text: str) -> list[str]:
         """What of a transcript is no symbol, in order, once each."""
@@ -87,7 +91,7 @@ class Vocabulary(NamedTuple):
 
 @functools.lru_cache
 def _numbers(symbols: tuple[str, ...]) -> dict[str, int]:
-    return {symbol: i for i, symbol in enumerate(symbols) if i >= len(SPECIAL)}
+    return {nfc(symbol): i for i, symbol in enumerate(symbols) if i >= len(SPECIAL)}
 
 
 @functools.lru_cache
@@ -149,10 +153,10 @@ def read_dictionary(path: str | Path) -> Vocabulary:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VocabularyError(f"{path}: cannot be read as a dictionary ({error})") from None
-    found = [line.split(" ")[0] for line in lines if line.strip()]
+        lines = read_text(path).split("\n")
+    except TextError as error:
+        raise VocabularyError(f"{error}; expected a dictionary such as dict.ltr.txt") from None
+    found = [re.split("[ \t]", line.strip(" \t"))[0] for line in lines if line.strip()]
     if not found or len(set(found)) < len(found) or set(found) & set(SPECIAL):
         raise VocabularyError(
             f"{path}: expected a symbol and its count a line, as in fairseq's dict.ltr.txt, each "

@@ -16,11 +16,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dinosr_jax.data.audio import AudioError
+from dinosr_jax.data.text_files import nfc, read_text
 from dinosr_jax.evaluation import dtw, unit_lines
 from dinosr_jax.evaluation.frame_distances import Distance, Frames, equal_frames, prepare
 from dinosr_jax.evaluation.items import Items, frame_slices
 from dinosr_jax.inference.extract import of_shard
-from dinosr_jax.inference.inputs import printable
+from dinosr_jax.inference.inputs import printable, read_manifest
 
 FRAME_RATE = Fraction(50)
 MAX_PADDING = 2  # frames that may be missing at the end of a recording, with padding
@@ -171,17 +173,17 @@ def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, Part]:
 def _find_in_shards(shards: Sequence[Path], folder: Path, manifest: Path) -> dict[str, Part]:
     """Recordings of fairseq's NAME_i_n.npy and .len."""
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()[1:]
-    except (OSError, ValueError) as error:
-        raise FeatureError(f"{manifest}: cannot be read ({error})") from None
-    names = [str(Path(line.split("\t")[0]).with_suffix("")) for line in lines if line.strip()]
+        names = [str(Path(name).with_suffix("")) for _, name in read_manifest(manifest)[1]]
+    except AudioError as error:
+        raise FeatureError(str(error)) from None
     found: dict[str, Part] = {}
     for path in shards:
         match = _SHARD.fullmatch(path.stem)
         part = (int(match[2]), int(match[3])) if match else (0, 1)
         here = of_shard(names, part)
         try:
-            counts = [int(line) for line in path.with_suffix(".len").read_text().split()]
+            text = read_text(path.with_suffix(".len"), may_be_empty=True)
+            counts = [int(line) for line in text.split()]
         except ValueError as error:
             raise FeatureError(f"{path.with_suffix('.len')}: {error}") from None
         if len(counts) != len(here):
@@ -280,11 +282,13 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, Part | np.ndar
     """The recording of each name: its own, or one whose name without folders is the same."""
     by_name: dict[str, list[str]] = {}
     for id_ in source.entries:
-        by_name.setdefault(PurePosixPath(id_).name, []).append(id_)
+        for name in {nfc(id_), nfc(PurePosixPath(id_).name)}:
+            by_name.setdefault(name, []).append(id_)
     found, users, missing = {}, {}, []
     names = list(names)
     for name in names:
-        fits = [name] if name in source.entries else by_name.get(PurePosixPath(name).name, [])
+        fits = [name] if name in source.entries else by_name.get(nfc(name), [])
+        fits = fits or by_name.get(nfc(PurePosixPath(name).name), [])
         if len(fits) > 1:
             raise FeatureError(
                 f"{name}: found {fits[0]} and {fits[1]} in {source.path}, expected one; write the "

@@ -1,10 +1,9 @@
 """Intent classification on Fluent Speech Commands: an action, an object and a location."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinosr_jax.data.text_files import TextError, read_text
+from dinosr_jax.data.text_files import TextError, on_disk, read_table
 from dinosr_jax.evaluation.examples import Example, Examples, gather
 from dinosr_jax.inference.inputs import Recording, printable
 
@@ -32,20 +31,19 @@ def read_intents(data: Path) -> Examples:
 
 def _rows(data: Path, name: str, left_out: list[tuple[str, str]]) -> Iterator[Example]:
     table = data / name
-    rows = csv.DictReader(read_text(table).split("\n"))
-    columns = rows.fieldnames or ()
+    columns, rows = read_table(table)
     if missing := [column for column in ("path", *SLOTS) if column not in columns]:
         raise TextError(
-            f"{table}: found the columns {list(columns)}, expected path, action, object, location "
+            f"{table}: found the columns {columns}, expected path, action, object, location "
             f"({missing[0]!r} is missing)"
         )
-    for row in rows:
-        where = f"{printable(str(table))}, line {rows.line_num}"
+    for number, row in rows:
+        where = f"{printable(str(table))}, line {number}"
         intent = tuple((row[slot] or "").strip() for slot in SLOTS)
         if not row["path"] or not all(intent):
             left_out.append((where, "no path, or a slot without a value"))
         elif ".." in Path(row["path"]).parts:
             left_out.append((where, f"{printable(row['path'])!r} leaves the folder"))
         else:
-            path = data / row["path"]
+            path = on_disk(data / row["path"])
             yield Example(Recording(row["path"], printable(str(path)), path), intent)

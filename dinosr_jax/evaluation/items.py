@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dinosr_jax.data.phones import SILENCE, Phone
-from dinosr_jax.data.text_files import TextError, read_text
+from dinosr_jax.data.text_files import TextError, nfc, read_table, read_text
 from dinosr_jax.inference import outputs
 
 Context = Literal["triphone", "phoneme"]
@@ -115,7 +115,7 @@ def read_items(path: str | Path) -> Items:
             value = row[name]
             if not isinstance(value, (str, int, Decimal)) or isinstance(value, bool) or value == "":
                 raise ItemError(f"{where}: {name}: found {value!r}, expected a text")
-            columns[name].append(str(value))
+            columns[name].append(nfc(str(value)))
         onset, offset = (_seconds(row[name], name, where) for name in ("onset", "offset"))
         if offset < onset:
             raise ItemError(f"{where}: found an offset of {offset} s before the onset, {onset} s")
@@ -259,22 +259,18 @@ def read_speakers(path: str | Path) -> dict[str, str]:
       ItemError: A column is missing, or an utterance has two speakers.
       TextError: The file cannot be read.
     """
-    text = read_text(path)
-    separator = "\t" if "\t" in text.split("\n", 1)[0] else ","
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.DictReader(io.StringIO(text), delimiter=separator, quoting=quoting)
-    names = list(rows.fieldnames or ())
+    names, rows = read_table(path)
     key = next((name for name in ("file", "id") if name in names), None)
     if key is None or "speaker" not in names:
         raise ItemError(f"{path}: found the columns {names}, expected file and speaker")
     found: dict[str, str] = {}
-    for row in rows:
+    for number, row in rows:
         id_, speaker = row[key], row["speaker"]
         if not id_ or not speaker:
-            raise ItemError(f"{path}: line {rows.line_num}: expected a file and its speaker")
+            raise ItemError(f"{path}: line {number}: expected a file and its speaker")
         if found.setdefault(id_, speaker) != speaker:
             raise ItemError(
-                f"{path}: line {rows.line_num}: {id_}: found the speakers {found[id_]} and "
+                f"{path}: line {number}: {id_}: found the speakers {found[id_]} and "
                 f"{speaker}, expected one"
             )
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dinosr_jax.data import audio, speech_commands
-from dinosr_jax.data.text_files import read_text
+from dinosr_jax.data.text_files import nfc, read_text
 from dinosr_jax.evaluation.examples import Example, Examples, at_path, gather
 from dinosr_jax.evaluation.utterances import LabelError
 from dinosr_jax.inference.inputs import Recording, printable
@@ -87,8 +87,8 @@ def _folders(root: Path, test_folder: Path | None) -> Examples:
             left_out.append((printable(str(word)), "a word without recordings"))
         for path in clips:
             example = at_path(path, root=root, label=_class(word.name))
-            there.add(example.recording.id)
-            part = next((p for p in listed if example.recording.id in listed[p]), "train")
+            there.add(nfc(example.recording.id))
+            part = next((p for p in listed if nfc(example.recording.id) in listed[p]), "train")
             found[part].append(example)
     for part, names in listed.items():
         missing = sorted(names - there)

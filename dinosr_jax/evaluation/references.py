@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinosr_jax.data.alignments import Alignment
-from dinosr_jax.data.text_files import TextError, read_text
+from dinosr_jax.data.text_files import TextError, nfc, read_text
 
 NAMES = ("file", "name", "fileid", "audio", "id", "path", "audio_filepath", "utterance")
 TEXTS = ("text", "transcript", "sentence", "transcription")
@@ -56,7 +56,7 @@ def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict
         rows: Iterable[tuple[str, Transcript]] = _of_dataset(path, split, language)
     elif path.is_dir():
         files = sorted(Path(root, n) for root, _, names in os.walk(path) for n in names)
-        files = [file for file in files if file.name.endswith(".trans.txt")]
+        files = [f for f in files if f.name.endswith(".trans.txt") and f.name[:2] != "._"]  # macOS
         if not files:
             raise TextError(
                 f"{path}: no .trans.txt file in this folder; for a prepared dataset, name its "
@@ -98,7 +98,7 @@ def _of_dataset(path: Path, split: str, language: str) -> Iterator[tuple[str, Tr
 def _of_file(path: Path) -> Iterator[tuple[str, Transcript]]:
     text = read_text(path)
     lines = [(f"{path}: line {n}", line) for n, line in enumerate(text.split("\n"), start=1)]
-    lines = [(where, line.rstrip("\r")) for where, line in lines if line.strip()]
+    lines = [(where, line) for where, line in lines if line.strip()]
     if not lines:
         return
     first = lines[0][1]
@@ -161,7 +161,7 @@ def _transcript(row: dict, where: str) -> Transcript:
             f"{where}: expected an utterance ({', '.join(NAMES)}) and its text "
             f"({', '.join(TEXTS)}); found the fields {', '.join(map(str, row)) or 'none'}"
         )
-    return Transcript(said[names[0]], row[texts[0]], said.get("speaker", ""))
+    return Transcript(nfc(said[names[0]]), nfc(row[texts[0]]), nfc(said.get("speaker", "")))
 
 
 def join(

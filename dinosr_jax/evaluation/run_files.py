@@ -187,6 +187,9 @@ def _utterance(path: Path, problems: list[str]) -> Utterance | None:
     if not path.exists():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it is compressed")  # it may be of any size unpacked
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
         utterance = Utterance(

@@ -4,6 +4,7 @@ Shapes: U labels.
 """
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinosr_jax.data.sources import is_audio
-from dinosr_jax.data.text_files import read_text
+from dinosr_jax.data.text_files import nfc, read_text
 from dinosr_jax.evaluation.examples import PARTS, Example, Examples, gather
 from dinosr_jax.evaluation.learning import Settings, Task
 from dinosr_jax.evaluation.recognition import ctc_task
@@ -95,14 +96,14 @@ def read_slots(data: Path, *, voices: str = "superb") -> Examples:
                 f"({', '.join(SPEAKERS[part])}) such as {SPEAKERS[part][0]}-snips-{part}-0.wav"
                 + ("; --voices=all takes all of them" if there else "")
             )
-        spoken = {path.stem for path in chosen}
+        spoken = {nfc(path.stem) for path in chosen}
         left_out += [
             (id_, f"a transcript without a recording in {part}/")
             for id_ in transcripts
             if id_.split("-")[2:3] == [part] and wanted(id_) and id_ not in spoken
         ]
         examples = [
-            Example(Recording(p.stem, printable(str(p)), p), transcripts.get(p.stem))
+            Example(Recording(p.stem, printable(str(p)), p), transcripts.get(nfc(p.stem)))
             for p in chosen
         ]
         left_out += [(e.recording.name, "no transcript") for e in examples if e.label is None]
@@ -116,8 +117,8 @@ def _transcripts(
     """Lines such as `Ivy-snips-train-0 BOS ADD IT EOS<tab>O O O AddToPlaylist`."""
     seen: set[str] = set()
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        id_, _, rest = line.strip().partition(" ")
-        text, _, tags = rest.partition("\t")
+        id_, *rest = re.split("[ \t]", line.strip(), maxsplit=1)
+        text, _, tags = "".join(rest).partition("\t")
         words, tags = text.split()[1:-1], tags.split()[1:-1]
         if not id_:
             continue

@@ -12,6 +12,7 @@ from dinosr_jax.data import manifest as manifests
 from dinosr_jax.data.alignments import Alignment, read_alignment
 from dinosr_jax.data.labelled import PHONES_NAME, phones_path
 from dinosr_jax.data.phones import Phone, Stress, frame_labels, read_lexicon
+from dinosr_jax.data.text_files import nfc
 from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
@@ -92,7 +93,7 @@ def spell(
     for split in splits:
         manifest = manifests.load_manifest(data_dir, dataset=dataset_in(data_dir), split=split)
         for id_, text in zip(manifest.ids, manifest.texts, strict=True):
-            said = text.upper().split()
+            said = nfc(text.upper()).split()
             known += sum(word in words for word in said)
             labels = [label for word in said for label in words.get(word, ["<UNK>"])]
             if labels:

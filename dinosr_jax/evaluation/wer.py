@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dinosr_jax.data import vocabulary
+from dinosr_jax.data.text_files import nfc
 from dinosr_jax.evaluation.references import Pair
 from dinosr_jax.training.word_errors import marked
 
@@ -68,10 +69,10 @@ def normaliser(kind: Normalise) -> Callable[[str], str]:
 
     'librispeech': upper case, apostrophes and compatibility forms unified, punctuation and symbols
     read as spaces, as LibriSpeech's transcripts are written. 'lower': the same in lower case, for
-    any language. 'none': only spaces are unified.
+    any language. 'none': only spaces, and accents apart from their letter, are unified.
     """
     if kind == "none":
-        return lambda text: " ".join(text.split())
+        return lambda text: " ".join(nfc(text).split())
     if kind == "librispeech":
         return vocabulary.letters().normalise
     lower = vocabulary.Vocabulary((*vocabulary.SPECIAL, vocabulary.BOUNDARY, "'", "a"))

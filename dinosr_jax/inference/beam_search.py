@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinosr_jax.data.text_files import nfc, read_text
 from dinosr_jax.data.vocabulary import BLANK, BOUNDARY, END, PADDING, UNKNOWN, Vocabulary
 from dinosr_jax.inference.decoding import Clock, Hypothesis, Word, path_spans, words_in_time
 from dinosr_jax.inference.lexicon import Lexicon, arpa_words, is_of_symbols, read_lexicon, spell
@@ -65,10 +66,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
       ValueError: It is no JSON object of such fields.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         values = dict(values.get("settings", values))
         unknown = set(values) - set(Settings._fields)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read as settings of the decoder ({error})") from None
     if unknown:
         raise ValueError(
@@ -127,6 +128,9 @@ def lexicon_of(vocabulary: Vocabulary, settings: Settings) -> Lexicon | None:
         return spell(arpa_words(lm), vocabulary, path=lm)
     found = read_lexicon(lexicon, vocabulary)
     known = set(arpa_words(lm, binary=())) if settings.lm else set()
+    written = {nfc(word): word for word in known}  # as the n-gram writes them
+    spellings = {written.get(nfc(word), word): how for word, how in found.spellings.items()}
+    found = found._replace(spellings=spellings)
     if known and not known & found.spellings.keys():
         some = [next(iter(words)) for words in (found.spellings, sorted(known))]
         raise ValueError(

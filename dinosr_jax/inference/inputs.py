@@ -1,5 +1,6 @@
 """The recordings that a command is given: files, folders, fairseq manifests, prepared datasets."""
 
+import codecs
 import os
 import re
 import stat
@@ -12,8 +13,13 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.sources import is_audio, unique_ids
+from dinosr_jax.data.text_files import TextError, on_disk, read_text
 
-_MANIFEST_ROW = re.compile(r"[^\t]+\t\d+\s*")
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # control characters
+_EXPECTED = (
+    "expected a list of recordings: their folder in the first line, then a path below it, tab, "
+    "number of samples a line (the number may be missing)"
+)
 
 
 class Recording(NamedTuple):
@@ -66,9 +72,8 @@ def open_inputs(
     """The recordings at some paths, in a fixed order: that of the paths, then by name.
 
     Args:
-      paths: Audio files; folders of them, nested or not; fairseq manifests (a line with the root,
-        then lines of path, tab, number of samples), known by their content; or, with `split`, the
-        data_dir of prepared datasets.
+      paths: Audio files; folders of them, nested or not; fairseq manifests (`read_manifest`), as
+        which every text file is read; or, with `split`, the data_dir of prepared datasets.
       split: Split of the prepared dataset, in TFDS syntax.
       on_bad: Called with a recording that cannot be read, and the reason; None raises.
 
@@ -88,8 +93,8 @@ def open_inputs(
             found += _records(path, split=split)
         elif path.is_dir():
             found += _folder(path, on_bad)
-        elif (root := _manifest_root(path)) is not None:
-            found += _manifest(path, root)
+        elif _is_list(path):
+            found += _manifest(path)
         elif os.path.lexists(path):
             found.append(Recording(path.name, printable(str(path)), path))
         else:
@@ -145,39 +150,71 @@ def _folder(folder: Path, on_bad: Bad) -> list[Recording]:
     return sorted(found, key=lambda recording: recording.id)
 
 
-def _manifest_root(path: Path) -> str | None:
-    """First line of a fairseq manifest, or None for another file."""
+def _is_list(path: Path) -> bool:
+    """Whether a file is text, by its first bytes; what is named as audio is not."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
+        if is_audio(path.name) or not stat.S_ISREG(os.stat(path).st_mode):
+            return False
         with path.open("rb") as file:
-            lines = file.read(65_536).decode("utf-8", "surrogateescape").splitlines()
+            start = file.read(65_536)
     except OSError:
-        return None
-    if len(lines) < 2 or "\0" in lines[0] or not _MANIFEST_ROW.fullmatch(lines[1]):
-        return None
-    return lines[0].rstrip("\r")
+        return False
+    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return wide or not _NO_TEXT.search(start)
 
 
-def _manifest(path: Path, root: str) -> list[Recording]:
-    """The recordings of a fairseq manifest, in its order."""
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
+def read_manifest(path: Path) -> tuple[Path, list[tuple[int, str]]]:
+    """Reads fairseq's list of recordings.
+
+    Args:
+      path: Text: the folder of the recordings, then their paths below it, one a line, with a tab
+        and the number of samples or without. Empty lines are passed over.
+
+    Returns:
+      The folder, relative to that of the list where it is not absolute; and line number and path
+      of every recording.
+
+    Raises:
+      AudioError: It is another text; the line is named.
+    """
+    where = printable(str(path))
+    try:
+        text = read_text(path, letters="as written", not_utf8="keep")
+    except TextError as error:
+        raise audio.AudioError(f"{printable(str(error))}; {_EXPECTED}") from None
+    (first, root), *rows = [(n, t) for n, t in enumerate(text.split("\n"), 1) if t.strip()]
+    if "\t" in root or root.lstrip().startswith(("{", "[")):
+        found = f"found {printable(root[:60])!r} in place of a folder"
+        raise audio.AudioError(f"{where}, line {first}: {found}; {_EXPECTED}")
+    if not rows:
+        raise audio.AudioError(f"{where}: found no line below line {first}; {_EXPECTED}")
     found = []
-    for number, line in enumerate(text.split("\n")[1:], start=2):
-        if not line.strip():
-            continue
-        name = line.split("\t")[0]
-        if not _MANIFEST_ROW.fullmatch(line):
+    for number, line in rows:
+        name, *counts = line.split("\t")
+        if len(counts) > 1 or not all(re.fullmatch(r"\d+\s*", count) for count in counts):
             raise audio.AudioError(
-                f"{printable(str(path))}, line {number}: expected path, tab, number of samples"
+                f"{where}, line {number}: found {printable(line[:80])!r}; {_EXPECTED}"
             )
         if ".." in Path(name).parts:
             raise audio.AudioError(
-                f"{printable(str(path))}, line {number}: {printable(name)!r} leaves the root; "
-                "expected paths below it"
+                f"{where}, line {number}: {printable(name)!r} leaves the root; expected paths "
+                "below it"
             )
-        where = path.parent / root / name  # absolute roots and names stay what they are
-        found.append(Recording(name.lstrip("/"), printable(str(where)), where))
+        found.append((number, name))
+    return path.parent / root, found
+
+
+def _manifest(path: Path) -> list[Recording]:
+    """The recordings of a manifest, in its order; what is not there fails when it is read."""
+    root, rows = read_manifest(path)
+    found = []
+    for number, name in rows:
+        source = on_disk(root / name)  # absolute names stay what they are
+        where = printable(str(source))
+        if not os.path.lexists(source):
+            told = f"{printable(str(path))}, line {number}: no file {where}; {_EXPECTED}"
+            source = partial(refuse, None, told)
+        found.append(Recording(name.lstrip("/"), where, source))
     return found
 
 

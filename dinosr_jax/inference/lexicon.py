@@ -1,13 +1,16 @@
 """Words that beam search looks for, and how they are spelt: of a lexicon, or of an n-gram."""
 
+import functools
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dinosr_jax.data.text_files import MAX_UNPACKED_BYTES, nfc, read_text
 from dinosr_jax.data.vocabulary import BOUNDARY, SPECIAL, Vocabulary
 
+_MAX_LINE_BYTES = 2**20
 _NOT_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}
 
 
@@ -39,19 +42,16 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Lexicon:
     _needs_boundary(vocabulary)
     found: dict[str, list[list[str]]] = {}
     symbols, lines, left_out = _spoken(vocabulary), 0, []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                word, *spelling = line.split() or [""]
-                lines += bool(word)
-                if set(spelling) <= symbols and set(spelling) - {BOUNDARY}:
-                    spelling = spelling if spelling[-1] == BOUNDARY else [*spelling, BOUNDARY]
-                    known = found.setdefault(word, [])
-                    known.extend([spelling] if spelling not in known else [])
-                elif word:
-                    left_out.append(word)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a lexicon ({error})") from None
+    for line in read_text(path, letters="as written").split("\n"):  # words are the n-gram's
+        word, *spelling = line.split() or [""]
+        lines, spelling = lines + bool(word), list(map(nfc, spelling))
+        if set(spelling) <= symbols.keys() and set(spelling) - {BOUNDARY}:
+            spelling = [symbols[symbol] for symbol in spelling]
+            spelling = spelling if spelling[-1] == BOUNDARY else [*spelling, BOUNDARY]
+            known = found.setdefault(word, [])
+            known.extend([spelling] if spelling not in known else [])
+        elif word:
+            left_out.append(word)
     if not found:
         raise ValueError(f"{path}: {_none(lines, vocabulary)}; expected lines such as: TEA T E A |")
     return Lexicon(found, tuple(left_out))
@@ -71,14 +71,19 @@ def spell(words: Sequence[str], vocabulary: Vocabulary, *, path: Path) -> Lexico
     _needs_boundary(vocabulary)
     symbols = _spoken(vocabulary)
     spelt = {word: vocabulary.normalise(word) for word in words}
-    found = {w: [[*text, BOUNDARY]] for w, text in spelt.items() if text and set(text) <= symbols}
+    found = {
+        word: [[*map(symbols.get, text), BOUNDARY]]
+        for word, text in spelt.items()
+        if text and set(text) <= symbols.keys()
+    }
     if not found:
         raise ValueError(f"{path}: {_none(len(words), vocabulary)}")
     return Lexicon(found, tuple(word for word in words if word not in found))
 
 
-def _spoken(vocabulary: Vocabulary) -> set[str]:
-    return set(vocabulary.symbols) - set(SPECIAL)
+def _spoken(vocabulary: Vocabulary) -> dict[str, str]:
+    """Symbols as the vocabulary writes them, by what they look like."""
+    return {nfc(symbol): symbol for symbol in vocabulary.symbols if symbol not in SPECIAL}
 
 
 def _none(number: int, vocabulary: Vocabulary) -> str:
@@ -131,11 +136,16 @@ def arpa_words(path: Path, *, binary: Sequence[str] | None = None) -> Sequence[s
 def _unigrams(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
-    open_text = gzip.open if compressed else open
-    with open_text(path, "rt", encoding="utf-8") as file:
-        inside = False
-        for line in file:
-            line = line.strip()
+    with (gzip.open if compressed else open)(path, "rb") as file:
+        inside, size = False, 0
+        for line in iter(functools.partial(file.readline, _MAX_LINE_BYTES), b""):
+            size += len(line)
+            if size > MAX_UNPACKED_BYTES:
+                raise ValueError(
+                    f"{path}: found more than {MAX_UNPACKED_BYTES / 2**30:g} GiB before the end of "
+                    "its words; expected an n-gram in ARPA's form"
+                )
+            line = line.decode().strip()
             if line.startswith("\\"):
                 if inside:
                     return

@@ -109,7 +109,7 @@ def read_folder(path: Path) -> Folder:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a file with one JSON object; raises ValueError where it is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):

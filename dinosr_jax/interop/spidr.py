@@ -58,7 +58,7 @@ def fields_beside(checkpoint: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); it is read beside {checkpoint}") from None
     whole = whole if isinstance(whole, dict) else {}

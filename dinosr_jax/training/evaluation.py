@@ -27,10 +27,13 @@ class EvalData(Protocol):
     batches_per_epoch: int
     speakers: Mapping[str, int]  # id of an utterance -> number of its speaker
 
+    def has_empty_rows(self, step: int) -> bool:
+        """Whether the whole batch of a step has rows that only fill it."""
+
     def batches(
         self, start_step: int, num_steps: int, *, share: tuple[int, int, int]
     ) -> Iterator[Any]:
-        """Batches with `waveforms` and `ids`."""
+        """Batches with `step`, `waveforms` and `ids`, which are '' where a row is empty."""
 
 
 class PhoneData(Protocol):
@@ -100,13 +103,21 @@ class Evaluation:
     def _held_out(self, state: TrainState) -> Any:
         data, share = self._eval_data, sharding.local_share(self._mesh)
         number = min(self._config.eval_batches, data.batches_per_epoch)
-        speakers = lambda ids: np.array([data.speakers[id_] for id_ in ids], np.int32)
-        fields = lambda b: {"waveforms": b.waveforms, "speakers": speakers(b.ids)}
+
+        def fields(read: Any) -> dict[str, np.ndarray]:
+            speakers = np.array([data.speakers[id_] if id_ else -1 for id_ in read.ids], np.int32)
+            found = {"waveforms": read.waveforms, "speakers": speakers}
+            if data.has_empty_rows(read.step):  # others' rows are all real: nothing is padded
+                real = np.array([bool(id_) for id_ in read.ids])
+                found["num_samples"] = np.int32(read.waveforms.shape[1]) * real
+            return found
+
         total = None
         batches = data.batches(0, number, share=share)
         for k, (_, batch) in enumerate(sharding.to_devices(self._mesh, batches, fields)):
             arguments = (state, batch, jnp.asarray(k))
-            found = self._programs.get("evaluation", self._eval_step, *arguments)(*arguments)
+            name = "evaluation" if batch.num_samples is None else "evaluation with empty rows"
+            found = self._programs.get(name, self._eval_step, *arguments)(*arguments)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         return total
 
