@@ -4,12 +4,14 @@ import ast
 import difflib
 import json
 import math
+import os
 import runpy
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_collections
 
+from dinosr_jax.files import LOCAL, is_url
 from dinosr_jax.recipes import published_recipe
 
 # Fields that came after the first runs: a configuration without them gets the published values.
@@ -126,6 +128,7 @@ _CHOICES = {
     "guard.action": ("warn", "stop"),
     "ctc.network": ("student", "teacher"),
 }
+_PATHS = "workdir init data.data_dir data.eval_data_dir data.alignment ctc.lexicon ctc.vocabulary"
 
 
 def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
@@ -179,6 +182,8 @@ def _check_values(c: ml_collections.ConfigDict, errors: list[str]) -> None:
 def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> None:
     """Fields that must fit each other; `need` as in `_check_values`."""
     m, d = c.model, c.data
+    for field in _PATHS.split():
+        need(not is_url(_nested(c, field)), field, _nested(c, field), LOCAL)
     need(m.width % m.num_heads == 0, "model.width", m.width, f"a multiple of {m.num_heads} heads")
     half = c.compute_dtype == "bfloat16" or m.attention == "xla"
     need(half, "model.attention", m.attention, "'xla', or compute_dtype 'bfloat16' for cuDNN")
@@ -202,7 +207,7 @@ def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> 
     need(texts, "ctc.symbols", c.ctc.symbols, "texts (filled in when a run starts)")
 
 
-def read_file(path: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def read_file(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """A configuration file, changed by flags, as a checked nested dict.
 
     Args:

@@ -11,7 +11,7 @@ from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.evaluation import command_text
 from dinosr_jax.cli.probes import apply_recipe, evaluation_folder, following, parse_rates
 
-_FILE = click.Path(path_type=Path)
+_FILE = shared.LocalPath()
 _COUNT = click.IntRange(min=1)
 _FROM_0 = click.IntRange(min=0)
 
@@ -27,7 +27,7 @@ def _recipe(*, num_steps: int, learning_rates: str, project_width: int) -> Calla
         click.argument("data", type=_FILE),
         click.option(
             "--config",
-            type=click.Path(exists=True, dir_okay=False),
+            type=shared.LocalPath(exists=True),
             help="SUPERB's recipe: configs/evaluation/superb_*.py; options come first.",
         ),
         _option("num_steps", num_steps, type=_COUNT),

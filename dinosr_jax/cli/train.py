@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dinosr_jax.config import complete, held_out, parse
+from dinosr_jax.files import refuse_url
 
 # Fields of `model` that belong to the parameters; the others are of the recipe.
 _STRUCTURE = """front_end conv_layers num_layers width ffn_dim num_heads pos_conv_width
@@ -24,6 +25,7 @@ def run(config: Any, *, workdir: str | None) -> None:
     from dinosr_jax.training.processes import keep_compiled
 
     config = parse(config)
+    refuse_url("--workdir", workdir or "")
     folder = Path(workdir or config.workdir)
     keep_compiled(folder / "compiled")
     if config.task == "ctc":

@@ -1,6 +1,5 @@
 """Runs of ours: made of an imported checkpoint, and read to be exported."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dinosr_jax import files
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
 from dinosr_jax.interop.shapes import ASSUMED
@@ -66,7 +66,9 @@ def written_whole(output: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         folder.chmod(0o777 & ~umask)
+        files.sync_tree(folder)
         folder.replace(output.absolute())
+        files.sync_folder(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
@@ -74,14 +76,16 @@ def written_whole(output: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that locks a folder until it is closed; None where another process has it."""
+    """A descriptor that locks a folder until it is closed; None where it cannot be had."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        locked = files.lock(descriptor, name=folder)
+    except BlockingIOError:
+        locked = False
+    if not locked:
         os.close(descriptor)
         return None
     return descriptor

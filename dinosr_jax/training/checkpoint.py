@@ -6,6 +6,7 @@ any moment finds its last complete checkpoint whole.
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dinosr_jax import files
 from dinosr_jax.config import differences
 from dinosr_jax.training import processes
 from dinosr_jax.training.damage import CheckpointError, first_line, read_together
@@ -65,10 +67,10 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
-        if read_only:
-            self._options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
-        self._manager = self._open()
+        # Reading takes no more than the folder; orbax's manager warns that it is for reading only.
+        self._manager = None if read_only else self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -78,9 +80,14 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"cannot open {self.directory}: {error}") from error
 
+    def _sync(self) -> None:
+        """Has what is written on disk before it gets its name: orbax syncs arrays alone."""
+        for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            files.sync_tree(folder)
+
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._manager else self._steps_on_disk()
 
     def newest_data(self) -> dict[str, Any] | None:
         """The `data` of the newest checkpoint that has a readable one; None where none has.
@@ -128,6 +135,8 @@ class Checkpoints:
         Raises:
           CheckpointError: One of the saves could not be written.
         """
+        if self._manager is None:
+            return
         try:
             self._manager.close()
         except Exception as error:
@@ -145,7 +154,8 @@ class Checkpoints:
 
     def _steps_on_disk(self) -> list[int]:
         """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        names = os.listdir(self.directory) if self.directory.exists() else ()
+        return sorted(int(name) for name in names if name.isdigit())
 
     def restore_latest(
         self, abstract_state: Any, *, check: Any = None, step: int | None = None

@@ -1,7 +1,6 @@
 """The training run: batches in, updates, records, evaluations and checkpoints out."""
 
 import contextlib
-import fcntl
 import logging
 import math
 import sys
@@ -12,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
+from dinosr_jax import files
 from dinosr_jax.config import complete, to_text
 from dinosr_jax.model.feature_encoder import num_frames
+from dinosr_jax.progress import progress_bar
 from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.best import Best
 from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
@@ -23,7 +23,7 @@ from dinosr_jax.training.environment import record_environment
 from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData
 from dinosr_jax.training.finetuning import make_finetuning_step
 from dinosr_jax.training.guard import Guard
-from dinosr_jax.training.logs import RunLog, replace_text
+from dinosr_jax.training.logs import RunLog
 from dinosr_jax.training.metrics import to_record
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.programs import Programs
@@ -109,7 +109,7 @@ def train(
             if state is None:
                 state = _start(config, abstract, make, initial)
             if processes.is_first():
-                replace_text(workdir / "config.json", to_text(config) + "\n")
+                files.replace_text(workdir / "config.json", to_text(config) + "\n")
                 record_environment(workdir / "environment.jsonl", step=int(state.step))
             run = _Run(config, workdir, mesh, abstract, checkpoints, train_data)
             if eval_data is not None:
@@ -166,8 +166,8 @@ class _Run:
             _LOG.info("nothing to do: %d of %d updates are done", step, c.num_steps)
             return step
         self.log = RunLog(self.workdir, start_step=step) if processes.is_first() else None
-        bar = {"unit": "update", "dynamic_ncols": True, "disable": self.log is None}
-        self.bar = tqdm(total=c.num_steps, initial=step, **bar)
+        bar = {"unit": "update", "disable": self.log is None}
+        self.bar = progress_bar(total=c.num_steps, initial=step, **bar)
         self.seconds, self.num_bad, self.since = 0.0, 0, time.monotonic()
         share = sharding.local_share(self.mesh)
         batches = self.train_data.batches(step, c.num_steps - step, share=share)
@@ -308,14 +308,14 @@ def _claim(workdir: Path) -> Any:
     """Makes the workdir and locks it, so that two runs never write into one."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = files.open_lock(workdir / ".lock")
     except OSError as error:
         raise TrainingError(
             f"--workdir {workdir} cannot be written ({error.strerror}); choose another folder"
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        files.lock(lock.fileno(), name=workdir)
+    except BlockingIOError as error:
         lock.close()
         raise TrainingError(
             f"--workdir {workdir} is in use by another run; wait for it, or choose another folder"
