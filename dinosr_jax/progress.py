@@ -25,7 +25,11 @@ class _Lines(std.tqdm):
 
     def __init__(self, *args: Any, **options: Any):
         self._written, self._last = time.monotonic(), ""
-        options |= {"ncols": 0, "bar_format": None, "mininterval": _LINE_SECONDS, "miniters": 1}
+        # "s of audio" a second, never seconds a "s of audio"
+        rate = "rate_noinv_fmt" if "noinv" in options.get("bar_format", "") else "rate_fmt"
+        count = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}"
+        options["bar_format"] = f"{count}, {{{rate}}}{{postfix}}]"
+        options |= {"mininterval": _LINE_SECONDS, "miniters": 1}
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -62,6 +62,16 @@ def test_a_file_gets_a_line_every_half_minute_and_at_the_end(monkeypatch, clock)
     assert "loss=1.0" in lines[1]
 
 
+def test_audio_is_counted_a_second_as_on_a_terminal(monkeypatch, clock):
+    stream = written(monkeypatch)
+    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    with progress.progress_bar(unit="s of audio", unit_scale=True, bar_format=form) as bar:
+        bar.total = 3.0
+        clock[0] += 20
+        bar.update(3.0)
+    assert stream.getvalue() == "100%| 3.00/3.00 [00:20<00:00, 0.15s of audio/s]\n"
+
+
 def test_stages_of_one_bar_end_with_a_line_each(monkeypatch, clock):
     stream = written(monkeypatch)
     with progress.progress_bar(desc="reading", bar_format="{bar}") as bar:
