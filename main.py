@@ -15,6 +15,8 @@ from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from dinosr_jax.files import LOCAL, is_url  # noqa: E402
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Training configuration (a .py file).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: config.workdir.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes of a job.")
@@ -48,9 +50,15 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the flags; an unknown config field ends the program with one line."""
+    """Reads the flags; no such file, or an unknown config field, ends the program with one line."""
     try:
-        return app.parse_flags_with_usage(argv)
+        rest = app.parse_flags_with_usage(argv)
+        _CONFIG.value.keys()  # raises what went wrong when the file was read
+        return rest
+    except OSError as error:
+        urls = list(filter(is_url, (argument.rpartition("=")[2] for argument in argv)))
+        why = f"found the URL {urls[0]}, expected {LOCAL}" if urls else error.__cause__ or error
+        sys.exit("error: --config: " + " ".join(str(why).split()))
     except AttributeError as error:
         sys.exit("error: unknown field in a --config.FIELD flag: " + " ".join(str(error).split()))
 

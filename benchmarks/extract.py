@@ -208,9 +208,12 @@ def check(ours: Path, theirs: Path, *, count: int) -> None:
 def time_in_turn(arguments: argparse.Namespace, scratch: Path) -> tuple[dict, dict]:
     """(Wall, CPU) of every round of either side, and (best way, first passes) of either side."""
     context, pipes, first = multiprocessing.get_context("spawn"), {}, {}
+    processes: list[Any] = []
     for side in ("jax", "torch"):  # one after the other: compiling would disturb the next
         pipes[side], theirs = context.Pipe()
-        context.Process(target=serve, args=(side, arguments, scratch, theirs), daemon=True).start()
+        how = {"args": (side, arguments, scratch, theirs), "daemon": True}
+        processes.append(context.Process(target=serve, **how))
+        processes[-1].start()
         theirs.close()
         try:
             first[side] = pipes[side].recv()
@@ -221,8 +224,9 @@ def time_in_turn(arguments: argparse.Namespace, scratch: Path) -> tuple[dict, di
         for side, pipe in pipes.items():
             pipe.send(True)
             measured[side].append(pipe.recv())
-    for pipe in pipes.values():
+    for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(False)
+        process.join()  # killed at exit, it would dump its stacks
     return measured, first
 
 

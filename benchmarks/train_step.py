@@ -15,6 +15,7 @@ what one large product of matrices reaches in the same process.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -174,11 +175,12 @@ def serve(side: str, shape: str, dtype: str, pipe: Any) -> None:
         jax.config.update("jax_platforms", "cpu")
     step, cost = make_step(side, shape, dtype)
     pipe.send(cost)
-    while pipe.recv():
-        start, start_cpu = time.perf_counter(), time.process_time()
-        loss = step()
-        pipe.send((time.perf_counter() - start, time.process_time() - start_cpu, loss))
-    pipe.send(peak_memory())
+    with contextlib.suppress(EOFError):  # the parent has given up
+        while pipe.recv():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            loss = step()
+            pipe.send((time.perf_counter() - start, time.process_time() - start_cpu, loss))
+        pipe.send(peak_memory())
 
 
 def time_in_turn(sides: list[str], shape: str, dtype: str, steps: int) -> tuple[dict, dict]:
@@ -191,26 +193,29 @@ def time_in_turn(sides: list[str], shape: str, dtype: str, steps: int) -> tuple[
     """
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     context, pipes, costs = multiprocessing.get_context("spawn"), {}, {}
-    for name in sides:  # one after the other: compiling would disturb the next
-        pipes[name], theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, shape, dtype, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            costs[name] = pipes[name].recv()
-        except EOFError:
-            sys.exit(f"error: {name} did not start; see above")
-    for number in range(-2, steps):
+    with contextlib.ExitStack() as ended:  # in order: killed at exit, they would dump their stacks
+        for name in sides:  # one after the other: compiling would disturb the next
+            pipes[name], theirs = context.Pipe()
+            process = context.Process(target=serve, args=(name, shape, dtype, theirs), daemon=True)
+            process.start()
+            ended.callback(process.join)
+            ended.callback(pipes[name].close)
+            theirs.close()
+            try:
+                costs[name] = pipes[name].recv()
+            except EOFError:
+                sys.exit(f"error: {name} did not start; see above")
+        for number in range(-2, steps):
+            for name, pipe in pipes.items():
+                pipe.send(True)
+                elapsed, cpu, loss = pipe.recv()
+                if not np.isfinite(loss):
+                    sys.exit(f"error: the loss of {name} is {loss}")
+                if number >= 0:
+                    measured[name].append((elapsed, cpu))
         for name, pipe in pipes.items():
-            pipe.send(True)
-            elapsed, cpu, loss = pipe.recv()
-            if not np.isfinite(loss):
-                sys.exit(f"error: the loss of {name} is {loss}")
-            if number >= 0:
-                measured[name].append((elapsed, cpu))
-    for name, pipe in pipes.items():
-        pipe.send(False)
-        costs[name]["peak_gib"] = round(pipe.recv(), 2)
+            pipe.send(False)
+            costs[name]["peak_gib"] = round(pipe.recv(), 2)
     return measured, costs
 
 
@@ -225,7 +230,10 @@ def main() -> None:
     parser.add_argument("--against", choices=["torch"], help="time PyTorch too, in turn")
     parser.add_argument("--compare", choices=COMPARE, help="time options in turn")
     arguments = parser.parse_args()
-    on_cpu = multiprocessing.get_context("spawn").Pool(1).apply(jax.default_backend) == "cpu"
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    on_cpu = pool.apply(jax.default_backend) == "cpu"
+    pool.close()
+    pool.join()
     if arguments.against and not on_cpu:
         sys.exit("error: --against=torch compares on the CPU; set JAX_PLATFORMS=cpu")
     dtype = arguments.dtype or ("float32" if on_cpu or arguments.against else "bfloat16")

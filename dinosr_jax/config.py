@@ -3,6 +3,7 @@
 import ast
 import difflib
 import json
+import os
 import runpy
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -153,7 +154,7 @@ def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> 
     need(c.task == "ctc" or not c.init, "init", c.init, pretrain)
 
 
-def read_file(path: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def read_file(path: str | os.PathLike, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """A configuration file, changed by flags, as a checked nested dict.
 
     Args:

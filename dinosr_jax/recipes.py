@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import ml_collections
 
+from dinosr_jax.files import LOCAL, is_url
+
 
 class Check(NamedTuple):
     """Which values a field may have: a test, and the words for it."""
@@ -42,6 +44,7 @@ CONVOLUTIONS = Check(
     lambda value: bool(value) and all(map(_is_convolution, value)),
     "(channels, kernel, stride) of each convolution, all more than 0",
 )
+PATH = Check(lambda value: not is_url(value), LOCAL)
 AXIS = Check(lambda value: value == -1 or value > 0, "-1, or more than 0")
 
 _ALWAYS: Any = object()  # every run has the field
@@ -82,8 +85,8 @@ FIELDS: dict[str, Field] = {
     "task": Field("pretrain", one_of("pretrain", "ctc"), fixes="checkpoint", older="pretrain"),
     # ctc: the network that is fine-tuned, which is a run, one of its steps, or a checkpoint of
     # another project; '' starts from random parameters
-    "init": Field("", fairseq="w2v_path", may_change=True, older=""),
-    "workdir": Field("runs/base", fairseq="save_dir", may_change=True),
+    "init": Field("", PATH, fairseq="w2v_path", may_change=True, older=""),
+    "workdir": Field("runs/base", PATH, fairseq="save_dir", may_change=True),
     "seed": Field(0, NOT_NEGATIVE, fairseq="seed"),
     "num_steps": Field(400_000, POSITIVE, fairseq="max_update", may_change=True, scales="steps"),
     "log_steps": Field(100, POSITIVE, fairseq="log_interval", may_change=True),
@@ -182,7 +185,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.accumulation_steps": Field(1, POSITIVE, fairseq="update_freq", may_change=True),
     # 0 does not clip
     "optimizer.clip_norm": Field(0.0, NOT_NEGATIVE, fairseq="clip_norm", fixes="checkpoint"),
-    "data.data_dir": Field("data/prepared/librispeech", fairseq="data", may_change=True),
+    "data.data_dir": Field("data/prepared/librispeech", PATH, fairseq="data", may_change=True),
     "data.dataset": Field("librispeech/lazy_decode"),  # or "audio_folder"
     "data.train_split": Field(
         "train_clean100+train_clean360+train_other500", fairseq="train_subset"
@@ -190,11 +193,11 @@ FIELDS: dict[str, Field] = {
     # '' trains without evaluation
     "data.eval_split": Field("dev_clean", fairseq="valid_subset", may_change=True),
     # where eval_split is; '' is data_dir and dataset
-    "data.eval_data_dir": Field("", may_change=True, older=""),
+    "data.eval_data_dir": Field("", PATH, may_change=True, older=""),
     "data.eval_dataset": Field("", may_change=True, older=""),
     # phone alignment of eval_split, any file that data.alignments reads, for PNMI while training;
     # '' takes the one that `prepare` found beside the audio, if any
-    "data.alignment": Field("", may_change=True, older=""),
+    "data.alignment": Field("", PATH, may_change=True, older=""),
     "data.min_seconds": Field(2.0, POSITIVE, fairseq="min_sample_size / 16,000"),
     "data.max_seconds": Field(20.0, POSITIVE, fairseq="max_sample_size / 16,000"),
     "data.max_batch_seconds": Field(3800.0, POSITIVE, fairseq="max_tokens * GPUs / 16,000"),
@@ -233,9 +236,9 @@ FIELDS: dict[str, Field] = {
     "ctc.network": Field("student", one_of("student", "teacher"), older="student"),
     # 'letters' (fairseq's 32), 'characters' or 'phones' (those of the training split), or a file
     # like fairseq's dict.ltr.txt
-    "ctc.vocabulary": Field("letters", may_change=True, older="letters"),
+    "ctc.vocabulary": Field("letters", PATH, may_change=True, older="letters"),
     # phones: a file of words and their phones; '' takes data.alignment
-    "ctc.lexicon": Field("", may_change=True, older=""),
+    "ctc.lexicon": Field("", PATH, may_change=True, older=""),
     # only utterances of this language, as their dataset names it; '' takes all
     "ctc.language": Field("", older=""),
     # of the vocabulary; filled in when a run starts

@@ -12,15 +12,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "dinosr_jax"
 # room -> the rooms it may import besides itself; `cli` and `__main__` may import everything
 MAY_IMPORT = {
-    "recipes": set(),
+    "files": set(),
+    "progress": set(),
+    "recipes": {"files"},
     "config": {"recipes"},
-    "data": {"config"},
+    "data": {"config", "files", "progress"},
     "model": set(),
     "objective": set(),
-    "training": {"config", "recipes", "data", "model", "objective"},
-    "inference": {"config", "data", "interop", "model", "objective", "training"},
-    "evaluation": {"config", "recipes", "data", "model", "objective", "training", "inference"},
-    "interop": {"config", "recipes", "model", "objective", "training"},
+    "training": {"config", "recipes", "data", "files", "model", "objective", "progress"},
+    "inference": {"config", "data", "files", "interop", "model", "objective", "training"},
+    "evaluation": {"config", "recipes", "data", "files", "model", "objective", "training"}
+    | {"inference"},
+    "interop": {"config", "files", "recipes", "model", "objective", "training"},
 }
 FREE = {"cli", "__main__", "__init__"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

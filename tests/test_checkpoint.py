@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what fits, and a disk that fills up."""
 
+import os
 import resource
 import signal
 from contextlib import contextmanager
@@ -66,6 +67,22 @@ def test_a_state_that_is_donated_after_save_is_saved_as_it_was(tmp_path):
         checkpoints.close()
         checkpoints = Checkpoints(tmp_path, keep=9)
     checkpoints.close()
+
+
+def test_all_files_are_on_disk_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
+    fsync, synced = os.fsync, set()
+
+    def watched(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if os.path.isfile(path) and not (tmp_path / "1").exists():
+            synced.add(path.split("orbax-checkpoint-tmp")[-1].partition("/")[2])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    checkpoints.close()
+    assert synced >= {"config/metadata", "data/metadata", "state/_METADATA", "state/manifest.ocdbt"}
 
 
 def test_what_may_change_and_what_may_not(tmp_path):

@@ -1,6 +1,9 @@
 """Preparing folders of real speech and hostile files, with real TFDS, kills included."""
 
+import contextlib
 import csv
+import errno
+import fcntl
 import glob
 import io
 import json
@@ -19,7 +22,7 @@ from click.testing import CliRunner
 from odd_recordings import encoded, flac_claims, unfinished
 
 from dinosr_jax.cli import cli
-from dinosr_jax.data import audio, checking
+from dinosr_jax.data import audio, checking, corpora
 from dinosr_jax.data.corpora import AudioFolder, prepare
 from dinosr_jax.data.manifest import Records, load_manifest
 from dinosr_jax.data.sources import SourceError
@@ -429,6 +432,20 @@ def wait_for(condition, process: subprocess.Popen) -> None:
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("code", "is_error"), [("ENOSYS", False), ("EIO", True)])
+def test_a_lock_that_cannot_be_had_is_not_another_run(
+    tmp_path, monkeypatch, caplog, code, is_error
+):
+    def fail(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output") if is_error else contextlib.nullcontext():
+        with corpora.locked(tmp_path / "preparation"):
+            pass
+    assert ("has no locks" in caplog.text) != is_error
 
 
 def test_kill_and_restart(tmp_path, capsys, monkeypatch):

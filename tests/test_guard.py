@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dinosr_jax.config import parse
+from dinosr_jax.inference.model import load
 from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.loop import TrainingError, train
 
@@ -40,14 +41,14 @@ class Noise:
         return 8 * 8000
 
 
-def short_run(workdir, **changes):
+def short_run(workdir, data=None, **changes):
     fields = {"num_steps": 12, "checkpoint_steps": 100, "eval_steps": 4, "mesh__data": 1}
     fields |= {"model__num_layers": 2, "optimizer__warmup_steps": 0, "model__dropout": 0.0}
     fields |= {"model__conv_layers": ((16, 20, 10), (16, 8, 8), (16, 4, 4))}
     fields |= {"model__attention_dropout": 0.0, "model__layerdrop": 0.0}
     fields |= {"guard__after_steps": 2, "guard__patience_steps": 3, "guard__action": "stop"}
     config = config_of(**fields | changes)
-    return train(config, workdir=workdir, train_data=Noise(), eval_data=None)
+    return train(config, workdir=workdir, train_data=data or Noise(), eval_data=None)
 
 
 def losses(workdir):
@@ -73,8 +74,65 @@ def test_a_run_that_collapses_is_stopped_and_goes_on_when_it_is_told_to(tmp_path
     assert short_run(tmp_path, **collapsing, guard__action="warn", num_steps=stopped + 8) > stopped
     said = capsys.readouterr().err
     assert said.count("COLLAPSE at update") == 2  # after patience_steps, and eval_steps later
-    assert f"COLLAPSE at update {stopped + 3}" in said
+    # what was said before the stop counts: again after eval_steps updates
+    assert f"COLLAPSE at update {stopped + 4}" in said
     assert list(losses(tmp_path)) == list(range(1, stopped + 9))
+
+
+class Killed(BaseException):
+    pass
+
+
+class KilledNoise(Noise):
+    """Noise of a run that is killed before an update."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def batches(self, start_step, num_steps, *, share):
+        batches = super().batches(start_step, num_steps, share=share)
+        for step, batch in enumerate(batches, start_step):
+            if step == self._step:
+                raise Killed
+            yield batch
+
+
+ALWAYS_COLLAPSED = {"guard__min_target_std": 1e9, "guard__patience_steps": 5}  # seen at update 7
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that is stopped by the guard, never killed, and what is said."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(TrainingError) as raised:
+        short_run(workdir, checkpoint_steps=2, **ALWAYS_COLLAPSED)
+    return workdir, str(raised.value)
+
+
+def whole_records(workdir):
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in r.items() if k != "audio_seconds_per_second"} for r in records]
+
+
+@pytest.mark.parametrize("kill", [5, 7])
+def test_a_resumed_run_is_stopped_where_an_unbroken_one_is(stopped, tmp_path, kill):
+    workdir, message = stopped
+    assert "COLLAPSE at update 7" in message and "since update 3" in message
+    assert "Stopped after update 8" in message and max(losses(workdir)) == 8
+    how = {"checkpoint_steps": 2, **ALWAYS_COLLAPSED}
+    with pytest.raises(Killed):
+        short_run(tmp_path, KilledNoise(kill), **how)
+    with pytest.raises(TrainingError) as raised:
+        short_run(tmp_path, **how)
+    assert str(raised.value) == message
+    assert whole_records(tmp_path) == whole_records(workdir)
+    assert load(tmp_path).fingerprint == load(workdir).fingerprint
+
+
+def test_a_collapse_that_a_checkpoint_sees_stops_there(stopped, tmp_path):
+    with pytest.raises(TrainingError, match="COLLAPSE at update 7"):
+        short_run(tmp_path, checkpoint_steps=7, **ALWAYS_COLLAPSED)
+    assert max(losses(tmp_path)) == 7 and load(tmp_path).step == 7
 
 
 def test_a_healthy_run_is_left_alone(tmp_path, capsys):
@@ -168,3 +226,31 @@ def test_zero_switches_a_bound_off():
     fields = {name: 0.0 for name in record_of() if name != "step"}
     assert off.check(record_of(**fields), frames=900.0) is None
     assert "by 8 of the bounds" in guard_of().check(record_of(**fields), frames=900.0)
+
+
+def test_where_it_stops_the_run_it_says_so_again_at_once():
+    guard = guard_of(eval_steps=20, guard__patience_steps=5, guard__action="stop")
+    assert alarms(guard, range(10, 60)) == list(range(14, 60))
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+@pytest.mark.parametrize("at", [3, 11, 13, 14, 20, 33, 34, 58])
+def test_a_guard_that_is_resumed_says_what_an_unbroken_one_says(at, action):
+    changes = {"eval_steps": 20, "guard__patience_steps": 5, "guard__action": action}
+    collapsed, expected = {*range(10, 40), *range(42, 60)}, []
+    first, second = guard_of(**changes), guard_of(**changes)
+    whole = alarms(guard_of(**changes), collapsed)
+    for step in range(1, 60):
+        guard = first if step <= at else second
+        if step == at + 1:
+            second.resume(json.loads(json.dumps(first.history())))
+        record = record_of(step, teacher_std=0.0 if step in collapsed else 0.5)
+        if guard.check(record, frames=900.0) is not None:
+            expected.append(step)
+    assert expected == whole != []
+
+
+def test_a_checkpoint_of_before_has_no_history():
+    guard = guard_of(guard__patience_steps=5)
+    guard.resume(None)
+    assert alarms(guard, range(10, 20)) == [14]

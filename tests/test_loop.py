@@ -1,8 +1,11 @@
 """Real training processes on real speech: killed, stopped, misconfigured, broken."""
 
+import errno
+import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +24,7 @@ from dinosr_jax.data.corpora import prepare
 from dinosr_jax.data.pipeline import open_split
 from dinosr_jax.inference.model import load
 from dinosr_jax.training.checkpoint import CheckpointError
+from dinosr_jax.training.evaluation import Evaluation
 from dinosr_jax.training.loop import TrainingError, train
 
 ROOT = Path(__file__).parents[1]
@@ -260,14 +264,43 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
 
 
-def test_two_runs_in_one_workdir_are_refused(data_dir, tmp_path):
-    import fcntl
+def test_a_state_that_is_not_finite_is_not_evaluated(data_dir, tmp_path, monkeypatch):
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.init_scale": 0.0, "eval_steps": 1}
+    config, data = in_process(data_dir, num_steps=50, checkpoint_steps=50, **changes)
+    held_out = open_split(config.data, split="validation", seed=0)
+    evaluated = []
+    measure = Evaluation.measure
 
+    def watched(self, state):
+        evaluated.append(int(state.step))
+        return measure(self, state)
+
+    monkeypatch.setattr(Evaluation, "measure", watched)
+    with pytest.raises(TrainingError, match="is not finite") as raised:
+        train(config, workdir=tmp_path, train_data=data, eval_data=held_out)
+    failed = int(re.search(r"update (\d+) is not finite", str(raised.value))[1])
+    assert evaluated == list(range(1, failed))
+    assert [r["step"] for r in records(tmp_path) if "eval_loss" in r] == evaluated
+
+
+def test_two_runs_in_one_workdir_are_refused(data_dir, tmp_path):
     config, data = in_process(data_dir)
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(TrainingError, match="in use by another run"):
             train(config, workdir=tmp_path, train_data=data, eval_data=None)
+
+
+def test_a_file_system_without_locks_is_no_other_run(data_dir, tmp_path, monkeypatch, caplog):
+    config, data = in_process(data_dir, num_steps=1)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    train(config, workdir=tmp_path, train_data=data, eval_data=None)
+    assert f"{tmp_path}: its file system has no locks (No locks available)" in caplog.text
+    assert load(tmp_path).step == 1
+
+
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_damaged_and_half_written_checkpoints(data_dir, tmp_path, caplog):

@@ -1,5 +1,6 @@
 """A folder of bad files, shards, restarts and a full disk, without the command line."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 import tiny
 
+from dinosr_jax import files
 from dinosr_jax.config import parse
 from dinosr_jax.data.audio import AudioError
 from dinosr_jax.inference import outputs
@@ -101,7 +103,7 @@ def test_a_list_without_lengths_has_the_same_features(model, folder, tmp_path):
 def test_what_killed_processes_left_is_removed(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    mine = outputs.temporary_path(tmp_path / "x.npy")
+    mine = files.temporary_path(tmp_path)
     dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{child.pid}-"))
     other = mine.with_name(dead.name.replace(".dinosr-", ".dinosr-elsewhere"))  # alive, maybe
     deeper = tmp_path / "layer_01" / dead.name
@@ -123,6 +125,23 @@ def test_a_full_disk_leaves_nothing_half_written(model, folder, tmp_path, monkey
             extract_files(model, folder, output=tmp_path / "out", layer=1)
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["dir.wav", "features.json"]
     assert extract_files(model, folder, output=tmp_path / "out", layer=1).written == 2
+
+
+@pytest.mark.parametrize("layout", ["files", "fairseq"])
+def test_files_that_a_power_cut_left_short_are_written_again(model, folder, tmp_path, layout):
+    options = {"output": tmp_path / "out", "layer": 1, "layout": layout}
+    with pytest.MonkeyPatch.context() as stopped:  # before the parts are joined
+        stopped.setattr(outputs, "join_shards", lambda *_, **__: sys.exit())
+        with pytest.raises(SystemExit) if layout == "fairseq" else contextlib.nullcontext():
+            extract_files(model, folder, **options)
+    empty, short = sorted(p for p in (tmp_path / "out").rglob("*") if p.suffix in (".npy", ".part"))
+    whole = np.load(short, allow_pickle=False)
+    empty.write_bytes(b"")
+    short.write_bytes(short.read_bytes()[:-4])
+    found = extract_files(model, folder, **options)
+    assert (found.written, found.there_before) == (2, 0)
+    if layout == "files":
+        assert outputs.is_whole(empty) and np.array_equal(np.load(short), whole)
 
 
 def test_a_shard_without_a_usable_recording_is_empty(tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from PIL import Image
 from report_runs import HOSTILE, result_of, write_evaluation, write_training
 
 from dinosr_jax.cli import cli
-from dinosr_jax.evaluation import report as report_module
 from dinosr_jax.evaluation import sections
 from dinosr_jax.evaluation.report import write_report
 from dinosr_jax.evaluation.run_files import ReportError
@@ -302,7 +302,7 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(tmp_path, quick, monk
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report_module.os, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(ReportError, match="No space left on device"):
         write_report(run)
     assert (run / "report" / "report.html").read_bytes() == before

@@ -1,5 +1,7 @@
 """Imported checkpoints are runs: read, exported and trained on."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -74,6 +76,18 @@ with written_whole(Path(sys.argv[1])) as folder:
     (tmp_path / "run/mine").touch()
     with pytest.raises(InteropError, match="not empty"), runs.written_whole(tmp_path / "run"):
         raise AssertionError("not reached")
+
+
+def test_without_locks_what_others_may_be_writing_stays(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / ".run.partial-other").mkdir()  # of a process that is alive, maybe
+    with runs.written_whole(tmp_path / "run") as folder:
+        (folder / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.partial-other", "run"]
+    assert "its file system has no locks" in caplog.text
 
 
 def test_training_goes_on_from_the_step_of_an_imported_checkpoint(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import tiny
 
+from dinosr_jax import files
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.data import audio
 from dinosr_jax.inference import kmeans, outputs, unit_files
@@ -179,7 +180,7 @@ def test_a_full_disk_leaves_what_was_there(model, folder, tmp_path, monkeypatch)
 
     with subprocess.Popen(["true"]) as dead:
         pass
-    mine = outputs.temporary_path(output)
+    mine = files.temporary_path(tmp_path)
     left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     left.touch()  # by a process that was killed
     monkeypatch.setattr(unit_files, "to_line", full)

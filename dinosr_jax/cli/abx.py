@@ -13,8 +13,8 @@ from dinosr_jax.cli.evaluation import command_text, evaluate
 
 
 @evaluate.command()
-@click.argument("features", type=click.Path(path_type=Path))
-@click.option("--item", required=True, type=click.Path(path_type=Path), help="Item file.")
+@click.argument("features", type=shared.LocalPath())
+@click.option("--item", required=True, type=shared.LocalPath(), help="Item file.")
 @click.option(
     "--speaker",
     type=click.Choice(["within", "across", "both"]),
@@ -53,7 +53,7 @@ from dinosr_jax.cli.evaluation import command_text, evaluate
 @click.option("--layer", type=click.IntRange(min=0), help="[default: all that there are]")
 @click.option(
     "--manifest",
-    type=click.Path(path_type=Path),
+    type=shared.LocalPath(),
     help="fairseq's .tsv of the recordings in its .npy and .len.",
 )
 @click.option("--pad_end", is_flag=True, help="Repeat a recording's last frame, twice at most.")
@@ -65,7 +65,7 @@ from dinosr_jax.cli.evaluation import command_text, evaluate
     help="Items without a frame.",
 )
 @shared.system
-@click.option("--output", type=click.Path(path_type=Path), help="JSON to write.")
+@click.option("--output", type=shared.LocalPath(), help="JSON to write.")
 def abx(**options: Any) -> None:
     """ABX error: is a phone closer to itself, said elsewhere, than to another?
 
@@ -164,9 +164,9 @@ def _frame_rate(text: str | None) -> Any:
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; gives what `measure` calls."""
-    from tqdm.auto import tqdm
+    from dinosr_jax.progress import progress_bar
 
-    with tqdm(unit=" pairs", unit_scale=True, desc=title, dynamic_ncols=True) as shown:
+    with progress_bar(unit=" pairs", unit_scale=True, desc=title) as shown:
 
         def progress(pairs: int, total: int) -> None:
             shown.total = total
@@ -176,11 +176,11 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @evaluate.command()
-@click.argument("alignment", type=click.Path(path_type=Path))
+@click.argument("alignment", type=shared.LocalPath())
 @click.option(
     "--speakers",
     required=True,
-    type=click.Path(path_type=Path),
+    type=shared.LocalPath(),
     help="Table with the columns file, speaker (an index.tsv); or a prepared dataset.",
 )
 @click.option("--split", help="Of the prepared dataset: items of its utterances only.")
@@ -192,7 +192,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     help="Three phones, labelled by the second; or one.",
 )
 @shared.of_alignment
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Item file.")
+@click.option("--output", required=True, type=shared.LocalPath(), help="Item file.")
 def items(**options: Any) -> None:
     """Make an item file for `evaluate abx` from an alignment.
 

@@ -1,8 +1,11 @@
 """Commands about data: `prepare`."""
 
+from pathlib import Path
 from typing import Any
 
 import click
+
+from dinosr_jax.cli import options as shared
 
 
 @click.command()
@@ -15,14 +18,19 @@ import click
 )
 @click.option(
     "--source",
+    type=shared.LocalPath(),
     help="Folder of audio, nested or not; for librispeech: a dataset that TFDS prepared earlier.",
 )
-@click.option("--data_dir", required=True, help="Where to write the dataset.")
+@click.option(
+    "--data_dir", required=True, type=shared.LocalPath(), help="Where to write the dataset."
+)
 @click.option(
     "--split", help="librispeech: splits with commas, train_clean100,dev_clean.  [default: all]"
 )
 @click.option(
-    "--archives", help="librispeech: folder of OpenSLR's tar.gz files.  [default: downloads them]"
+    "--archives",
+    type=shared.LocalPath(),
+    help="librispeech: folder of OpenSLR's tar.gz files.  [default: downloads them]",
 )
 @click.option(
     "--encoding",
@@ -38,10 +46,10 @@ import click
 )
 def prepare(
     dataset: str,
-    source: str | None,
-    data_dir: str,
+    source: Path | None,
+    data_dir: Path,
     split: str | None,
-    archives: str | None,
+    archives: Path | None,
     encoding: Any,
     num_workers: int | None,
 ) -> None:

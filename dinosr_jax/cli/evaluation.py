@@ -1,7 +1,6 @@
 """Commands that measure what was learnt: `evaluate` and its `units`."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import click
@@ -35,11 +34,11 @@ def command_text(context: click.Context) -> str:
 
 
 @evaluate.command()
-@click.argument("units", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("units", nargs=-1, required=True, type=shared.LocalPath())
 @click.option(
     "--alignment",
     required=True,
-    type=click.Path(path_type=Path),
+    type=shared.LocalPath(),
     help="File, or folder of TextGrids.",
 )
 @shared.of_alignment
@@ -68,7 +67,7 @@ def command_text(context: click.Context) -> str:
     help="K.  [default: what was written beside, else the largest + 1]",
 )
 @shared.system
-@click.option("--output", type=click.Path(path_type=Path), help="JSON to write.")
+@click.option("--output", type=shared.LocalPath(), help="JSON to write.")
 @click.pass_context
 def units(context: click.Context, **options: Any) -> None:
     """Unit quality: purity, PNMI, perplexity, bit rate of files of units, one row each.

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.errors import one_line
 from dinosr_jax.cli.options import heads, together
 
 run_over_inputs = together(
-    click.argument("checkpoint", type=click.Path(path_type=Path)),
-    click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.argument("checkpoint", type=shared.LocalPath()),
+    click.argument("inputs", nargs=-1, required=True, type=shared.LocalPath()),
     click.option("--split", default="", help="INPUT are prepared datasets; read this."),
     heads,
 )
@@ -43,7 +44,7 @@ def _layers(text: str) -> Callable:
 @click.option(
     "--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--output", required=True, type=shared.LocalPath(), help="Folder to write.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True
 )
@@ -88,7 +89,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     show_default=True,
     help="Teacher's codebook, student's head, or --kmeans.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="JSON lines to write.")
+@click.option("--output", type=shared.LocalPath(), help="JSON lines to write.")
 @click.option(
     "--key",
     type=click.Choice(["file", "name", "fileid", "audio"]),
@@ -97,8 +98,8 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     help="Field of the path (file) or of the basename (spidr, minimal-hubert, fastabx).",
 )
 @click.option("--deduplicate", is_flag=True, help="One unit a run, with `durations` in frames.")
-@click.option("--textgrid", type=click.Path(path_type=Path), help="Folder for TextGrids, too.")
-@click.option("--kmeans", type=click.Path(path_type=Path), help="File of centroids (.npz).")
+@click.option("--textgrid", type=shared.LocalPath(), help="Folder for TextGrids, too.")
+@click.option("--kmeans", type=shared.LocalPath(), help="File of centroids (.npz).")
 @click.option("--fit", is_flag=True, help="Fit k-means on INPUT, write --kmeans, use it.")
 @click.option("--num_clusters", type=click.IntRange(min=1), help="--fit.  [default: 500]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="--fit.  [default: 0]")
@@ -148,11 +149,10 @@ def network(
     """The network, and settings with progress and batches; errors become one line."""
     import logging
 
-    from tqdm.auto import tqdm
-
     from dinosr_jax.data import audio, manifest
     from dinosr_jax.inference import batches, model, outputs
     from dinosr_jax.interop import runs
+    from dinosr_jax.progress import progress_bar
     from dinosr_jax.training.checkpoint import CheckpointError
 
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -163,7 +163,7 @@ def network(
     fields = {field: options.pop(field) for field in batches.Options._fields}
     number = options.pop("heads")
     shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    bar = tqdm(unit="s of audio", unit_scale=True, dynamic_ncols=True, bar_format=shown)
+    bar = progress_bar(unit="s of audio", unit_scale=True, bar_format=shown)
 
     def progress(done: float, total: float) -> None:
         bar.total = total

@@ -5,20 +5,21 @@ from typing import Any
 
 import click
 
+from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.options import heads as heads_option
 
 _FORMATS = click.Choice(["huggingface", "fairseq", "spidr"])
 
 
 @click.command("import")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Run to write.")
+@click.argument("checkpoint", type=shared.LocalPath())
+@click.option("--output", required=True, type=shared.LocalPath(), help="Run to write.")
 @heads_option
 @click.option("--num_codebooks", type=click.IntRange(min=1), help="Fresh ones, of a student alone.")
 @click.option("--codebook_size", type=click.IntRange(min=1), help="Codewords of fresh ones.")
 @click.option(
     "--vocabulary",
-    type=click.Path(path_type=Path),
+    type=shared.LocalPath(),
     help="fairseq's dict.ltr.txt of a fine-tuned checkpoint.  [default: its 32 letters]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is fresh.")
@@ -52,9 +53,9 @@ def import_command(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=shared.LocalPath())
 @click.option("--format", "kind", required=True, type=_FORMATS, help="Whose.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--output", required=True, type=shared.LocalPath(), help="Folder to write.")
 @click.option(
     "--model",
     type=click.Choice(["student", "teacher"]),

@@ -7,6 +7,21 @@ from typing import Any
 
 import click
 
+from dinosr_jax.files import LOCAL, is_url
+
+
+class LocalPath(click.Path):
+    """A path on this machine; with `exists`, of a file that is there. A URL is refused."""
+
+    def __init__(self, *, exists: bool = False):
+        super().__init__(exists=exists, dir_okay=not exists, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        if is_url(value):
+            self.fail(f"found the URL {value}, expected {LOCAL}", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 def together(*decorators: Callable) -> Callable:
     """One decorator of several, the first on top."""
@@ -45,7 +60,7 @@ features = together(
     ),
     click.option(
         "--cache",
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         help="Folder to keep features in, in float16, instead.",
     ),
 )

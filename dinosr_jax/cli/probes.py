@@ -14,7 +14,7 @@ from dinosr_jax.cli.evaluation import command_text
 _TASKS = ("units", "frames", "recognition")
 
 
-_FILE = click.Path(path_type=Path)
+_FILE = shared.LocalPath()
 _over_corpus = shared.together(
     click.argument("checkpoint", type=_FILE),
     click.argument("data_dir", metavar="INPUT", type=_FILE),
@@ -86,12 +86,12 @@ def frames_command(context: click.Context, **options: Any) -> None:
 @click.option("--valid_split", default="", help="To choose on.  [default: 15 % of --train_split]")
 @click.option(
     "--lexicon",
-    type=click.Path(path_type=Path),
+    type=shared.LocalPath(),
     help="Words and their phones: the transcripts are spelt with it, --alignment is not needed.",
 )
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False),
+    type=shared.LocalPath(exists=True),
     help="Recipe and splits: configs/evaluation/superb_pr.py; options that are given come first.",
 )
 @click.option("--num_steps", type=click.IntRange(min=1), default=400, show_default=True)
@@ -101,7 +101,7 @@ def frames_command(context: click.Context, **options: Any) -> None:
 @shared.features
 @click.pass_context
 def recognition_command(
-    context: click.Context, config: str | None, learning_rates: str, **options: Any
+    context: click.Context, config: Path | None, learning_rates: str, **options: Any
 ) -> None:
     """Phone error rate of SUPERB's phone recognition, on frozen features; MFCC, untrained network.
 
@@ -141,7 +141,7 @@ def _recognise(context: click.Context, options: dict[str, Any], settings: Any) -
     click.echo(f"{superb.summary(rows, kind='recognition')}\n{output / 'recognition'}.json")
 
 
-def apply_recipe(context: click.Context, options: dict[str, Any], config: str | None) -> None:
+def apply_recipe(context: click.Context, options: dict[str, Any], config: Path | None) -> None:
     """Puts the fields of a recipe in place of options that were not given, as if they were."""
     import runpy
 
@@ -281,15 +281,14 @@ def _run_of(checkpoint: Path) -> Path:
 @contextlib.contextmanager
 def following() -> Iterator[Any]:
     """Notices and progress; errors become one line."""
-    from tqdm.auto import tqdm
-
     from dinosr_jax.evaluation.comparison import Telling
     from dinosr_jax.evaluation.results import ResultError
     from dinosr_jax.inference.outputs import OutputError
+    from dinosr_jax.progress import progress_bar
     from dinosr_jax.training.checkpoint import CheckpointError
 
     shown = "{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    bar = tqdm(dynamic_ncols=True, bar_format=shown, desc="reading")
+    bar = progress_bar(bar_format=shown, desc="reading")
 
     def stage(name: str, total: float) -> Callable[[float], None]:
         bar.reset(total)

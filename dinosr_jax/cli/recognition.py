@@ -9,7 +9,7 @@ from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.errors import one_line
 from dinosr_jax.cli.inference import network, run_options, run_over_inputs
 
-_FILE = click.Path(path_type=Path)
+_FILE = shared.LocalPath()
 decoder_options = shared.together(
     click.option(
         "--decoder",

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
+from dinosr_jax.cli import options as shared
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/report]"
-)
+@click.argument("run", type=shared.LocalPath())
+@click.option("--output", type=shared.LocalPath(), help="Folder to write.  [default: RUN/report]")
 def report(run: Path, output: Path | None) -> None:
     """Show a run as one HTML page: curves, codes and phones, figures by layer, health.
 

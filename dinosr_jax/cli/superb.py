@@ -18,7 +18,7 @@ from dinosr_jax.cli.probes import (
     parse_rates,
 )
 
-_FILE = click.Path(path_type=Path)
+_FILE = shared.LocalPath()
 _COUNT = click.IntRange(min=1)
 _FROM_0 = click.IntRange(min=0)
 
@@ -34,7 +34,7 @@ def _recipe(*, num_steps: int, learning_rates: str, project_width: int) -> Calla
         click.argument("data", type=_FILE),
         click.option(
             "--config",
-            type=click.Path(exists=True, dir_okay=False),
+            type=shared.LocalPath(exists=True),
             help="SUPERB's recipe: configs/evaluation/superb_*.py; options come first.",
         ),
         _option("num_steps", num_steps, type=_COUNT),

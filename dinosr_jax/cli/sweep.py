@@ -30,13 +30,12 @@ def tune(
     Raises:
       ValueError: There are no references, or no n-gram, or the decoder is not to be had.
     """
-    from tqdm.auto import tqdm
-
     from dinosr_jax.evaluation import references
     from dinosr_jax.inference import beam_search, sweep
     from dinosr_jax.inference.emissions import check_recogniser, clock_of, emissions
     from dinosr_jax.inference.extract import of_shard, parse_shard
     from dinosr_jax.inference.inputs import open_inputs, refuse
+    from dinosr_jax.progress import progress_bar
 
     check_recogniser(trained)
     start = settings_of({name: value for name, value in wish.items() if name != "decoder"})
@@ -58,7 +57,7 @@ def tune(
         raise ValueError("none of the recordings has a reference")
     settings["say"](f"{len(rows)} utterances, {number} trials")
     task = sweep.Task(trained.vocabulary, clock_of(trained), start, *zip(*rows, strict=True))
-    with tqdm(total=number, unit="trial", dynamic_ncols=True) as bar:
+    with progress_bar(total=number, unit="trial") as bar:
         how = {"num_workers": settings["options"].num_workers, "progress": bar.update}
         trials = sweep.sweep(task, sweep.draw(number, seed=seed), **how)
     return sweep.to_dict(trials, beam_search.describe(start))

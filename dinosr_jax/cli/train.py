@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dinosr_jax.config import complete, held_out, parse
+from dinosr_jax.files import refuse_url
 from dinosr_jax.recipes import FIELDS
 
 
@@ -21,6 +22,7 @@ def run(config: Any, *, workdir: str | None) -> None:
     from dinosr_jax.training.processes import keep_compiled
 
     config = parse(config)
+    refuse_url("--workdir", workdir or "")
     folder = Path(workdir or config.workdir)
     keep_compiled(folder / "compiled")
     if config.task == "ctc":

@@ -1,12 +1,15 @@
 """Commands around training: `compile`, `scale`. Training itself is main.py."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from dinosr_jax.cli import options as shared
+
 
 @click.command("compile", context_settings={"ignore_unknown_options": True})
-@click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--config", required=True, type=shared.LocalPath(exists=True))
 @click.option("--topology", required=True, help="TPU and its chips: v5e:4x4, v6e:2x4, v4:2x2x2.")
 @click.option("--batch_size", type=click.IntRange(min=1), help="Utterances, over all devices.")
 @click.option("--seconds", type=float, help="Length of each.  [default: data.max_seconds]")
@@ -17,11 +20,16 @@ import click
     show_default=True,
     help="Effort of the compiler; runs have O2, which takes several times as long.",
 )
-@click.option("--libtpu", envvar="DINOSR_LIBTPU", help="Folder with libtpu.  [env: DINOSR_LIBTPU]")
+@click.option(
+    "--libtpu",
+    type=shared.LocalPath(),
+    envvar="DINOSR_LIBTPU",
+    help="Folder with libtpu.  [env: DINOSR_LIBTPU]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("overrides", nargs=-1, metavar="[--config.FIELD=VALUE]...")
 def compile_command(
-    config: str, overrides: tuple[str, ...], libtpu: str | None, as_json: bool, **options: Any
+    config: Path, overrides: tuple[str, ...], libtpu: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Compile the update for a TPU that is not there: memory, FLOPs, exchange, least time.
 
@@ -52,7 +60,7 @@ def compile_command(
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--config", required=True, type=shared.LocalPath(exists=True))
 @click.option("--devices", required=True, type=click.IntRange(min=1), help="How many there are.")
 @click.option(
     "--device_seconds",
@@ -63,7 +71,7 @@ def compile_command(
 )
 @click.option("--batch_seconds", type=float, help="Audio of an update.  [default: the config's]")
 @click.argument("overrides", nargs=-1, metavar="[--config.FIELD=VALUE]...")
-def scale(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+def scale(config: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Fit a recipe to the devices at hand: print the flags for main.py.
 
     The batch stays, and with it the whole recipe, by gradient accumulation. With --batch_seconds it

@@ -13,11 +13,10 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
-
-import tqdm
+from typing import IO, Any, NamedTuple
 
 from dinosr_jax.data.sources import SourceError
+from dinosr_jax.progress import progress_bar
 
 ROOT = "LibriSpeech"
 METADATA = ("SPEAKERS.TXT", "CHAPTERS.TXT")
@@ -104,7 +103,7 @@ def unpack(archive: Archive, *, to: Path) -> list[tuple[str, str]]:
 class _Watched:
     """A file that counts and hashes what is read of it."""
 
-    def __init__(self, file: IO[bytes], bar: tqdm.tqdm):
+    def __init__(self, file: IO[bytes], bar: Any):
         self._file, self._bar = file, bar
         self.sha256 = hashlib.sha256()
 
@@ -118,7 +117,7 @@ class _Watched:
 def _extract(archive: Archive, *, to: Path) -> None:
     """Writes the files under LibriSpeech/; links, devices and paths that lead out are ignored."""
     size = archive.path.stat().st_size
-    bar = tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=f"unpack {archive.path.name}")
+    bar = progress_bar(total=size, unit="B", unit_scale=True, desc=f"unpack {archive.path.name}")
     try:
         with bar, open(archive.path, "rb") as file:
             watched = _Watched(file, bar)

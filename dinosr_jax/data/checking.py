@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import tqdm
 
+from dinosr_jax import files
 from dinosr_jax.data import audio
 from dinosr_jax.data.sources import INDEX_NAME, AudioFile, Source, SourceError
+from dinosr_jax.progress import progress_bar
 
 MIN_SAMPLES = 400  # the receptive field of one frame
 _JOURNAL_FORMAT = 2
@@ -81,7 +82,9 @@ def check_source(
 
     with (
         open(journal_path, "a", encoding="utf-8") as journal,
-        tqdm.tqdm(total=len(source.files), initial=len(verdicts), unit="file", desc="check") as bar,
+        progress_bar(
+            total=len(source.files), initial=len(verdicts), unit="file", desc="check"
+        ) as bar,
     ):
         journal.write("\n")  # the last line of a killed run may be cut off
         for file, verdict in zip(todo, map_in_threads(check, todo, num_workers), strict=True):
@@ -167,9 +170,8 @@ def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
     if as_is:
         return Verdict(tuple(reasons), tuple(lengths), None)
     missing_seconds = found.missing / sample_rate
-    partial = converted.with_suffix(".partial")
-    partial.write_bytes(b"".join(flacs))
-    partial.replace(converted)
+    with files.replacing(converted, sync=False) as file:
+        file.write(b"".join(flacs))
     ends = list(itertools.accumulate(map(len, flacs)))
     spans = tuple((end - len(flac), len(flac)) for end, flac in zip(ends, flacs, strict=True))
     return Verdict(tuple(reasons), tuple(lengths), spans, missing_seconds)

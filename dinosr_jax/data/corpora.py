@@ -9,7 +9,6 @@ check, so that a killed run goes on where it stopped. The dataset appears by one
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -20,13 +19,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
+from dinosr_jax import files
 from dinosr_jax.data import audio
 from dinosr_jax.data.checking import Verdict, check_source, map_in_threads, stored_bytes
 from dinosr_jax.data.manifest import dataset_folder, load_manifest, quiet_tfds, split_names
 from dinosr_jax.data.source_phones import carry_phones
 from dinosr_jax.data.sources import Source, SourceError, Utterance, read_source
+from dinosr_jax.progress import progress_bar
 
 _NUM_SHOWN = 20
 SKIPPED_NAME = "skipped.tsv"
@@ -132,7 +132,7 @@ def _contents(checked: Checked, *, split: str) -> Iterator[tuple[Utterance, int,
     source, verdicts, work_dir, encoding, num_workers = checked
 
     def read() -> Iterator[tuple[Utterance, int, bytes]]:
-        for file in tqdm.tqdm(source.files, unit="file", desc=f"write {split}"):
+        for file in progress_bar(source.files, unit="file", desc=f"write {split}"):
             if all(utterance.split != split for utterance in file.utterances):
                 continue
             verdict = verdicts[file.path]
@@ -234,7 +234,7 @@ def locked(work_dir: Path) -> Iterator[None]:
     """Holds the working folder for this process; the lock goes with the process."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(work_dir / "lock", "w")  # noqa: SIM115
+        lock = files.open_lock(work_dir / "lock")
     except OSError as error:
         raise SourceError(
             f"--data_dir={work_dir.parent}: cannot be written ({error.strerror}). "
@@ -242,8 +242,8 @@ def locked(work_dir: Path) -> Iterator[None]:
         ) from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            files.lock(lock.fileno(), name=work_dir.parent)
+        except BlockingIOError:
             raise SourceError(
                 f"--data_dir={work_dir.parent}: another run is preparing it. "
                 "Wait for it, or choose another folder."

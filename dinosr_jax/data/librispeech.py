@@ -10,6 +10,7 @@ are then added to the dataset together, by one rename. A killed run loses the sp
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,10 @@ def _unpacked(
 
 def _download(url: str, *, data_dir: Path) -> Path:
     """Downloads an archive through TFDS, which verifies it and keeps it in `downloads`."""
-    tfds.enable_progress_bar()
+    if sys.stderr.isatty():
+        tfds.enable_progress_bar()
+    else:  # where its bar would be one line of megabytes
+        print(f"downloading {url} ({int(RECORDED[url].size) / 1e9:.1f} GB) ...", flush=True)
     manager = tfds.download.DownloadManager(
         download_dir=data_dir / "downloads",
         url_infos=RECORDED,

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from etils import epath
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.datasets.librispeech import librispeech_dataset_builder as official
@@ -21,6 +20,7 @@ from dinosr_jax.data.archives import ROOT
 from dinosr_jax.data.checking import MIN_SAMPLES, map_in_threads
 from dinosr_jax.data.corpora import Encoding, write_skipped
 from dinosr_jax.data.sources import SourceError
+from dinosr_jax.progress import progress_bar
 
 URLS = official._DL_URLS  # by split; TFDS has no public list
 # Size and sha256 of OpenSLR's archives, by address, as TFDS has recorded them.
@@ -116,7 +116,7 @@ class Librispeech(official.Builder, skip_registration=True):
             total = origin.earlier.info.splits[origin.split].num_examples
         stored = map_in_threads(self._store, examples, self._num_workers)
         skipped, num_written = list(origin.left_out), 0
-        for key, example, reason in tqdm.tqdm(
+        for key, example, reason in progress_bar(
             stored, total=total, unit="utterance", desc=f"write {origin.split}"
         ):
             if reason:

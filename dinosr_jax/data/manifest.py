@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import os
 import re
 import sys
@@ -16,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import tqdm
 from absl import logging
 
+from dinosr_jax import files
 from dinosr_jax.data.audio import SAMPLE_RATE
 from dinosr_jax.data.checking import map_in_threads
 from dinosr_jax.data.decoder import AudioError, opened
+from dinosr_jax.progress import progress_bar
 
 CACHE_NAME = "manifest_{split}.tsv"
 _CHUNK_RECORDS = 64  # read at a time
@@ -301,7 +303,7 @@ def _scan(paths: Sequence[Path], *, split: str) -> Manifest:
 
     rows: list[tuple] = []
     # Shown for what takes a while only: a list is made once.
-    with tqdm.tqdm(total=len(source), unit="utterance", desc=f"list {split}", delay=2) as bar:
+    with progress_bar(total=len(source), unit="utterance", desc=f"list {split}", delay=2) as bar:
         for part in map_in_threads(read, starts, None):
             rows += part
             bar.update(len(part))
@@ -369,14 +371,13 @@ def _from_rows(rows: Sequence[tuple]) -> Manifest:
 
 def _write_cache(path: Path, manifest: Manifest, *, key: str) -> None:
     """Writes the cache whole or not at all; does without in a folder that cannot be written."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, "excel-tab")
+    writer.writerow((*_COLUMNS, key))
+    columns = (manifest.speakers, manifest.languages, manifest.texts)
+    writer.writerows(zip(manifest.ids, manifest.num_samples, *columns, strict=True))
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, "excel-tab")
-            writer.writerow((*_COLUMNS, key))
-            columns = (manifest.speakers, manifest.languages, manifest.texts)
-            writer.writerows(zip(manifest.ids, manifest.num_samples, *columns, strict=True))
-        partial.replace(path)
+        files.replace_text(path, text.getvalue())
     except OSError as error:
         print(
             f"{path} could not be written ({error.strerror}): the records will be read again at "

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from dinosr_jax import files
 from dinosr_jax.data.alignments import Alignment, read_alignment
 from dinosr_jax.data.labelled import PHONES_NAME
 from dinosr_jax.data.phones import Phone
@@ -104,6 +105,5 @@ def _write(found: dict[str, tuple[Phone, ...]], path: Path) -> None:
             lines += [f"{id_}\t{start!r}\t{end!r}\t{label}" for start, end, label in phones]
     content = ("\n".join(lines) + "\n").encode()
     if not path.is_file() or path.read_bytes() != content:
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_bytes(content)
-        partial.replace(path)
+        with files.replacing(path) as file:
+            file.write(content)

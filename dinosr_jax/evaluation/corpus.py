@@ -95,5 +95,5 @@ def write_example(model: Model, corpus: Corpus, path: Path) -> None:
         "id": np.asarray(chosen.recording.id, np.str_),
         "text": np.asarray(chosen.text, np.str_),
     }
-    with outputs.replacing(path) as temporary, temporary.open("wb") as file:
+    with outputs.replacing(path) as file:
         np.savez(file, **arrays)

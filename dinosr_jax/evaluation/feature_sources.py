@@ -237,7 +237,7 @@ def _written(
     for group in _groups([r for r in recordings if r.id not in there]):
         found = system.compute(group, progress=progress)
         for id_, array in found.arrays.items():
-            with outputs.replacing(paths[id_]) as temporary, temporary.open("wb") as file:
+            with outputs.replacing(paths[id_], sync=False) as file:
                 np.save(file, array.astype(np.float16, copy=False))
     return paths
 

@@ -1,12 +1,10 @@
 """A run as one page that a person looks at: report.html, and its figures as PNG beside it."""
 
 import datetime
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from dinosr_jax import __version__
+from dinosr_jax import __version__, files
 from dinosr_jax.evaluation import health, sections, setup
 from dinosr_jax.evaluation.answer import find_answer, sentences
 from dinosr_jax.evaluation.figures import SOFTWARE, Picture, style
@@ -77,24 +75,11 @@ def _write(folder: Path, text: str, pictures: list[Picture]) -> list[Path]:
             if path.name not in contents | narrow and SOFTWARE.encode() in path.read_bytes()[:512]:
                 path.unlink()
         for name, content in (contents | narrow | {"report.html": text.encode()}).items():
-            _replace(folder / name, content)
+            with files.replacing(folder / name, sync=False) as file:
+                file.write(content)
     except OSError as error:
         raise ReportError(
             f"the report cannot be written to {folder} ({error.strerror or error}); make room, or "
             "choose another folder with --output"
         ) from error
     return [folder / name for name in contents | narrow]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

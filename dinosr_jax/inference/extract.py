@@ -3,6 +3,7 @@
 Shapes: T frames, D model, L layers.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -150,13 +151,14 @@ def _write_missing(
     **callbacks: Callable,
 ) -> tuple[int, int]:
     """Writes what is not there yet; returns how many recordings were written, and were there."""
-    todo = [r for r in recordings if not all(path.exists() for path in places.of(r.id))]
+    todo = [r for r in recordings if not all(map(outputs.is_whole, places.of(r.id)))]
     before = len(recordings) - len(todo)
     if before:
         say(f"{before} of {len(recordings)} are there already")
     written = _write(forward, todo, places, dtype=dtype, say=say, **callbacks)
     if places.layout == "fairseq":
         places.join(recordings, width=forward.width, dtype=dtype)
+    os.sync()  # once for all files
     return written, before
 
 

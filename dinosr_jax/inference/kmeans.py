@@ -234,7 +234,7 @@ def save(path: Path, found: KMeans) -> None:
     """
     arrays = {f"centroids_{layer:02}": array for layer, array in found.centroids.items()}
     text = json.dumps({"format": _FORMAT, "version": 1, **found.convention})
-    with outputs.replacing(path) as temporary, temporary.open("wb") as file:
+    with outputs.replacing(path) as file:
         np.savez(file, convention=np.asarray(text), **arrays)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from dinosr_jax import files
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.data.vocabulary import Vocabulary
@@ -292,7 +293,9 @@ def load(path: str | Path, *, heads: int | None = None) -> Model:
 
     Raises:
       CheckpointError: There is nothing at the path, or nothing that can be read.
+      ValueError: It is a URL.
     """
+    files.refuse_url("the checkpoint", path)
     path = Path(path).expanduser()
     if (path / "checkpoints").is_dir() and (path / "config.json").is_file():
         config = _read_config(path / "config.json")

@@ -8,35 +8,25 @@ Shapes: T frames, D model.
 
 import contextlib
 import errno
-import hashlib
 import json
+import math
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from dinosr_jax import files
 from dinosr_jax.inference.inputs import printable
 
 SKIPPED = "skipped.tsv"
 
 
-def _temporary_prefix() -> str:
-    return f".dinosr-{socket.gethostname()}-"
-
-
-def temporary_path(path: Path) -> Path:
-    """Where a file is written before it is whole; of this process on this machine alone."""
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    return path.with_name(f"{_temporary_prefix()}{os.getpid()}-{digest}.tmp")
-
-
 def remove_stale(folder: Path, *, where: Literal["tree", "folder"] = "tree") -> int:
     """Removes what killed processes of this machine left half-written; returns how many files."""
-    prefix, removed = _temporary_prefix(), 0
+    prefix, removed = files.temporary_prefix(), 0
     for root, folders, names in os.walk(folder):
         if where == "folder":
             folders.clear()
@@ -63,22 +53,22 @@ class OutputError(RuntimeError):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path, which becomes `path` at the end, or is removed where that fails.
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A new binary file, which becomes `path` at the end, or is removed where that fails.
+
+    Args:
+      path: Its folder is made if missing.
+      sync: As of `files.replacing`: whole after a power cut, too.
 
     Raises:
       OutputError: The disk is full, or the folder cannot be written to.
     """
-    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with files.replacing(path, sync=sync) as file:
+            yield file
     except OSError as error:
         raise failed(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def failed(path: Path, error: OSError) -> OutputError:
@@ -97,16 +87,19 @@ def failed(path: Path, error: OSError) -> OutputError:
 class ArrayFile:
     """An .npy file [T, ...] that is written a part at a time, and is there when it is whole.
 
+    It is on disk some time after: many files are synced together, with os.sync(), because to wait
+    for each takes longer than to compute it.
+
     Its methods raise OutputError where the disk is full or the folder cannot be written to; what
     was written is removed then.
     """
 
     def __init__(self, path: Path, *, shape: tuple[int, ...], dtype: np.dtype):
         self._path, self._dtype, self._file = path, dtype, None
-        self._temporary = temporary_path(path)
+        self._temporary = files.temporary_path(path.parent)
         with self._discarding():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("wb")
+            self._file = self._temporary.open("xb")
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
             np.lib.format.write_array_header_1_0(self._file, header | {"shape": shape})
 
@@ -140,10 +133,22 @@ class ArrayFile:
             raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def is_whole(path: Path) -> bool:
+    """Whether an .npy of `ArrayFile` is there, with all of its bytes: a power cut may take some."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            size = file.tell() + dtype.itemsize * math.prod(shape)
+        return path.stat().st_size == size
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Writes a text file whole or not at all; `sync` as of `replacing`."""
+    with replacing(path, sync=sync) as file:
+        file.write(text.encode())
 
 
 def claim(

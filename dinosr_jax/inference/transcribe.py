@@ -7,6 +7,7 @@ it had never stopped: the output is the same to the byte.
 Shapes: T frames, V symbols.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -105,7 +106,7 @@ class _Place(NamedTuple):
     def has(self, recording: Recording) -> bool:
         """Whether a recording is done."""
         folder = self.emissions
-        there = folder is None or _emissions_path(folder, recording.id).exists()
+        there = folder is None or outputs.is_whole(_emissions_path(folder, recording.id))
         return there and self.names[recording.id] in self.file.lines
 
     def complete(
@@ -132,6 +133,8 @@ class _Place(NamedTuple):
             if self.emissions is not None:
                 _keep(array, self.emissions, part.recording.id)
             self.file.add(self.names[part.recording.id], hypothesis, commit=part.ends_batch)
+        if self.emissions is not None:
+            os.sync()  # once for all files
         return before
 
 

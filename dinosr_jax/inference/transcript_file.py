@@ -5,12 +5,13 @@ line there ends what a run that goes on can rely on: what follows the last one i
 """
 
 import contextlib
-import fcntl
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dinosr_jax import files
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.decoding import Hypothesis
 
@@ -50,7 +51,8 @@ class TranscriptFile:
             raise outputs.OutputError(f"{self._output} is a folder; expected a file: hyp.jsonl")
         try:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("ab+")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            self._file = os.fdopen(os.open(self._partial, flags, 0o666), "ab+")
         except OSError as error:
             raise outputs.failed(self._partial, error) from error
         try:
@@ -62,13 +64,11 @@ class TranscriptFile:
 
     def _read(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(self._file.fileno(), name=self._output)
         except BlockingIOError:
             raise outputs.OutputError(
                 f"{self._output}: another process is writing it; wait, or choose another --output"
             ) from None
-        except OSError:  # a file system without locks
-            pass
         self._file.seek(0)
         kept = self._file.read()
         kept = kept[: kept.rfind(_COMMIT) + len(_COMMIT)] if _COMMIT in kept else b""

@@ -224,8 +224,7 @@ class _Writer(NamedTuple):
         outputs.remove_stale(self.files[0].parent, where="folder")
         frames, runs = np.zeros((2, len(layers), size), np.int64)
         with contextlib.ExitStack() as stack:
-            temporary = [stack.enter_context(outputs.replacing(path)) for path in self.files]
-            lines = [stack.enter_context(path.open("w", encoding="utf-8")) for path in temporary]
+            lines = [stack.enter_context(outputs.replacing(path)) for path in self.files]
             folder = self.files[0].parent
             spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)), len(layers))
             for utterance in found:
@@ -237,7 +236,8 @@ class _Writer(NamedTuple):
                 samples += entry[2]
                 name, codes = label(recording.id, key=self.style.key), spool.codes(recording.id)
                 for i, row in enumerate(codes):
-                    lines[i].write(to_line(name, row, key=self.style.key, form=self.style.form))
+                    line = to_line(name, row, key=self.style.key, form=self.style.form)
+                    lines[i].write(line.encode())
                     frames[i] += statistics.count(row, num_units=size)
                     runs[i] += statistics.count(statistics.run_lengths(row)[0], num_units=size)
                 if self.style.textgrids is not None:
@@ -261,7 +261,7 @@ class _Writer(NamedTuple):
             for layer, row in zip(layers, codes, strict=True)
         }
         text = textgrid.to_textgrid(tiers, end=end)
-        outputs.write_text(self.style.textgrids / f"{id_}.TextGrid", text)
+        outputs.write_text(self.style.textgrids / f"{id_}.TextGrid", text, sync=False)
 
 
 class _Spool:

@@ -1,6 +1,5 @@
 """Runs of ours: made of an imported checkpoint, and read to be exported."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dinosr_jax import files
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.interop import fairseq
 from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
@@ -71,7 +71,9 @@ def written_whole(output: Path) -> Iterator[Path]:
         os.umask(umask)
         for path in (folder, *folder.rglob("*")):  # safetensors' files are their owner's alone
             path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        files.sync_tree(folder)
         folder.replace(output.absolute())
+        files.sync_folder(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
@@ -79,14 +81,16 @@ def written_whole(output: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that locks a folder until it is closed; None where another process has it."""
+    """A descriptor that locks a folder until it is closed; None where it cannot be had."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        locked = files.lock(descriptor, name=folder)
+    except BlockingIOError:
+        locked = False
+    if not locked:
         os.close(descriptor)
         return None
     return descriptor

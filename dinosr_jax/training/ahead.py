@@ -96,7 +96,7 @@ def with_batch(config: Any, chips: int, *, batch_size: int | None, seconds: floa
     return parse(config), size, samples
 
 
-def find_libtpu(folder: str | None) -> None:
+def find_libtpu(folder: Path | None) -> None:
     """Checks that the compiler is there: in the folder, or else in this environment.
 
     Raises:
@@ -124,7 +124,7 @@ def compile_ahead(
     batch_size: int | None = None,
     seconds: float | None = None,
     optimization: Optimization = "O0",
-    libtpu: str | None = None,
+    libtpu: Path | None = None,
     progress: Callable[[float], None] = lambda elapsed: None,
 ) -> Estimate:
     """Compiles the update of a configuration for a TPU topology, in a process of its own.
@@ -176,9 +176,9 @@ def compile_ahead(
     return Estimate(**answer)
 
 
-def environment(libtpu: str | None) -> dict[str, str]:
+def environment(libtpu: Path | None) -> dict[str, str]:
     """Variables of the process that compiles, with libtpu of a folder (None: of here)."""
-    paths = [libtpu, str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    paths = [libtpu and str(libtpu), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "JAX_PLATFORMS": "cpu",

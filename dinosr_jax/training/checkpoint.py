@@ -4,26 +4,27 @@ A step is written to a temporary folder and renamed when it is complete, so that
 any moment finds its last complete checkpoint whole.
 """
 
+import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dinosr_jax import files
 from dinosr_jax.config import differences
 from dinosr_jax.recipes import FIELDS
 from dinosr_jax.training import processes
+from dinosr_jax.training.damage import CheckpointError, first_line, read_together
 
 _LOG = logging.getLogger(__name__)
 
 IMPORTED = "imported"  # data fingerprint of a checkpoint that came from elsewhere
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, read or gone on from; the message says what to do."""
 
 
 class Restored(NamedTuple):
@@ -53,10 +54,10 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
-        if read_only:
-            self._options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
-        self._manager = self._open()
+        # Reading takes no more than the folder; orbax's manager warns that it is for reading only.
+        self._manager = None if read_only else self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -66,18 +67,25 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"cannot open {self.directory}: {error}") from error
 
+    def _sync(self) -> None:
+        """Has what is written on disk before it gets its name: orbax syncs arrays alone."""
+        for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            files.sync_tree(folder)
+
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._manager else self._steps_on_disk()
 
     def newest_data(self) -> dict[str, Any] | None:
-        """The `data` of the newest checkpoint that has a readable one; None where none has."""
-        for step in reversed(self.steps()):
-            try:
-                args = ocp.args.Composite(data=ocp.args.JsonRestore())
-                return self._manager.restore(step, args=args).data
-            except Exception as error:  # damaged files raise many kinds of errors
-                self._damaged(step, error)
+        """The `data` of the newest checkpoint that has a readable one; None where none has.
+
+        Raises:
+          CheckpointError: One cannot be read, and is not damaged.
+        """
+        for step in reversed(self._steps_together()):
+            found = read_together(self.directory / str(step), lambda f: _read_json(f / "data"))
+            if found is not None:
+                return found
         return None
 
     def save(self, step: int, state: Any, *, config: dict[str, Any], data: dict[str, Any]) -> None:
@@ -114,6 +122,8 @@ class Checkpoints:
         Raises:
           CheckpointError: One of the saves could not be written.
         """
+        if self._manager is None:
+            return
         try:
             self._manager.close()
         except Exception as error:
@@ -125,20 +135,21 @@ class Checkpoints:
         free = shutil.disk_usage(self.directory).free / 2**20
         return CheckpointError(
             f"saving a checkpoint into {self.directory} failed ({free:,.0f} MB free there): "
-            f"{_first_line(error)}\nNothing older was touched: {kept}. Free or repair the disk and "
+            f"{first_line(error)}\nNothing older was touched: {kept}. Free or repair the disk and "
             "run the same command again to go on from there."
         )
 
     def _steps_on_disk(self) -> list[int]:
         """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        names = os.listdir(self.directory) if self.directory.exists() else ()
+        return sorted(int(name) for name in names if name.isdigit())
 
     def restore_latest(
         self, abstract_state: Any, *, check: Any = None, step: int | None = None
     ) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
-        One that cannot be read is named in a warning and the one before it is read. Only when that
+        One that is damaged is named in a warning and the one before it is read. Only when that
         succeeds is it moved aside, to `damaged-STEP` (unless read_only): where none can be read,
         the cause may be another, and all stay where they are.
 
@@ -149,42 +160,38 @@ class Checkpoints:
           step: Read this one and no other; None reads the newest.
 
         Returns:
-          The checkpoint, or None where the run has none at all.
+          The checkpoint, the same in all processes, or None where the run has none at all.
 
         Raises:
-          CheckpointError: There are checkpoints, and none can be read.
+          CheckpointError: There are checkpoints, and all are damaged; or one of the processes
+            cannot read one, and it is not damaged.
         """
-        steps, damaged = [s for s in self.steps() if step in (None, s)], []
+        steps, damaged = [s for s in self._steps_together() if step in (None, s)], []
+        describe = lambda folder: [_read_json(folder / item) for item in ("config", "data")]
         for step in reversed(steps):
-            try:
-                names = {"config": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}
-                read = self._manager.restore(step, args=ocp.args.Composite(**names))
-            except Exception as error:  # damaged files raise many kinds of errors
-                damaged.append(self._damaged(step, error))
+            folder = self.directory / str(step)
+            if (about := read_together(folder, describe)) is None:
+                damaged.append(step)
                 continue
             if check is not None:
-                check(read.config, read.data)
-            try:
-                restore = ocp.args.StandardRestore(abstract_state)
-                state = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
-                state = jax.tree.map(lambda x: x.copy(), state)  # own the buffers: it is donated
-            except Exception as error:
-                damaged.append(self._damaged(step, error))
+                check(*about)
+            state = read_together(folder, lambda f: _read_state(f / "state", abstract_state))
+            if state is None:
+                damaged.append(step)
                 continue
             self._move_aside(damaged)
-            return Restored(step, state, read.config, read.data)
+            return Restored(step, state, *about)
         if steps:
             raise CheckpointError(
                 f"none of the {len(steps)} checkpoints in {self.directory} can be read; see above. "
-                "All were left as they are. If memory or disk were short, try again; if they are "
-                "damaged, put a whole one back, or start anew with another --workdir."
+                "All were left as they are. Put a whole one back, or start anew with another "
+                "--workdir."
             )
         return None
 
-    def _damaged(self, step: int, error: Exception) -> int:
-        first = _first_line(error)[:300]
-        _LOG.warning("DAMAGED checkpoint %d in %s: %s", step, self.directory, first)
-        return step
+    def _steps_together(self) -> list[int]:
+        """The steps that the first process sees, in all of them."""
+        return json.loads(processes.together([json.dumps(self.steps())])[0])
 
     def _move_aside(self, steps: list[int]) -> None:
         if self._read_only or not steps:
@@ -200,8 +207,22 @@ class Checkpoints:
         self._manager = self._open()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+def _read_json(folder: Path) -> Any:
+    return json.loads((folder / "metadata").read_text())
+
+
+def _read_state(folder: Path, abstract_state: Any) -> Any:
+    """The state in buffers of its own, which can be donated.
+
+    By orbax's handler, not by its manager, in which the processes wait for each other: one that
+    cannot read would leave the others there.
+    """
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        args = ocp.args.StandardRestore(abstract_state)
+        return jax.tree.map(lambda x: x.copy(), handler.restore(epath.Path(folder), args=args))
+    finally:
+        handler.close()
 
 
 def check_same_run(

@@ -1,10 +1,11 @@
 """The curves of a run: which there are, how each is drawn, and all of them as one picture."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from dinosr_jax import files
 
 Record = dict[str, Any]
 LEAST_SHARE = 0.25  # at the top of an axis of shares, so that little looks little
@@ -204,9 +205,8 @@ def draw_curves(records: Sequence[Record], figure_path: Path) -> None:
         axes.set_xlabel("update", fontsize=8)
         if len(axes.lines) > 1:
             axes.legend(fontsize=7, ncols=2 if panel.lines == "codebook" else 1)
-    temporary = figure_path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=90)
-    os.replace(temporary, figure_path)
+    with files.replacing(figure_path, sync=False) as file:
+        figure.savefig(file, dpi=90, format="png")
 
 
 def draw_panel(

@@ -21,14 +21,24 @@ class Guard:
     """Compares every update of a run with the bounds of `config.guard`.
 
     A bound counts once `patience_steps` updates in a row are under it, from `after_steps` on. A
-    warning is repeated after `eval_steps` updates at the earliest. Records are the same in every
-    process, and so is what follows from them.
+    warning is repeated after `eval_steps` updates at the earliest; where the run is to stop, every
+    update that is seen counts. Records are the same in every process, and so is what follows from
+    them.
     """
 
     def __init__(self, config: Any):
         self._config = config
         self._since: dict[str, int] = {}  # field -> the first of the updates in a row
         self._last: int | None = None  # the last time that something was said
+
+    def history(self) -> dict[str, Any]:
+        """What a run that goes on must know of the updates before, as plain values."""
+        return {"since": dict(self._since), "last": self._last}
+
+    def resume(self, history: Mapping[str, Any] | None) -> None:
+        """Takes up the history of a checkpoint; older ones have None."""
+        if history is not None:
+            self._since, self._last = dict(history["since"]), history["last"]
 
     def check(self, record: Mapping[str, float], *, frames: float) -> str | None:
         """Looks at the next update.
@@ -50,7 +60,7 @@ class Guard:
                 since = self._since[name]
                 seen.append(f"  {name}: {value}, the bound is {bound}; since update {since}")
         due = self._last is None or step - self._last >= self._config.eval_steps
-        if not seen or not due:
+        if not seen or not (due or guard.action == "stop"):
             return None
         self._last = step
         return self._text(record, seen)

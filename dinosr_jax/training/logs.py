@@ -3,12 +3,12 @@
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from dinosr_jax import files
 from dinosr_jax.training.curves import draw_curves
 
 _LOG = logging.getLogger(__name__)
@@ -101,11 +101,4 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_records(path) if record["step"] <= step]
-    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, also where the process is killed or the disk full."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    files.replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,7 +1,6 @@
 """The training run: batches in, updates, records, evaluations and checkpoints out."""
 
 import contextlib
-import fcntl
 import logging
 import math
 import sys
@@ -12,18 +11,19 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
+from dinosr_jax import files
 from dinosr_jax.config import complete, to_text
 from dinosr_jax.model.feature_encoder import num_frames
+from dinosr_jax.progress import progress_bar
 from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.best import Best
-from dinosr_jax.training.checkpoint import Checkpoints, check_same_run
+from dinosr_jax.training.checkpoint import Checkpoints, Restored, check_same_run
 from dinosr_jax.training.environment import record_environment
 from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData
 from dinosr_jax.training.finetuning import make_finetuning_step
 from dinosr_jax.training.guard import Guard
-from dinosr_jax.training.logs import RunLog, replace_text
+from dinosr_jax.training.logs import RunLog
 from dinosr_jax.training.metrics import to_record
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.programs import Programs
@@ -105,13 +105,14 @@ def train(
         keep = {"keep": config.keep_checkpoints, "keep_every": config.keep_every_steps}
         checkpoints, run = Checkpoints(workdir / "checkpoints", **keep), None
         try:
-            state = _restore(checkpoints, abstract, config, train_data.fingerprint)
-            if state is None:
-                state = _start(config, abstract, make, initial)
+            restored = _restore(checkpoints, abstract, config, train_data.fingerprint)
+            state = restored.state if restored else _start(config, abstract, make, initial)
             if processes.is_first():
-                replace_text(workdir / "config.json", to_text(config) + "\n")
+                files.replace_text(workdir / "config.json", to_text(config) + "\n")
                 record_environment(workdir / "environment.jsonl", step=int(state.step))
             run = _Run(config, workdir, mesh, abstract, checkpoints, train_data)
+            if restored and run.guard:
+                run.guard.resume(restored.data.get("guard"))
             if eval_data is not None:
                 run.evaluate_on(eval_data, phone_data)
             return run.run(state, stop)
@@ -166,8 +167,8 @@ class _Run:
             _LOG.info("nothing to do: %d of %d updates are done", step, c.num_steps)
             return step
         self.log = RunLog(self.workdir, start_step=step) if processes.is_first() else None
-        bar = {"unit": "update", "dynamic_ncols": True, "disable": self.log is None}
-        self.bar = tqdm(total=c.num_steps, initial=step, **bar)
+        bar = {"unit": "update", "disable": self.log is None}
+        self.bar = progress_bar(total=c.num_steps, initial=step, **bar)
         self.seconds, self.num_bad, self.since = 0.0, 0, time.monotonic()
         share = sharding.local_share(self.mesh)
         batches = self.train_data.batches(step, c.num_steps - step, share=share)
@@ -183,13 +184,13 @@ class _Run:
                 about = (speech.ids, seconds, frames, speech.num_bad)
                 self.pending = Pending(step, metrics, *about)
                 last = step == c.num_steps or stop.is_set(step) or bool(self.collapse)
-                evaluate = step % c.eval_steps == 0 and step >= self._evaluated_from()
-                evaluate = evaluate or step == c.num_steps
-                if evaluate or last or step % c.checkpoint_steps == 0:
-                    self._settle(self._evaluate(state) if evaluate else {}, always=evaluate)
-                if last or step % c.checkpoint_steps == 0:
+                evaluate = self._evaluates_at(step)
+                save = last or step % c.checkpoint_steps == 0
+                if evaluate or save:
+                    self._settle(evaluate=state if evaluate else None)
+                if save:
                     self._save(step, state)
-                if last:
+                if last or (save and self.collapse):
                     break
             self.checkpoints.wait()
             if self.best is not None:
@@ -209,15 +210,22 @@ class _Run:
         _LOG.info("%s at update %d (from %d); checkpoint saved", done, step, start)
         return step
 
-    def _evaluated_from(self) -> int:
-        return self.config.ctc.eval_after_steps if self.config.task == "ctc" else 0
+    def _evaluates_at(self, step: int) -> bool:
+        c = self.config
+        first = c.ctc.eval_after_steps if c.task == "ctc" else 0
+        return step == c.num_steps or (step % c.eval_steps == 0 and step >= first)
 
     def _say(self, text: str) -> None:
         if processes.is_first():
             self.bar.write(text, file=sys.stderr)  # where the bar is
 
-    def _settle(self, extra: dict[str, float] | None = None, *, always: bool = False) -> None:
-        """Fetches the metrics of the pending update, checks and records them."""
+    def _settle(self, *, evaluate: TrainState | None = None) -> None:
+        """Fetches the metrics of the pending update, and checks and records them.
+
+        Args:
+          evaluate: The state after it, to be evaluated once the metrics are found finite; None for
+            an update after which nothing is evaluated.
+        """
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
@@ -228,8 +236,9 @@ class _Run:
         self.num_bad += pending.num_bad
         self.bar.update()
         self.bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-        if not always and pending.step % self.config.log_steps:
+        if evaluate is None and pending.step % self.config.log_steps:
             return
+        held_out = {} if evaluate is None else self._evaluate(evaluate)
         num_bad = processes.total(self.num_bad)
         now = time.monotonic()
         record["audio_seconds_per_second"] = self.seconds / max(now - self.since, 1e-9)
@@ -241,7 +250,7 @@ class _Run:
         )
         self.seconds, self.num_bad, self.since = 0.0, 0, now
         if self.log is not None:
-            self.log.write(record | (extra or {}))
+            self.log.write(record | held_out)
 
     def _check_finite(self, record: dict[str, float], pending: Pending) -> None:
         names = "loss gradient_norm update_norm parameter_norm teacher_std feature_encoder_std"
@@ -268,7 +277,7 @@ class _Run:
         if text is None:
             return
         if self.config.guard.action == "stop":
-            self.collapse = text
+            self.collapse = self.collapse or text
         else:
             self._say(text)
 
@@ -301,6 +310,8 @@ class _Run:
     def _about(self, step: int) -> dict[str, Any]:
         """What a checkpoint has beside the state."""
         data = {"fingerprint": self.train_data.fingerprint, "next_step": step}
+        if self.guard is not None:
+            data["guard"] = self.guard.history()
         return {"config": self.config.to_dict(), "data": data}
 
 
@@ -308,14 +319,14 @@ def _claim(workdir: Path) -> Any:
     """Makes the workdir and locks it, so that two runs never write into one."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = files.open_lock(workdir / ".lock")
     except OSError as error:
         raise TrainingError(
             f"--workdir {workdir} cannot be written ({error.strerror}); choose another folder"
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        files.lock(lock.fileno(), name=workdir)
+    except BlockingIOError as error:
         lock.close()
         raise TrainingError(
             f"--workdir {workdir} is in use by another run; wait for it, or choose another folder"
@@ -336,8 +347,10 @@ def _start(
     return state.replace(params={**state.params, **sharding.place_like(dict(initial), wanted)})
 
 
-def _restore(checkpoints: Checkpoints, abstract: Any, config: Any, fingerprint: str) -> Any:
-    """The state of the last whole checkpoint, or None where the run is new."""
+def _restore(
+    checkpoints: Checkpoints, abstract: Any, config: Any, fingerprint: str
+) -> Restored | None:
+    """The last whole checkpoint, or None where the run is new."""
 
     def check(old: dict[str, Any], old_data: dict[str, Any]) -> None:
         new_data = {"fingerprint": fingerprint}
@@ -352,7 +365,6 @@ def _restore(checkpoints: Checkpoints, abstract: Any, config: Any, fingerprint: 
             _LOG.warning("config.%s changes from %r to %r", name, before, after)
 
     restored = checkpoints.restore_latest(abstract, check=check)
-    if restored is None:
-        return None
-    _LOG.info("going on from update %d in %s", restored.step, checkpoints.directory)
-    return restored.state
+    if restored is not None:
+        _LOG.info("going on from update %d in %s", restored.step, checkpoints.directory)
+    return restored
