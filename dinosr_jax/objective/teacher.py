@@ -53,7 +53,7 @@ def update_teacher(teacher: Any, student: Any, *, decay: Array, scope: Scope) ->
 
     Args:
       teacher: Parameters of the teacher, float32.
-      student: The same tree of the student.
+      student: Parameters of the student, of which the teacher has a part.
       decay: float32 scalar.
       scope: As in `teacher_parts`.
 
@@ -67,7 +67,8 @@ def update_teacher(teacher: Any, student: Any, *, decay: Array, scope: Scope) ->
             return jnp.where(decay == 1.0, old, new)
         return jnp.where(decay == 1.0, old, decay * old + (1.0 - decay) * new)
 
-    return jax.tree_util.tree_map_with_path(update, teacher, student)
+    parts = teacher_parts(student, scope=scope)
+    return jax.tree_util.tree_map_with_path(update, teacher, parts)
 
 
 def instance_normalise(z: Array, padding_mask: Array | None = None, *, eps: float = 1e-5) -> Array:

@@ -54,7 +54,6 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         mask = draw_mask(config, batch, stream_key(config.seed, "mask", state.step), sample_mask)
         num_masked = jnp.sum(mask)
         dropout_key = stream_key(config.seed, "dropout", state.step)
-        frozen = front_end_is_frozen(config, update)
 
         def student_loss(params, frozen, batch, mask, key):
             features = apply(model, params, batch.waveforms, method="convolve")  # [B, T, C]
@@ -66,8 +65,8 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             # 3 codes
             codes = codebooks.assign(state.codebook, targets)  # [N, B, T]
             # 4 student loss and gradients
-            inputs = {"mask": mask, "padding_mask": padded}
-            inputs |= {"key": key, "layerdrop_key": dropout_key}
+            keys = {"key": key, "layerdrop_key": dropout_key}
+            inputs = {"mask": mask, "padding_mask": padded} | keys
             hidden = apply(model, params, projected, **inputs, method="encode").output
             logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
             loss = jnp.mean(prediction_loss(logits, codes, mask, num_masked=num_masked))
@@ -75,6 +74,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             spread = moments({"teacher_std": top, "feature_encoder_std": features}, padded)
             return loss, (found, prediction_statistics(logits, codes, mask, bins=bins), spread)
 
+        frozen = front_end_is_frozen(config, update)
         gradient = lambda *micro: differentiate(student_loss, state.params, frozen, *micro)
         gradients, (found, statistics, spread) = sum_micro_batches(
             gradient, batch, mask, dropout_key, count=config.optimizer.accumulation_steps
@@ -83,10 +83,8 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # 6 teacher
-        decay = teacher_decay(config, update)
-        scope = config.teacher.scope
-        student = teachers.teacher_parts(params, scope=scope)
-        teacher = teachers.update_teacher(state.teacher_params, student, decay=decay, scope=scope)
+        decay, scope = teacher_decay(config, update), config.teacher.scope
+        teacher = teachers.update_teacher(state.teacher_params, params, decay=decay, scope=scope)
         # 7 codebook
         codebook = codebooks.update(state.codebook, found, decay=codebook_decay(config, state.step))
         # 8 metrics
