@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -28,6 +29,14 @@ def evaluated_report(tmp_path_factory):
     run = write_training(tmp_path_factory.mktemp("runs") / "a <b>run<b> & 'its' \"name\"")
     write_evaluation(run, phones=[*PHONES[:-2], *HOSTILE])
     return run, write_report(run)
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """For moments that are other ones every time; a failure prints the seed that repeats them."""
+    seed = int(os.environ.get("DINOSR_TEST_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"DINOSR_TEST_SEED={seed} draws the same moments")
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="module")

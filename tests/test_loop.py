@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -134,9 +133,8 @@ def test_a_run_writes_what_the_readme_says(reference):
     assert config["num_steps"] == STEPS and config["model"]["width"] == 32
 
 
-def test_killed_at_any_moment_gives_the_same_run(data_dir, reference, cache, tmp_path):
+def test_killed_at_any_moment_gives_the_same_run(data_dir, reference, cache, tmp_path, chance):
     workdir = tmp_path / "killed"
-    chance = random.Random(str(tmp_path))  # other moments every time
     kills = []
     for _ in range(5):
         process = subprocess.Popen(

@@ -9,6 +9,12 @@ from dinosr_jax.data.text_files import TextError, read_text
 TEXT = "é\tAH\nzwei\n"
 
 
+def packed(text, encoding="utf-8"):
+    """Without the time, which gzip writes by default."""
+    return gzip.compress(text.encode(encoding), mtime=0)
+
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -18,8 +24,9 @@ TEXT = "é\tAH\nzwei\n"
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
         TEXT.replace("\n", "\r\n").encode(),
         TEXT.replace("\n", "\r").encode(),
-        gzip.compress(TEXT.encode("utf-8-sig")),
+        packed(TEXT, "utf-8-sig"),
     ],
+    ids=["plain", "mark", "utf-16", "big-endian", "windows", "old-mac", "gzip"],
 )
 def test_text(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
@@ -35,10 +42,11 @@ def test_text(tmp_path, data):
         (TEXT.encode("latin-1"), "x: line 1: found byte 0xe9 at 0"),
         (b"a\nb\0c", "x: line 2: found a byte of value 0; expected a text file"),
         (b"\xff\xfea\0b", "x: found byte 0x.. at .; expected text"),
-        (gzip.compress(TEXT.encode() * 99)[:-9], "x: gzip that is cut or damaged"),
-        (gzip.compress(TEXT.encode())[:-8] + bytes(8), "x: gzip that is cut or damaged"),
+        (packed(TEXT * 99)[:-9], "x: gzip that is cut or damaged"),
+        (packed(TEXT)[:-8] + bytes(8), "x: gzip that is cut or damaged"),
         (b"\x1f\x8bnothing of the kind", "x: gzip that is cut or damaged"),
     ],
+    ids=["empty", "blank", "no-utf-8", "latin-1", "zero", "half", "cut", "checksum", "no-gzip"],
 )
 def test_no_text(tmp_path, data, expected):
     (tmp_path / "x").write_bytes(data)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -142,10 +141,9 @@ def test_the_best_checkpoint_is_kept_and_read(reference):
     assert same_parameters(load(reference / "best" / str(best)), load(reference))
 
 
-def test_killed_at_any_moment_gives_the_same_run(data_dir, cache, pretrained, reference, tmp_path):
+def test_killed_at_any_moment_gives_the_same_run(data_dir, cache, pretrained, reference, tmp_path, chance):
     workdir = tmp_path / "killed"
     flags = finetuning(data_dir, workdir, f"--config.init={pretrained}")
-    chance = random.Random(str(tmp_path))
     kills = []
     for _ in range(3):
         process, before = start(cache, *flags), last_step(workdir)
