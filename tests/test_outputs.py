@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-import tiny
 
+from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.data.audio import AudioError
 from dinosr_jax.inference import outputs

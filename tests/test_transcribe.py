@@ -287,8 +287,8 @@ def test_mistakes_are_explained(run, folder, tmp_path, flags, words):
 
 def test_a_network_that_was_not_fine_tuned_says_how(tmp_path, folder):
     import jax
-    import tiny
 
+    from configs import tiny
     from dinosr_jax.config import parse
     from dinosr_jax.inference.model import Model
     from dinosr_jax.training.optimizer import make_optimizer

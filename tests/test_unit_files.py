@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-import tiny
 
+from configs import tiny
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.data import audio
 from dinosr_jax.inference import kmeans, outputs, unit_files
