@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,6 +28,7 @@ def collected(folder, *, hash_seed):
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.slow  # launch/test.sh compares the lists of its own processes, too
 def test_two_processes_collect_the_same_tests(tmp_path):
     """One after the other: what holds the time, as gzip does, holds another one."""
     first, second = (collected(tmp_path / seed, hash_seed=seed) for seed in "12")

@@ -14,7 +14,6 @@ def packed(text, encoding="utf-8"):
     return gzip.compress(text.encode(encoding), mtime=0)
 
 
-
 @pytest.mark.parametrize(
     "data",
     [

@@ -1,5 +1,6 @@
 """Text of recordings: lines, order, times, what is bad, and runs that were stopped."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from dinosr_jax.training.finetuning import encode, output_logits
 from dinosr_jax.training.state import Batch, make_model
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +62,23 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@functools.cache
+def plainly(config):
+    """Parameters and a waveform [S] -> logits [T, V], of the whole utterance alone."""
+    network = make_model(config)
+
+    @jax.jit
+    def compute(params, waveform):
+        hidden = encode(config, network, params, Batch(waveform[None]), (None, None))
+        return output_logits(config, params, hidden)[0]
+
+    return compute
+
+
 def expected_text(model, path):
-    """The best path of the network, run plainly on the whole utterance."""
+    """The best path of the network."""
     waveform = audio.normalise(audio.load(path, name="x"))
-    network, batch = make_model(model.config), Batch(jnp.asarray(waveform)[None])
-    hidden = encode(model.config, network, model.params, batch, (None, None))
-    logits = output_logits(model.config, model.params, hidden)[0]
+    logits = plainly(model.config)(model.params, jnp.asarray(waveform))
     return letters().decode(best_path(np.asarray(logits).argmax(axis=1)))
 
 
@@ -188,6 +201,7 @@ def test_parameters_that_are_not_finite_are_an_error(run, folder):
         model.transcribe(np.random.default_rng(0).normal(size=8000))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path, chance):
     flags = ["--batch_seconds=1", "--chunk_seconds=2", "--overlap_seconds=0.5"]
     transcribe(run, folder, f"--output={tmp_path / 'whole.jsonl'}", *flags)
@@ -197,6 +211,8 @@ def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path
     command += [f"--output={output}", *flags]
     partial = output.with_name(".killed.jsonl.partial")
     env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled as in this process
+    env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     for kill in range(2):
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
