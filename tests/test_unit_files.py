@@ -21,7 +21,7 @@ from dinosr_jax.training.checkpoint import Checkpoints
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 ROOT = Path(__file__).parents[1]
 
 
