@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Lint, format and tests: bash launch/test.sh [pytest arguments].
-# TORCH=1 installs PyTorch and transformers too, for the tests of exports against them.
+# SLOW=1 runs the tests that are marked slow, too.
+# TORCH=1 installs PyTorch and transformers, for the tests of exports against them.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-setup "pytest>=8" "pytest-xdist>=3.6" "ruff>=0.12" "flashlight-text>=0.0.7; python_version < '3.13'" \
+setup "pytest>=8" "pytest-xdist>=3.8" "ruff>=0.12" "flashlight-text>=0.0.7; python_version < '3.13'" \
   "ufal-flashlight-text>=0.0.7.1; python_version >= '3.13'" \
   ${TORCH:+"torch==2.13.*" "transformers>=5"}
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-# A file is one process's: its fixtures are computed once.
-.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"
+# A file is one process's: its fixtures are computed once. tests/conftest.py says which come first.
+.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+  -m "$([ -n "${SLOW:-}" ] || echo "not slow")" "$@"

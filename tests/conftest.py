@@ -1,7 +1,13 @@
-"""Eight CPU devices and strict numerics, set before jax is imported."""
+"""Eight CPU devices and strict numerics, set before jax is imported; fixtures of many files.
+
+Tests import each other's helpers by name, and configurations as `from configs import tiny`.
+"""
 
 import contextlib
+import logging
 import os
+import random
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -16,6 +22,14 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Those that take longest start first: then the two processes of launch/test.sh end together.
+LONGEST = """loop train processes superb librispeech transcribe corpora collection guard step
+recognisers finetuning units kmeans fairseq exports extract unit_files""".split()
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +44,42 @@ def evaluated_report(tmp_path_factory):
     return run, write_report(run)
 
 
+@pytest.fixture
+def run_main(monkeypatch):
+    """Runs main.py with flags in this process; returns the line that it ends with if it fails."""
+    from absl import flags
+
+    import main
+    from dinosr_jax.training import processes
+
+    def run(*given: str) -> str | None:
+        monkeypatch.setattr(sys, "argv", ["main.py", *given])
+        flags.FLAGS.unparse_flags()
+        try:
+            main.main(main.parse_flags(sys.argv))
+        except SystemExit as end:
+            assert isinstance(end.code, str), end.code  # then the exit code is 1
+            return end.code
+        finally:
+            for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+                delattr(flags.FLAGS, name)  # it defines the fields that are given
+
+    monkeypatch.setattr(processes, "keep_compiled", lambda folder: None)
+    logger = logging.getLogger("dinosr_jax")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield run
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """For moments that are other ones every time; a failure prints the seed that repeats them."""
+    seed = int(os.environ.get("DINOSR_TEST_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"DINOSR_TEST_SEED={seed} draws the same moments")
+    return random.Random(seed)
+
+
 @pytest.fixture(scope="module")
 def compile_quickly():
     """For modules whose time is mostly that of XLA's compiler."""
@@ -37,3 +87,25 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """For modules that load a network again and again: its programs are kept, as a run keeps them.
+
+    In a folder of this module and process, so that nothing else writes it.
+    """
+    from jax.experimental.compilation_cache import compilation_cache
+
+    kept = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    for name, value in kept.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it holds what was set before its first use
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

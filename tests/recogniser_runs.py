@@ -1,8 +1,8 @@
 """A recogniser with random parameters, as a run on disk: quick to make, and it says something."""
 
 import jax
-import tiny
 
+from configs import tiny
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.data.vocabulary import letters
 from dinosr_jax.training.checkpoint import Checkpoints

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import jax
 import pytest
-import tiny
 from click.testing import CliRunner
 
+from configs import tiny
 from dinosr_jax.cli import cli
 from dinosr_jax.config import parse, published_recipe
 from dinosr_jax.model.feature_encoder import receptive_field

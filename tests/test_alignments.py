@@ -46,7 +46,7 @@ TABLES = {
 def test_every_table_gives_the_same_phones(tmp_path, kind, form):
     path = tmp_path / "table"
     data = TABLES[kind].encode("utf-16" if form == "utf-16" else "utf-8")
-    path.write_bytes(gzip.compress(data) if form == "gzip" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if form == "gzip" else data)
     found = read_alignment(path, kind=kind if form == "named" else None)
     assert found.kind == kind and set(found.utterances) == {"1-2-3", "1-2-4"}
     if kind == "cpc":

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
 
+from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.data.alignments import Alignment
 from dinosr_jax.data.phones import Phone

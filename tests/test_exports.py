@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-import tiny
 from click.testing import CliRunner
 from test_fairseq import GOLDEN
 
+from configs import tiny
 from dinosr_jax.cli import cli
 from dinosr_jax.config import parse
 from dinosr_jax.inference.model import load

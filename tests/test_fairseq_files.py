@@ -10,11 +10,11 @@ import stat
 
 import numpy as np
 import pytest
-import tiny
 from click.testing import CliRunner
 from random_states import random_network, same_network
 from recogniser_runs import recogniser_config
 
+from configs import tiny
 from dinosr_jax.cli import cli
 from dinosr_jax.interop import exports, fairseq
 from dinosr_jax.interop.formats import InteropError, read_checkpoint

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 import pytest
-import tiny
 from click.testing import CliRunner
 
 import dinosr_jax
+from configs import tiny
 from dinosr_jax import files
 from dinosr_jax.cli import cli
 from dinosr_jax.cli.options import LocalPath

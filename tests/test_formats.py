@@ -39,7 +39,7 @@ def test_features_are_the_golden_ones(name, compile_quickly):
             assert list(found[b]) == [1, 2, 3, 4]
             for layer, features in found[b].items():
                 expected = golden[f"{network}_{key}_{layer - 1}"][b]
-                np.testing.assert_allclose(features, expected, rtol=0, atol=2e-5)
+                np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
 
 
 def test_a_fine_tuned_model_without_its_output_layer_is_refused(tmp_path):

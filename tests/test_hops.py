@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import tiny
 from click.testing import CliRunner
 
+from configs import tiny
 from dinosr_jax.cli import cli
 from dinosr_jax.cli import train as training
 from dinosr_jax.data.corpora import prepare

@@ -8,8 +8,8 @@ import zipfile
 import jax
 import numpy as np
 import pytest
-import tiny
 
+from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.inference import kmeans, outputs
 from dinosr_jax.inference.inputs import Recording

@@ -411,7 +411,10 @@ librispeech.prepare_librispeech(
 
 @pytest.mark.parametrize(
     ("slow", "sign"),
-    [("unpack", "train_clean100*.partial/**/*.flac"), ("write", "*/**/incomplete*")],
+    [
+        pytest.param("unpack", "train_clean100*.partial/**/*.flac", marks=pytest.mark.slow),
+        ("write", "*/**/incomplete*"),
+    ],
 )
 def test_kill_and_restart(archives, data_dir, tmp_path, monkeypatch, slow, sign):
     process = subprocess.Popen(

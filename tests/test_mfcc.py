@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import tiny
 
+from configs import tiny
 from dinosr_jax.evaluation import mfcc
 from dinosr_jax.model.feature_encoder import num_frames, receptive_field
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-import tiny
 
+from configs import tiny
 from dinosr_jax import files
 from dinosr_jax.config import parse
 from dinosr_jax.data.audio import AudioError

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,38 +116,26 @@ def alone(data_dir, cache, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_stopped_killed_and_resumed_on_other_devices(data_dir, cache, alone, tmp_path):
-    workdir = tmp_path / "run"
-    run = lambda **where: start(data_dir, workdir, cache, **where)
-    # 1 one process of 8 devices, then two of 2 each; the second of them is told to stop
-    started = run(count=1, devices=8, num_steps=6)
-    assert wait(started, workdir) == [0], said(workdir, 0)[-3000:]
-    started = run(count=2, devices=2)
+@pytest.fixture(scope="module")
+def stopped(data_dir, cache, tmp_path_factory) -> Path:
+    """Two processes of two devices each, of which the second is told to stop."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    started = start(data_dir, workdir, cache, count=2, devices=2)
     wait_for_step(started, workdir, 9)
     started[1].send_signal(signal.SIGTERM)
     assert wait(started, workdir) == [0, 0], said(workdir, 0)[-3000:] + said(workdir, 1)[-3000:]
-    stopped = records(workdir)[-1]["step"]
-    assert 9 <= stopped < STEPS
-    assert f"stopped by a signal at update {stopped} (from 6)" in said(workdir, 1)
-    assert (workdir / "checkpoints" / str(stopped)).is_dir()
-    # 2 the one that the others listen to is killed: the other ends at once, and says why
-    started = run(count=2, devices=2)
-    wait_for_step(started, workdir, stopped + 6)
-    started[0].kill()
-    codes = wait(started, workdir, seconds=processes.HEARTBEAT_SECONDS + 60)
-    assert codes[0] == -signal.SIGKILL and codes[1] != 0
-    words = said(workdir, 1)
-    assert "one of them has ended" in words or "another task died" in words, words[-3000:]
-    # 3 the rest in one process
-    assert wait(run(count=1, devices=1), workdir) == [0], said(workdir, 0)[-3000:]
-    found, expected = records(workdir), records(alone)
-    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    return workdir
+
+
+def assert_as_alone(found, expected, *, evaluated=None):
+    """Record by record; after `evaluated` updates a part of the run ended, with an evaluation."""
+    assert [record["step"] for record in found] == list(range(1, len(expected) + 1))
     for a, b in zip(found, expected, strict=True):
         if a["step"] == 8:  # two processes counted what one did
             for name in ("pnmi", "pnmi_1", "phone_purity", "loudness_information"):
                 found_one, expected_one = a[f"eval_{name}"], b[f"eval_{name}"]
                 np.testing.assert_allclose(found_one, expected_one, atol=1e-3, err_msg=name)
-        if a["step"] != 6:  # the first part of the run ended there, with an evaluation
+        if a["step"] != evaluated:
             assert a.keys() == b.keys()
         for name in ("loss", "eval_loss", "target_perplexity", "gradient_norm", "masked_share"):
             if name in b:
@@ -155,6 +144,37 @@ def test_stopped_killed_and_resumed_on_other_devices(data_dir, cache, alone, tmp
     steps = (1, 2, 3, 7, 8, 9)  # before rounding has had time to grow
     losses = [[run[step - 1]["loss"] for step in steps] for run in (found, expected)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_two_processes_are_as_one_and_stop_together(alone, stopped):
+    found = records(stopped)
+    step = found[-1]["step"]
+    assert 9 <= step < STEPS
+    assert f"stopped by a signal at update {step} (from 0)" in said(stopped, 1)
+    assert (stopped / "checkpoints" / str(step)).is_dir()
+    assert_as_alone(found, records(alone)[:step])
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_on_other_devices(data_dir, cache, alone, stopped, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped, workdir)
+    run = lambda **where: start(data_dir, workdir, cache, **where)
+    # 1 one process of 8 devices
+    end = records(stopped)[-1]["step"] + 2
+    assert wait(run(count=1, devices=8, num_steps=end), workdir) == [0], said(workdir, 0)[-3000:]
+    # 2 two of 2; the one that the other listens to is killed: that one ends at once, and says why
+    started = run(count=2, devices=2)
+    wait_for_step(started, workdir, end + 6)
+    started[0].kill()
+    codes = wait(started, workdir, seconds=processes.HEARTBEAT_SECONDS + 60)
+    assert codes[0] == -signal.SIGKILL and codes[1] != 0
+    words = said(workdir, 1)
+    assert "one of them has ended" in words or "another task died" in words, words[-3000:]
+    # 3 the rest in one process
+    assert wait(run(count=1, devices=1), workdir) == [0], said(workdir, 0)[-3000:]
+    assert len(records(workdir)) == STEPS
+    assert_as_alone(records(workdir), records(alone), evaluated=end)
 
 
 def test_texts_of_all_processes_come_together(monkeypatch):

@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny
 from random_states import random_network, same_network
 from test_fairseq import GOLDEN
 
+from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.inference.model import load
 from dinosr_jax.interop import exports, runs

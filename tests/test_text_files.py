@@ -2,7 +2,6 @@
 
 import gzip
 import unicodedata
-from functools import partial
 
 import pytest
 
@@ -10,7 +9,11 @@ from dinosr_jax.data import text_files
 from dinosr_jax.data.text_files import TextError, nfc, on_disk, read_table, read_text
 
 TEXT = "é\tAH\nzwei\n"
-pack = partial(gzip.compress, mtime=0)  # the same bytes at any time
+
+
+def packed(text, encoding="utf-8"):
+    """Without the time, which gzip writes by default."""
+    return gzip.compress(text.encode(encoding), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -23,8 +26,9 @@ pack = partial(gzip.compress, mtime=0)  # the same bytes at any time
         TEXT.replace("\n", "\r\n").encode(),
         TEXT.replace("\n", "\r").encode(),
         unicodedata.normalize("NFD", TEXT).encode(),
-        pack(TEXT.encode("utf-8-sig")),
+        packed(TEXT, "utf-8-sig"),
     ],
+    ids=["plain", "mark", "utf-16", "big-endian", "windows", "old-mac", "joined", "gzip"],
 )
 def test_text(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
@@ -41,9 +45,21 @@ def test_text(tmp_path, data):
         (b"a\nb\0c", "x: line 2: found a byte of value 0; expected a text file"),
         (b"\xff\xfea\0b", "x: found byte 0x.. at .; expected text"),
         (b"a\rb\xff", "x: line 2: found byte 0xff at 3"),
-        (pack(TEXT.encode() * 99)[:-9], "x: gzip that is cut or damaged"),
-        (pack(TEXT.encode())[:-8] + bytes(8), "x: gzip that is cut or damaged"),
+        (packed(TEXT * 99)[:-9], "x: gzip that is cut or damaged"),
+        (packed(TEXT)[:-8] + bytes(8), "x: gzip that is cut or damaged"),
         (b"\x1f\x8bnothing of the kind", "x: gzip that is cut or damaged"),
+    ],
+    ids=[
+        "empty",
+        "blank",
+        "no-utf-8",
+        "latin-1",
+        "zero",
+        "half",
+        "second-line",
+        "cut",
+        "checksum",
+        "no-gzip",
     ],
 )
 def test_no_text(tmp_path, data, expected):
@@ -69,9 +85,9 @@ def test_only_line_ends_end_lines(tmp_path):
 def test_gzip_is_unpacked_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "MAX_UNPACKED_BYTES", 3 * 2**20)
     path = tmp_path / "x"
-    path.write_bytes(pack(b"a" * (3 * 2**20)))
+    path.write_bytes(packed("a" * (3 * 2**20)))
     assert len(read_text(path)) == 3 * 2**20
-    path.write_bytes(pack(b"a" * 2**22))
+    path.write_bytes(packed("a" * 2**22))
     assert path.stat().st_size < 2**13
     with pytest.raises(TextError, match=r"x: gzip that holds more than 0\.00\d+ GiB.* unpack it"):
         read_text(path)

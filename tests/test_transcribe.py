@@ -1,13 +1,14 @@
 """Text of recordings: lines, order, times, what is bad, and runs that were stopped."""
 
+import functools
 import json
 import os
-import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from dinosr_jax.training.finetuning import encode, output_logits
 from dinosr_jax.training.state import Batch, make_model
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,23 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@functools.cache
+def plainly(config):
+    """Parameters and a waveform [S] -> logits [T, V], of the whole utterance alone."""
+    network = make_model(config)
+
+    @jax.jit
+    def compute(params, waveform):
+        hidden = encode(config, network, params, Batch(waveform[None]), (None, None))
+        return output_logits(config, params, hidden)[0]
+
+    return compute
+
+
 def expected_text(model, path):
-    """The best path of the network, run plainly on the whole utterance."""
+    """The best path of the network."""
     waveform = audio.normalise(audio.load(path, name="x"))
-    network, batch = make_model(model.config), Batch(jnp.asarray(waveform)[None])
-    hidden = encode(model.config, network, model.params, batch, (None, None))
-    logits = output_logits(model.config, model.params, hidden)[0]
+    logits = plainly(model.config)(model.params, jnp.asarray(waveform))
     return letters().decode(best_path(np.asarray(logits).argmax(axis=1)))
 
 
@@ -172,7 +184,7 @@ def test_it_goes_on_as_if_it_had_never_stopped(run, folder, tmp_path, monkeypatc
 
 
 def test_emissions_of_another_network_are_refused(run, folder, tmp_path):
-    place, one = tmp_path / "kept", next(folder.glob("a/*.flac"))
+    place, one = tmp_path / "kept", folder / "a/0 é.flac"
     transcribe(run, one, f"--output={tmp_path / 'a.jsonl'}", f"--emissions={place}")
     about = json.loads((place / "emissions.json").read_text())
     assert tuple(about["symbols"]) == letters().symbols and about["hop_samples"] == 320
@@ -189,7 +201,8 @@ def test_parameters_that_are_not_finite_are_an_error(run, folder):
         model.transcribe(np.random.default_rng(0).normal(size=8000))
 
 
-def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path):
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path, chance):
     flags = ["--batch_seconds=1", "--chunk_seconds=2", "--overlap_seconds=0.5"]
     transcribe(run, folder, f"--output={tmp_path / 'whole.jsonl'}", *flags)
     output = tmp_path / "killed.jsonl"
@@ -198,6 +211,8 @@ def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path
     command += [f"--output={output}", *flags]
     partial = output.with_name(".killed.jsonl.partial")
     env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled as in this process
+    env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     for kill in range(2):
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -206,7 +221,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path
         before, limit = size(), time.monotonic() + 60
         while process.poll() is None and size() <= before and time.monotonic() < limit:
             time.sleep(0.001)
-        time.sleep(random.random() * 0.02)
+        time.sleep(chance.random() * 0.02)
         process.kill()
         process.wait()
         if kill == 0 and partial.exists():  # a line that was cut short
@@ -219,7 +234,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same(run, folder, tmp_path
 def test_bad_files_are_listed_or_end_it(run, folder, tmp_path):
     bad = tmp_path / "in"
     bad.mkdir()
-    (bad / "good.flac").write_bytes(next(folder.glob("a/*.flac")).read_bytes())
+    (bad / "good.flac").write_bytes((folder / "a/0 é.flac").read_bytes())
     (bad / "empty.wav").write_bytes(b"")
     (bad / "text.wav").write_text("no audio")
     soundfile.write(bad / "short.wav", np.full(100, 0.1), 16_000)
@@ -242,7 +257,7 @@ def test_the_best_checkpoint_is_taken(tmp_path, folder):
     workdir = tmp_path / "run"
     write_recogniser(workdir, step=5)
     write_recogniser(workdir, step=2, folder="best", seed=7)
-    one = next(folder.glob("a/*.flac"))
+    one = folder / "a/0 é.flac"
     said = transcribe(workdir, one, f"--output={tmp_path / 'a.jsonl'}")
     assert f"{workdir}/best/2: the network after 2 updates" in said
     last = workdir / "checkpoints" / "5"
@@ -288,8 +303,8 @@ def test_mistakes_are_explained(run, folder, tmp_path, flags, words):
 
 def test_a_network_that_was_not_fine_tuned_says_how(tmp_path, folder):
     import jax
-    import tiny
 
+    from configs import tiny
     from dinosr_jax.config import parse
     from dinosr_jax.inference.model import Model
     from dinosr_jax.training.optimizer import make_optimizer

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-import tiny
 
+from configs import tiny
 from dinosr_jax import files
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.data import audio
@@ -22,7 +22,7 @@ from dinosr_jax.training.checkpoint import Checkpoints
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 ROOT = Path(__file__).parents[1]
 
 

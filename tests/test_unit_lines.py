@@ -25,7 +25,7 @@ def test_what_tools_write(tmp_path, key, form):
     text = "".join(to_line(name, c, key=key, form=form) for name, c in codes.items())
     plain, packed = tmp_path / "u.jsonl", tmp_path / "u-layer05_0_4.jsonl.gz"
     plain.write_text(text)
-    packed.write_bytes(gzip.compress(text.encode()))
+    packed.write_bytes(gzip.compress(text.encode(), mtime=0))
     for path, layer in ((plain, None), (packed, 5)):
         found = read_units(path)
         assert {id_: u.tolist() for id_, u in found.utterances.items()} == {

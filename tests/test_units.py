@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
+from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.inference import batches, kmeans, units
