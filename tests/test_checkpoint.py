@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinosr_jax.recipes import FIELDS, PATH
 from dinosr_jax.training.checkpoint import CheckpointError, Checkpoints, check_same_run
 
 CONFIG = {"num_steps": 10, "seed": 0, "model": {"width": 8, "conv_layers": ((1, 2, 3),)}}
@@ -83,6 +84,13 @@ def test_all_files_are_on_disk_before_a_checkpoint_has_its_name(tmp_path, monkey
     save(checkpoints, 1)
     checkpoints.close()
     assert synced >= {"config/metadata", "data/metadata", "state/_METADATA", "state/manifest.ocdbt"}
+
+
+def test_every_path_may_change():
+    assert {name for name, field in FIELDS.items() if field.check is PATH} >= {
+        "workdir", "init", "data.data_dir", "data.eval_data_dir", "data.alignment", "ctc.lexicon",
+    }  # fmt: skip
+    assert all(field.may_change for field in FIELDS.values() if field.check is PATH)
 
 
 def test_what_may_change_and_what_may_not(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -197,18 +198,26 @@ def last_step(workdir):
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
 
-def test_it_goes_on_without_what_it_started_from(data_dir, reference, run_main):
-    """The network that `init` names may be gone by then."""
-    more = f"--config.num_steps={STEPS + 1}"
-    started = lambda *flags: run_main(TINY, *finetuning(data_dir, reference, *flags))
-    said = started("--config.init=/gone", more)
-    assert said.startswith("error: ") and "config.init: the checkpoint has" in said
-    initial = json.loads((reference / "config.json").read_text())["init"]
-    Path(initial).rename(initial + "-moved")
-    try:
-        assert started(f"--config.init={initial}") is None
-    finally:
-        Path(initial + "-moved").rename(initial)
+def test_it_goes_on_where_what_it_started_from_has_moved(data_dir, reference, tmp_path, run_main):
+    """The network that `init` names, the data and the vocabulary may be elsewhere by then."""
+    workdir, moved = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(reference, workdir)
+    shutil.copytree(data_dir, moved)
+    more = [f"--config.num_steps={STEPS + 1}", "--config.init=/gone"]
+    assert run_main(TINY, *finetuning(moved, workdir, *more)) is None
+    assert records(workdir)[-1]["step"] == STEPS + 1
+
+
+def test_a_vocabulary_may_move_but_not_change(data_dir, reference, tmp_path):
+    symbols = json.loads((reference / "config.json").read_text())["ctc"]["symbols"]
+    dictionary = tmp_path / "dict.ltr.txt"
+    dictionary.write_text("".join(f"{symbol} 1\n" for symbol in symbols[4:]))
+    flags = [f"--config.ctc.vocabulary={dictionary}"]
+    config, _ = resolve(config_of(data_dir, *flags), reference)
+    assert list(config.ctc.symbols) == symbols
+    dictionary.write_text("".join(f"{symbol} 1\n" for symbol in symbols[5:]))
+    with pytest.raises(ValueError, match="config.ctc.vocabulary: '.*' has 31 symbols, expected"):
+        resolve(config_of(data_dir, *flags), reference)
 
 
 @pytest.mark.parametrize(
