@@ -23,7 +23,7 @@ from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, make_model
 from dinosr_jax.training.step import apply
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 
 
 @pytest.fixture(scope="module", params=["encoder", "full"])

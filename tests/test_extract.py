@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, compile_quickly) -> Path:
+def run(tmp_path_factory, compile_quickly, compile_once) -> Path:
     return write_run(tmp_path_factory.mktemp("run"))
 
 

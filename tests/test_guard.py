@@ -15,7 +15,7 @@ from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.loop import TrainingError, train
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 
 
 def config_of(name="tiny", **changes):

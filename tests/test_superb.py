@@ -14,7 +14,7 @@ from dinosr_jax.cli import cli
 from dinosr_jax.data.vocabulary import letters
 from dinosr_jax.evaluation import results
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,7 @@ def test_keywords(run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in files[1:]} == times
 
 
+@pytest.mark.slow
 def test_intents_with_features_computed_for_every_batch(run, tmp_path):
     write_intents(tmp_path)
     options = ("--num_steps=40", "--eval_steps=40", "--learning_rates=0.01", "--batch_size=8")
@@ -99,6 +100,7 @@ def test_slots(run, tmp_path):
     assert "F1 of slot types" in result["rule"]
 
 
+@pytest.mark.slow
 def test_asr_and_its_emissions(run, tmp_path):
     source, data, emissions = (tmp_path / name for name in ("source", "data", "emissions"))
     write_transcribed(source)
