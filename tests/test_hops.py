@@ -55,7 +55,10 @@ def data_dir(source, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module",
+    params=["40ms", *(pytest.param(n, marks=pytest.mark.slow) for n in ("10ms", "10ms-mfcc"))],
+)
 def network(request, data_dir, tmp_path_factory, compile_quickly):
     """(run after some updates, samples that a frame sees, samples from one to the next)."""
     front_end, layers, field, hop = NETWORKS[request.param]

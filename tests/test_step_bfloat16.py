@@ -129,7 +129,11 @@ def test_everything_but_the_computation_stays_float32(exact, half):
 
 @pytest.mark.parametrize(
     ("count", "mesh"),
-    [(4, (1, 1, 1)), (1, (8, 1, 1)), (2, (2, 2, 2))],
+    [
+        pytest.param(4, (1, 1, 1), marks=pytest.mark.slow),
+        (1, (8, 1, 1)),
+        pytest.param(2, (2, 2, 2), marks=pytest.mark.slow),
+    ],
     ids=["micro-batches", "8 devices", "both, on three axes"],
 )
 def test_micro_batches_and_devices_change_no_more_than_rounding(exact, half, count, mesh):
