@@ -181,9 +181,16 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     "--speakers",
     required=True,
     type=shared.LocalPath(),
-    help="Table with the columns file, speaker (an index.tsv); or a prepared dataset.",
+    help="Table with the columns file, speaker (an index.tsv); or a prepared dataset. Items are "
+    "of the utterances in it only.",
 )
 @click.option("--split", help="Of the prepared dataset: items of its utterances only.")
+@click.option(
+    "--names",
+    type=click.Choice(["stem", "id"]),
+    help="Of recordings: without folders, as fastabx needs them, or with.  [default: stem where "
+    "those of the alignment differ, else id]",
+)
 @click.option(
     "--context",
     type=click.Choice(["triphone", "phoneme"]),
@@ -201,21 +208,34 @@ def items(**options: Any) -> None:
     .jsonl; else it is ZeroSpeech's format. Alignments as in `evaluate units`.
     """
     from dinosr_jax.data.manifest import ManifestError
-    from dinosr_jax.evaluation.items import make_items, write_items
+    from dinosr_jax.evaluation.items import (
+        make_items,
+        named_by_stem,
+        sharing_a_stem,
+        write_items,
+    )
     from dinosr_jax.inference.outputs import OutputError
 
     with one_line(ValueError, ManifestError, OutputError, OSError):
         aligned = shared.read_given_alignment(options)
         speakers = _speakers(options["speakers"], options["split"])
-        wanted = aligned.utterances
-        if options["split"]:
-            wanted = {id_: phones for id_, phones in wanted.items() if id_ in speakers}
-        made = make_items(wanted, speakers, context=options["context"])
+        everything = aligned.utterances
+        wanted = {id_: phones for id_, phones in everything.items() if id_ in speakers}
+        # where there is none, all are refused with their names
+        made = make_items(wanted or everything, speakers, context=options["context"])
+        names = options["names"] or ("id" if sharing_a_stem(everything) else "stem")
+        made = named_by_stem(made, wanted) if names == "stem" else made
         write_items(options["output"], made)
     click.echo(
         f"{options['output']}: {len(made)} {options['context']} items of "
-        f"{len(set(made.files))} recordings, {len(set(made.speakers))} speakers"
+        f"{len(set(made.files))} recordings, {len(set(made.speakers))} speakers; recordings are "
+        f"named {'without' if names == 'stem' else 'with'} folders (--names={names})"
     )
+    if left_out := len(everything) - len(wanted):
+        click.echo(
+            f"{left_out} of {len(everything)} utterances of {options['alignment']} are left out: "
+            f"{options['speakers']} does not name them"
+        )
 
 
 def _speakers(path: Path, split: str | None) -> dict[str, str]:
