@@ -69,11 +69,11 @@ from dinosr_jax.cli.evaluation import command_text, evaluate
 def abx(**options: Any) -> None:
     """ABX error: is a phone closer to itself, said elsewhere, than to another?
 
-    FEATURES is a folder that `extract` wrote ([T, D] .npy, or layer_05/ and so on), or units as
-    JSON lines. The item file is ZeroSpeech's and fastabx's (#file onset offset #phone prev-phone
-    next-phone speaker; .csv and .jsonl too); `evaluate items` makes one. The error is that of
-    fastabx: distances by dynamic time warping, divided by the length of the path; chance is 50 %.
-    ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5 (500 and 5 for any context).
+    FEATURES is a folder that `extract` wrote ([T, D] .npy, or layer_05/ and so on), or units with
+    names, as `units` writes them. The item file is ZeroSpeech's and fastabx's (#file onset offset
+    #phone prev-phone next-phone speaker; .csv and .jsonl too); `evaluate items` makes one. The
+    error is that of fastabx: distances by dynamic time warping, divided by the length of the
+    path; chance is 50 %. ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5 (500 and 5 for any context).
     """
     from dinosr_jax.inference.outputs import OutputError
 

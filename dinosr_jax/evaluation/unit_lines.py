@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.alignment_tables import id_of, parse_object
-from dinosr_jax.data.text_files import TextError, nfc, read_text
+from dinosr_jax.data.text_files import TextError, read_text
 
 DEFAULT_SECONDS = 0.02
 _LAYER = re.compile(r"-layer(\d+)(?=(_\d+_\d+)?$)")
@@ -116,7 +116,7 @@ def _parse_plain(line: str, path: Path, number: int) -> tuple[str, dict[str, Any
             f"{path}: line {number}: found {line[:60]!r}, expected a name, a tab, and whole "
             "numbers with spaces between"
         )
-    return nfc(name), {"units": list(map(int, units))}
+    return name, {"units": list(map(int, units))}
 
 
 def _units_of(entry: Mapping[str, Any], where: str) -> np.ndarray:
