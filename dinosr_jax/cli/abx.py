@@ -73,7 +73,8 @@ def abx(**options: Any) -> None:
     names, as `units` writes them. The item file is ZeroSpeech's and fastabx's (#file onset offset
     #phone prev-phone next-phone speaker; .csv and .jsonl too); `evaluate items` makes one. The
     error is that of fastabx: distances by dynamic time warping, divided by the length of the
-    path; chance is 50 %. ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5 (500 and 5 for any context).
+    path; chance is 50 %. ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5
+    (500 and 5 for any context).
     """
     from dinosr_jax.inference.outputs import OutputError
 
