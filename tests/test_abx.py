@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -332,6 +333,29 @@ def test_commands_refuse_in_one_line(golden, tmp_path):
         assert "Traceback" not in out.output and out.output.count("Error") == 1
 
 
+@pytest.fixture(scope="module")
+def spoken_in_folders(tmp_path_factory):
+    """Six recordings of a folder en/, by six speakers: phones, speakers, features and units."""
+    folder = tmp_path_factory.mktemp("spoken")
+    labels = ["AA", "B", "IY", "B", "AA", "IY", "B", "B"]
+    phones, speakers, units, random = [], [], {}, np.random.default_rng(0)
+    for i in range(6):
+        name = f"en/u{i}"
+        speakers.append(f"{name}\t{'abcdef'[i]}\n")
+        for k, label in enumerate(random.permuted(labels)):
+            phones.append(f"{name}\t{k / 10}\t{(k + 1) / 10}\t{label}\n")
+        (folder / "features/en").mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"features/{name}.npy", random.normal(size=(40, 3)))
+        units[name] = random.integers(0, 4, 40).tolist()
+    (folder / "phones.tsv").write_text("file\tstart_s\tend_s\tphone\n" + "".join(phones))
+    (folder / "speakers.tsv").write_text("file\tspeaker\n" + "".join(speakers))
+    lines = [json.dumps({"file": name, "units": codes}) for name, codes in units.items()]
+    (folder / "units.jsonl").write_text("\n".join(lines))
+    plain = [f"{name}\t{' '.join(map(str, codes))}" for name, codes in units.items()]
+    (folder / "units.txt").write_text("\n".join(plain))
+    return folder
+
+
 def test_items_of_an_alignment(tmp_path, monkeypatch):
     (tmp_path / "phones.tsv").write_text(
         "file\tstart_s\tend_s\tphone\n"
@@ -347,9 +371,13 @@ def test_items_of_an_alignment(tmp_path, monkeypatch):
     assert out.exit_code == 0 and "2 triphone items of 2 recordings, 2 speakers" in out.output
     assert (tmp_path / "x.item").read_text().splitlines() == [
         "#file onset offset #phone prev-phone next-phone speaker",
-        "f/u0 0.4 0.7 IY T T a",
-        "f/u1 0.4 0.7 IY T T b",
+        "u0 0.4 0.7 IY T T a",
+        "u1 0.4 0.7 IY T T b",
     ]
+    assert "named without folders (--names=stem)" in out.output and "left out" not in out.output
+    out = run(*common, "--prefix=f/", "--names=id", f"--output={tmp_path / 'id.item'}")
+    assert read_items(tmp_path / "id.item").files == ["f/u0", "f/u1"]
+    assert "named with folders (--names=id)" in out.output
     out = run(*common, "--prefix=f/", "--context=phoneme", f"--output={tmp_path / 'y.csv'}")
     assert "10 phoneme items" in out.output
     assert read_items(tmp_path / "y.csv").phones[:3] == ["AH", "B", "T"]
@@ -359,6 +387,57 @@ def test_items_of_an_alignment(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "_speakers", lambda path, split: {"f/u1": "b"})
     out = run(*common, "--prefix=f/", "--split=test", f"--output={tmp_path / 'z.item'}")
     assert out.exit_code == 0 and "1 triphone items of 1 recordings" in out.output, out.output
+
+
+def test_items_of_the_part_that_a_table_names(spoken_in_folders, tmp_path):
+    table = tmp_path / "part.tsv"
+    table.write_text("file\tspeaker\nen/u1\tb\nen/u3\td\nelsewhere\te\n")
+    common = ["items", spoken_in_folders / "phones.tsv", f"--speakers={table}"]
+    out = run(*common, f"--output={tmp_path / 'x.item'}")
+    assert out.exit_code == 0 and "of 2 recordings, 2 speakers" in out.output, out.output
+    assert f"4 of 6 utterances of {common[1]} are left out: {table} does not name" in out.output
+    found = read_items(tmp_path / "x.item")
+    assert dict(zip(found.files, found.speakers, strict=True)) == {"u1": "b", "u3": "d"}
+    out = run(*common, "--prefix=fr/", f"--output={tmp_path / 'y.item'}")
+    assert out.exit_code == 1 and "speakers of 6 of 6 utterances are not known" in out.output
+    assert not (tmp_path / "y.item").exists()
+
+
+@pytest.mark.parametrize("kind", ["features", "units.jsonl", "units.txt"])
+def test_names_with_folders_and_without_are_the_same_recordings(spoken_in_folders, tmp_path, kind):
+    rows = []
+    for names in ("id", "stem"):
+        item, output = tmp_path / f"{names}.item", tmp_path / f"{names}.json"
+        speakers = f"--speakers={spoken_in_folders / 'speakers.tsv'}"
+        where = [spoken_in_folders / "phones.tsv", speakers, f"--output={item}"]
+        out = run("items", *where, *([f"--names={names}"] if names == "id" else []))
+        assert out.exit_code == 0 and f"(--names={names})" in out.output, out.output
+        assert {"/" in name for name in read_items(item).files} == {names == "id"}
+        where = [spoken_in_folders / kind, f"--item={item}", f"--output={output}"]
+        out = run("abx", *where, "--context=any")
+        assert out.exit_code == 0, out.output
+        rows.append(json.loads(output.read_text())["rows"])
+    assert rows[0] == rows[1] and len(rows[0]) == 2 and 0 < rows[0][0]["error"] < 1
+
+
+def test_names_that_folders_tell_apart(spoken_in_folders, tmp_path):
+    """They keep their folders by default, even where only one of them is wanted."""
+    phones, table = tmp_path / "phones.tsv", tmp_path / "speakers.tsv"
+    text = (spoken_in_folders / "phones.tsv").read_text()
+    phones.write_text(text + "fr/u1\t0\t0.1\tAA\n")
+    common = ["items", phones, f"--speakers={table}", f"--output={tmp_path / 'x.item'}"]
+    both = (spoken_in_folders / "speakers.tsv").read_text() + "fr/u1\tz\n"
+    for speakers, explicit in ((both, 1), (both.replace("fr/u1\tz\n", ""), 0)):
+        table.write_text(speakers)
+        out = run(*common)
+        assert out.exit_code == 0 and "with folders (--names=id)" in out.output, out.output
+        assert "en/u1" in read_items(tmp_path / "x.item").files
+        (tmp_path / "x.item").unlink()
+        out = run(*common, "--names=stem")
+        assert out.exit_code == explicit, out.output
+        told = "en/u1 and fr/u1 would both be called u1; expected .* use --names=id"
+        assert bool(re.search(told, out.output)) == bool(explicit)
+        assert (tmp_path / "x.item").exists() != bool(explicit)
 
 
 def test_the_rule_says_what_was_done():

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+import test_fairseq_files as of_fairseq
 from click.testing import CliRunner
+from random_states import random_network
 from test_fairseq import GOLDEN
 
 from configs import tiny
@@ -88,6 +90,69 @@ def test_torch_reads_the_golden_layout(kind, tmp_path):
         pairs = [(value, found[name])] if name != "_ema" else []
         pairs += [(value[k], found[name][k]) for k in value] if name == "_ema" else []
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs), name
+
+
+@pytest.mark.parametrize("scope", ["encoder", "full"])
+def test_s3prl_finds_what_its_loader_looks_up(scope, tmp_path):
+    """Three entries, the fields as plain dicts, and the tensors of its network, strictly."""
+    found = random_network(of_fairseq.tiny_config(**{"teacher.scope": scope}))
+    assert exports.export(found, tmp_path / "out", kind="s3prl") == []
+    content = of_fairseq.read(tmp_path / "out/dinosr.pt")
+    assert list(content) == ["task_cfg", "model_cfg", "model_weight"]
+    theirs = of_fairseq.exported(found, tmp_path / "fairseq")
+    for name, expected in (("task_cfg", of_fairseq.TASK), ("model_cfg", theirs["cfg"]["model"])):
+        assert type(content[name]) is dict
+        of_fairseq.assert_equal_with_types(content[name], expected)
+    fields = of_fairseq.told_by(of_fairseq.TINY, channels=16, scope=scope)
+    of_fairseq.assert_equal_with_types(
+        {name: content["model_cfg"][name] for name in fields}, fields
+    )
+    weights = content["model_weight"]
+    assert weights.pop("_ema") == {}  # the loader removes this entry
+    assert of_fairseq.shapes(weights) == of_fairseq.student_of(fields)
+    for name, value in weights.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, theirs["model"][name])
+    card = (tmp_path / "out/README.md").read_text()
+    assert "for s3prl" in card and "holds the student, without its heads" in card
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dinosr.pt", "README.md"}
+
+
+def test_torch_reads_what_is_for_s3prl(tmp_path):
+    torch = pytest.importorskip("torch")
+    exports.export(read_checkpoint(GOLDEN / "tiny_fairseq.pt"), tmp_path / "out", kind="s3prl")
+    found = torch.load(tmp_path / "out/dinosr.pt", map_location="cpu", weights_only=True)
+    expected = torch.load(GOLDEN / "tiny_fairseq.pt", weights_only=True)["model"]
+    others = ("heads.", "_codebook", "_ema")
+    student = {name: value for name, value in expected.items() if not name.startswith(others)}
+    weights = found["model_weight"]
+    del weights["_ema"]
+    assert weights.keys() == student.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in student.items())
+
+
+def test_what_is_for_s3prl_is_no_way_back(tmp_path):
+    """It is refused by name, where it is read as a checkpoint, and where it is made a run."""
+    golden = str(GOLDEN / "tiny_fairseq.pt")
+    arguments = ["export", golden, "--format=s3prl", f"--output={tmp_path / 'out'}"]
+    done = CliRunner().invoke(cli, arguments)
+    assert (
+        done.exit_code == 0 and "written for s3prl" in done.output and "WARNING" not in done.output
+    )
+    for path in (tmp_path / "out", tmp_path / "out/dinosr.pt"):
+        done = CliRunner().invoke(cli, ["import", str(path), f"--output={tmp_path / 'run'}"])
+        assert done.exit_code == 1 and "dinosr.pt: a checkpoint for s3prl" in done.output
+        assert done.output.count("\n") == 1 and not (tmp_path / "run").exists()
+    done = CliRunner().invoke(cli, [*arguments[:3], f"--output={tmp_path}/b", "--model=teacher"])
+    assert done.exit_code == 2 and "for s3prl holds the student" in done.output
+
+
+def test_another_frame_rate_is_told_for_s3prl(tmp_path):
+    config = of_fairseq.tiny_config()
+    config.model.conv_layers = ((16, 8, 4), (16, 4, 3), (16, 3, 2))
+    (warning,) = exports.export(random_network(config), tmp_path / "out", kind="s3prl")
+    assert "320 samples a frame for granted, this network has 24" in warning
+    assert warning in (tmp_path / "out/README.md").read_text()
 
 
 def hidden_states(folder, waveforms):

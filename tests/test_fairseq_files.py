@@ -341,7 +341,7 @@ def test_the_tensors_tell_the_scope_of_the_teacher(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-@pytest.mark.parametrize("kind", ["huggingface", "fairseq", "spidr"])
+@pytest.mark.parametrize("kind", ["huggingface", "fairseq", "spidr", "s3prl"])
 def test_others_may_read_what_the_umask_allows(kind, umask, tmp_path):
     found = random_network(tiny_config())
     before = os.umask(umask)

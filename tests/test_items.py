@@ -167,6 +167,18 @@ def test_speakers_are_needed():
         it.make_items({"u": PHONES["u"][:2]}, {"u": "x"}, context="triphone")
 
 
+def test_names_without_folders():
+    utterances = ["a/b/x", "c/y.1", "y"]
+    made = make(*((id_, Decimal(0), Decimal(1), *"pqrs") for id_ in utterances))
+    assert it.sharing_a_stem(utterances) is None
+    assert it.named_by_stem(made, utterances).files == ["x", "y.1", "y"]
+    assert it.named_by_stem(made, utterances).speakers == made.speakers
+    more = [*utterances, "d/y"]  # without items of its own
+    assert it.sharing_a_stem(more) == ("y", "d/y")
+    with pytest.raises(it.ItemError, match="y and d/y would both be called y; .*--names=id"):
+        it.named_by_stem(made, more)
+
+
 def test_tables_of_speakers(tmp_path):
     table = [["shard", "file", "speaker", "text"], ["1", "a", "x", 'say "A'], ["1", "b", "y", ""]]
     tabs = write(tmp_path, "\n".join("\t".join(row) for row in table), "index.tsv")

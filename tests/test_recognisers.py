@@ -125,8 +125,9 @@ def test_tensors_that_do_not_fit_are_named(found, tmp_path):
 
 
 def test_what_has_no_place(found, tmp_path):
-    with pytest.raises(InteropError, match="spidr has no recogniser"):
-        exports.export(found, tmp_path / "out", kind="spidr")
+    for kind in ("spidr", "s3prl"):
+        with pytest.raises(InteropError, match=f"{kind} has no recogniser"):
+            exports.export(found, tmp_path / "out", kind=kind)
     with pytest.raises(InteropError, match="no teacher"):
         exports.export(found, tmp_path / "out", kind="huggingface", model="teacher")
     assert not (tmp_path / "out").exists()

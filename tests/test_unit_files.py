@@ -106,6 +106,85 @@ def test_runs_with_durations_and_names(model, folder, tmp_path):
             assert (np.diff(line["units"]) != 0).all()
 
 
+@pytest.mark.parametrize("format", ["text", "km"])
+def test_plain_lines(model, folder, tmp_path, format):
+    """The codes of the JSON lines, whole and in shards, with what else is written."""
+    what = {"layer": "all", "source": "head"}
+    write_units(model, [folder], output=tmp_path / "u.jsonl", **what)
+    write_units(
+        model, [folder], output=tmp_path / "u.km", format=format, textgrids=tmp_path / "g", **what
+    )
+    assert len(list((tmp_path / "g").rglob("*.TextGrid"))) == 3
+    assert json.loads((tmp_path / "u.stats.json").read_text())["format"] == format
+    for i in (1, 0):
+        shard = {"output": tmp_path / "parts/u.km", "format": format, "shard": f"{i}/2"}
+        write_units(model, [folder], **shard, **what)
+    for layer in ("02", "03"):
+        whole = tmp_path / f"u-layer{layer}.km"
+        expected = [
+            (f"{line['file']}\t" if format == "text" else "") + " ".join(map(str, line["units"]))
+            for line in lines(whole.with_suffix(".jsonl"))
+        ]
+        assert whole.read_bytes().decode() == "\n".join(expected) + "\n"
+        parts = [(tmp_path / f"parts/u-layer{layer}_{i}_2.km").read_bytes() for i in (0, 1)]
+        assert b"".join(parts) == whole.read_bytes() and all(parts)
+
+
+def test_plain_lines_of_runs_and_basenames(model, folder, tmp_path):
+    runs, plain = tmp_path / "u.jsonl", tmp_path / "u.txt"
+    what = {"layer": 2, "form": "runs", "key": "name"}
+    write_units(model, [folder], output=runs, **what)
+    write_units(model, [folder], output=plain, format="text", **what)
+    expected = [f"{line['name']}\t{' '.join(map(str, line['units']))}\n" for line in lines(runs)]
+    assert plain.read_text() == "".join(expected)
+
+
+def test_a_km_has_a_line_for_every_recording(model, folder, tmp_path):
+    """In the order of the manifest, as the .len of the features; k-means fitted on it, too."""
+    from dinosr_jax.inference.extract import extract_files
+
+    for name in ("text.wav", "short.wav"):
+        (tmp_path / name).write_text("no audio")
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16_000)
+    listed = ["c/two.wav", str(tmp_path / "text.wav"), "a/one.wav", str(tmp_path / "short.wav")]
+    manifest = tmp_path / "train.tsv"
+    manifest.write_text("\n".join([str(folder), *listed, "gone.wav", "b/two words é.wav"]) + "\n")
+    output, extracted = tmp_path / "train.km", tmp_path / "features"
+    extract_files(
+        model, [manifest], output=extracted, layer=1, layout="fairseq", name="train", bad="skip"
+    )
+    lengths = (extracted / "train_0_1.len").read_text().split()
+    assert lengths == ["26", "0", "24", "0", "0", "29"]
+    fit = unit_files.Fit(num_clusters=6)
+    for what in ({"layer": 2}, {"layer": 1, "source": "kmeans", "fit": fit}):
+        done = write_units(
+            model, [manifest], output=output, format="km", bad="skip", textgrids=tmp_path, **what
+        )
+        found = output.read_text().split("\n")
+        assert [str(len(line.split())) for line in found] == [*lengths, "0"]
+        assert done.num_utterances == 3 and len(done.skipped) == 3
+        assert len((tmp_path / "skipped.tsv").read_text().splitlines()) == 4
+        write_units(model, [manifest], output=tmp_path / "u.txt", format="text", bad="skip", **what)
+        text = (tmp_path / "u.txt").read_text().splitlines()
+        assert [line.split("\t")[1] for line in text] == list(filter(None, found))
+    for i in range(3):
+        shard = {"format": "km", "bad": "skip", "shard": f"{i}/3", "layer": 2}
+        write_units(model, [manifest], output=output, **shard)
+        there = [bool(line) for line in (tmp_path / f"train_{i}_3.km").read_text().split("\n")]
+        assert there == [*((True, False), (True, False), (False, True))[i], False]
+
+
+def test_names_that_plain_lines_cannot_tell(model, folder, tmp_path):
+    odd = tmp_path / "odd\tname.wav"
+    odd.write_bytes((folder / "a/one.wav").read_bytes())
+    output = tmp_path / "out/u.txt"
+    with pytest.raises(audio.AudioError, match=r"found '.t' in its name.*use --format=jsonl"):
+        write_units(model, [odd], output=output, layer=2, format="text")
+    assert not output.parent.exists()
+    for format in ("jsonl", "km"):
+        assert write_units(model, [odd], output=output, layer=2, format=format).num_utterances == 1
+
+
 def test_the_same_basename_twice_is_refused(model, folder, tmp_path):
     for name in ("x/one.wav", "y/one.wav"):
         (tmp_path / name).parent.mkdir()
@@ -215,6 +294,8 @@ def test_kmeans_is_fitted_kept_and_used(model, folder, tmp_path):
         ({"source": "kmeans"}, "needs --kmeans=FILE, or --fit"),
         ({"output": None}, "--output is missing"),
         ({"shard": "2/2"}, "shard"),
+        ({"format": "km", "form": "runs"}, "--deduplicate: a .km has one unit a frame"),
+        ({"format": "km", "key": "name"}, "--key=name: a .km has no names"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path, changes, message):
@@ -266,11 +347,35 @@ def test_the_command(run, model, folder, tmp_path):
     assert (tmp_path / "grids/a/one.TextGrid").exists() and "Trace" not in done.stderr
 
 
+def test_the_command_writes_plain_lines(model, folder, tmp_path, monkeypatch):
+    """And `evaluate units` reads them; through click, in this process."""
+    from click.testing import CliRunner
+
+    from dinosr_jax import cli
+    from dinosr_jax.inference import model as models
+
+    monkeypatch.setattr(models, "load", lambda path, *, heads: model)
+    rows = [f"{name}\t0\t0.48\tAA" for name in ("a/one", "b/two words é", "c/two")]
+    (tmp_path / "phones.tsv").write_text("\n".join(["file\tstart_s\tend_s\tphone", *rows]))
+    told = []
+    for format in ("text", "jsonl"):
+        output = tmp_path / f"u-{format}"
+        arguments = [str(folder), "--layer=3", f"--output={output}", f"--format={format}"]
+        done = CliRunner().invoke(cli.cli, ["units", "run", *arguments])
+        assert done.exit_code == 0, done.output
+        arguments = [str(output), f"--alignment={tmp_path / 'phones.tsv'}", "--tolerance=20"]
+        done = CliRunner().invoke(cli.cli, ["evaluate", "units", *arguments])
+        assert done.exit_code == 0, done.output
+        told.append(done.output.replace(str(output), "FILE"))
+    assert (tmp_path / "u-text").read_text().startswith("a/one\t") and told[0] == told[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--layer=1",), "layer 1 has no codebook"),
         (("--layer=2", "--seed=3"), "--seed is for --fit"),
+        (("--layer=2", "--format=km", "--deduplicate"), "--deduplicate: a .km"),
         (("--layer=1", "--source=kmeans", "--kmeans=README.md"), "not an .npz"),
     ],
 )

@@ -34,6 +34,37 @@ def test_what_tools_write(tmp_path, key, form):
         assert found[2:] == (6, "largest", 0.02, layer, None, "", None)
 
 
+def test_plain_lines(tmp_path):
+    """What is written here, with names that need care, and gzip."""
+    codes = {"a/x y": [5, 5, 2], "{1 2": [0, 11], "e\u0301": [3], "nothing": []}
+    how = {"key": "file", "form": "frames", "format": "text"}
+    text = "".join(to_line(name, np.array(c, np.int32), **how) for name, c in codes.items())
+    assert text.startswith("a/x y\t5 5 2\n{1 2\t0 11\n")
+    plain, packed = tmp_path / "u.txt", tmp_path / "u-layer05_0_4.txt.gz"
+    plain.write_text(text)
+    packed.write_bytes(gzip.compress(text.replace("\n", "\r\n").encode(), mtime=0))
+    for path, layer in ((plain, None), (packed, 5)):
+        found = read_units(path)
+        assert {id_: units.tolist() for id_, units in found.utterances.items()} == {
+            "a/x y": [5, 5, 2], "{1 2": [0, 11], "\u00e9": [3], "nothing": []
+        }  # fmt: skip
+        assert found[2:5] == (12, "largest", 0.02) and found.layer == layer
+    plain.write_text("{1 2\t0 11\n")
+    assert list(read_units(plain).utterances) == ["{1 2"]
+
+
+def test_plain_lines_of_runs_are_refused(beside):
+    """Where what is beside says so: without durations they have no times."""
+    folder = beside(form="runs", format="text", layers=[2])
+    (folder / "u.txt").write_text("x\t1\n")
+    with pytest.raises(TextError, match="u.txt: found one unit a run.*without --deduplicate"):
+        read_units(folder / "u.txt")
+    read_units(folder / "u.jsonl")
+    for said in ({"form": "frames", "format": "text"}, {"form": "runs", "format": "jsonl"}):
+        beside(**said)
+        assert read_units(folder / "u.txt").utterances["x"].tolist() == [1]
+
+
 def test_what_is_given(tmp_path):
     path = tmp_path / "u.jsonl"
     path.write_text(lines({"file": "x", "units": [3], "more": None}))
@@ -143,6 +174,18 @@ def test_what_is_said_beside_and_does_not_fit(beside):
             "durations: found 0 to 0, expected 1",
         ),
         (lines({"file": "x", "units": [1], "durations": [10**9]}), "found 1000000000 frames"),
+        ("1 2 3\nx\t1\n", "line 1: found '1 2 3', units without a name .a .km.; expected name"),
+        ("7\n", "line 1: found '7', units without a name"),
+        ("\n\nx\t1 2\ny 1 2\n", "line 4: found 'y 1 2', expected a name, a tab, and whole"),
+        ("x\t1 -2\n", "line 1: found .* expected a name, a tab"),
+        ("x\t1\t2\n", "line 1: found .* expected a name, a tab"),
+        ("x\t1\n\t2\n", "line 2: found .* expected a name, a tab"),
+        ("x\t1\nx\t\u0662\n", "line 2: found .* expected a name, a tab"),
+        ("x\t" + "9" * 5000 + "\n", "line 1: found .* expected a name, a tab"),
+        ("x\t1\n" + lines({"file": "y", "units": [1]}), "line 2: found .* expected a name, a tab"),
+        (lines({"file": "y", "units": [1]}) + "x\t1\n", "line 2: found .* expected a JSON object"),
+        ("x\t99999999999\n", "x: units: found .*, expected 0 to 2147483647"),
+        ("x\t1\nx\t1\n", "line 2: found x, which is in line 1 too"),
         (
             lines(*({"file": f, "units": [1]} for f in "xyx")),
             "line 3: found x, which is in line 1 too; expected every utterance once",

@@ -69,11 +69,12 @@ from dinosr_jax.cli.evaluation import command_text, evaluate
 def abx(**options: Any) -> None:
     """ABX error: is a phone closer to itself, said elsewhere, than to another?
 
-    FEATURES is a folder that `extract` wrote ([T, D] .npy, or layer_05/ and so on), or units as
-    JSON lines. The item file is ZeroSpeech's and fastabx's (#file onset offset #phone prev-phone
-    next-phone speaker; .csv and .jsonl too); `evaluate items` makes one. The error is that of
-    fastabx: distances by dynamic time warping, divided by the length of the path; chance is 50 %.
-    ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5 (500 and 5 for any context).
+    FEATURES is a folder that `extract` wrote ([T, D] .npy, or layer_05/ and so on), or units with
+    names, as `units` writes them. The item file is ZeroSpeech's and fastabx's (#file onset offset
+    #phone prev-phone next-phone speaker; .csv and .jsonl too); `evaluate items` makes one. The
+    error is that of fastabx: distances by dynamic time warping, divided by the length of the
+    path; chance is 50 %. ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5
+    (500 and 5 for any context).
     """
     from dinosr_jax.inference.outputs import OutputError
 
@@ -181,9 +182,16 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     "--speakers",
     required=True,
     type=shared.LocalPath(),
-    help="Table with the columns file, speaker (an index.tsv); or a prepared dataset.",
+    help="Table with the columns file, speaker (an index.tsv); or a prepared dataset. Items are "
+    "of the utterances in it only.",
 )
 @click.option("--split", help="Of the prepared dataset: items of its utterances only.")
+@click.option(
+    "--names",
+    type=click.Choice(["stem", "id"]),
+    help="Of recordings: without folders, as fastabx needs them, or with.  [default: stem where "
+    "those of the alignment differ, else id]",
+)
 @click.option(
     "--context",
     type=click.Choice(["triphone", "phoneme"]),
@@ -201,21 +209,34 @@ def items(**options: Any) -> None:
     .jsonl; else it is ZeroSpeech's format. Alignments as in `evaluate units`.
     """
     from dinosr_jax.data.manifest import ManifestError
-    from dinosr_jax.evaluation.items import make_items, write_items
+    from dinosr_jax.evaluation.items import (
+        make_items,
+        named_by_stem,
+        sharing_a_stem,
+        write_items,
+    )
     from dinosr_jax.inference.outputs import OutputError
 
     with one_line(ValueError, ManifestError, OutputError, OSError):
         aligned = shared.read_given_alignment(options)
         speakers = _speakers(options["speakers"], options["split"])
-        wanted = aligned.utterances
-        if options["split"]:
-            wanted = {id_: phones for id_, phones in wanted.items() if id_ in speakers}
-        made = make_items(wanted, speakers, context=options["context"])
+        everything = aligned.utterances
+        wanted = {id_: phones for id_, phones in everything.items() if id_ in speakers}
+        # where there is none, all are refused with their names
+        made = make_items(wanted or everything, speakers, context=options["context"])
+        names = options["names"] or ("id" if sharing_a_stem(everything) else "stem")
+        made = named_by_stem(made, wanted) if names == "stem" else made
         write_items(options["output"], made)
     click.echo(
         f"{options['output']}: {len(made)} {options['context']} items of "
-        f"{len(set(made.files))} recordings, {len(set(made.speakers))} speakers"
+        f"{len(set(made.files))} recordings, {len(set(made.speakers))} speakers; recordings are "
+        f"named {'without' if names == 'stem' else 'with'} folders (--names={names})"
     )
+    if left_out := len(everything) - len(wanted):
+        click.echo(
+            f"{left_out} of {len(everything)} utterances of {options['alignment']} are left out: "
+            f"{options['speakers']} does not name them"
+        )
 
 
 def _speakers(path: Path, split: str | None) -> dict[str, str]:

@@ -89,7 +89,15 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     show_default=True,
     help="Teacher's codebook, student's head, or --kmeans.",
 )
-@click.option("--output", type=shared.LocalPath(), help="JSON lines to write.")
+@click.option("--output", type=shared.LocalPath(), help="File to write.")
+@click.option(
+    "--format",
+    type=click.Choice(["jsonl", "text", "km"]),
+    default="jsonl",
+    show_default=True,
+    help="A line: a JSON object; name, tab, 1 2 3; or HuBERT's .km, 1 2 3, in the order of INPUT, "
+    "empty for what is left out.",
+)
 @click.option(
     "--key",
     type=click.Choice(["file", "name", "fileid", "audio"]),
@@ -97,7 +105,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     show_default=True,
     help="Field of the path (file) or of the basename (spidr, minimal-hubert, fastabx).",
 )
-@click.option("--deduplicate", is_flag=True, help="One unit a run, with `durations` in frames.")
+@click.option("--deduplicate", is_flag=True, help="One unit a run, with `durations` in JSON lines.")
 @click.option("--textgrid", type=shared.LocalPath(), help="Folder for TextGrids, too.")
 @click.option("--kmeans", type=shared.LocalPath(), help="File of centroids (.npz).")
 @click.option("--fit", is_flag=True, help="Fit k-means on INPUT, write --kmeans, use it.")
@@ -114,7 +122,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
 def units(
     checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, deduplicate: bool, **options: Any
 ) -> None:
-    """Write discrete units of recordings: a JSON object a line, {"file": ..., "units": [...]}.
+    """Write discrete units of recordings: a line each, {"file": ..., "units": [...]} or plain.
 
     One unit every 20 ms. CHECKPOINT and INPUT as in `extract`. Several layers have a file each,
     OUTPUT's stem with -layer05; OUTPUT's stem with .stats.json has the statistics. A file that is
@@ -135,7 +143,7 @@ def units(
         **take("layer", "source", "tensor"),
     )
     form = "runs" if deduplicate else "frames"
-    style = unit_files.Style(form=form, textgrids=options.pop("textgrid"), **take("key"))
+    style = unit_files.Style(form=form, textgrids=options.pop("textgrid"), **take("key", "format"))
     options |= {"wish": wish, "style": style}
     with network(checkpoint, options, skip_bad) as (trained, settings):
         found = unit_files.write_units(trained, inputs, **settings)

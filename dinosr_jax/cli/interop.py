@@ -8,7 +8,7 @@ import click
 from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.options import heads as heads_option
 
-_FORMATS = click.Choice(["huggingface", "fairseq", "spidr"])
+_FORMATS = click.Choice(["huggingface", "fairseq", "spidr", "s3prl"])
 
 
 @click.command("import")
@@ -65,7 +65,7 @@ def import_command(
 )
 @heads_option
 def export(run: Path, kind: Any, output: Path, model: Any, heads: int | None) -> None:
-    """Write a checkpoint that fairseq, spidr or Hugging Face's transformers read.
+    """Write a checkpoint that fairseq, spidr, s3prl or Hugging Face's transformers read.
 
     RUN is a run, one of its checkpoints, or anything that import reads.
     """
@@ -74,7 +74,8 @@ def export(run: Path, kind: Any, output: Path, model: Any, heads: int | None) ->
     from dinosr_jax.interop import exports, runs
 
     if model == "teacher" and kind != "huggingface":
-        raise click.UsageError(f"--model: a checkpoint for {kind} holds student and teacher")
+        holds = "the student" if kind == "s3prl" else "student and teacher"
+        raise click.UsageError(f"--model: a checkpoint for {kind} holds {holds}")
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         found = runs.read_any(run, heads=heads)

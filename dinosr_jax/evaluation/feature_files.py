@@ -1,7 +1,7 @@
 """Features and units of recordings, read for the items of an item file.
 
 Features are what `extract` writes: a folder of [T, D] .npy, in layer_05/ and so on where there are
-several layers, or fairseq's .npy with .len. Units are JSON lines.
+several layers, or fairseq's .npy with .len. Units are JSON lines, or plain ones.
 
 Shapes: T frames, D numbers a frame, n items, F frames of all recordings.
 """
@@ -87,7 +87,7 @@ def open_features(
     """Finds features, or reads units.
 
     Args:
-      path: Folder of features, or .jsonl of units.
+      path: Folder of features, or a file of units.
       layer: Only this one; None takes all that there are.
       frame_rate: Frames a second; None is what features.json or STEM.stats.json says, else 50.
       manifest: fairseq's .tsv in the order of its .npy and .len, which have no names.
@@ -103,7 +103,9 @@ def open_features(
     if not path.is_dir():
         if path.suffix == ".npy" or not path.exists():
             found = "a file" if path.exists() else "nothing"
-            raise FeatureError(f"{path}: found {found}, expected a folder of .npy, or a .jsonl")
+            raise FeatureError(
+                f"{path}: found {found}, expected a folder of .npy, or a file of units"
+            )
         found = [_open_units(path, frame_rate)]
     else:
         about = _read_description(path)
@@ -292,7 +294,7 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, Part | np.ndar
         if len(fits) > 1:
             raise FeatureError(
                 f"{name}: found {fits[0]} and {fits[1]} in {source.path}, expected one; write the "
-                "folder into the item file"
+                "folder into the item file (`evaluate items --names=id`)"
             )
         for id_ in fits:
             if users.setdefault(id_, name) != name:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -223,6 +223,34 @@ def make_items(
     return Items(*map(list, zip(*rows, strict=True)))
 
 
+def sharing_a_stem(utterances: Iterable[str]) -> tuple[str, str] | None:
+    """The first two utterances whose names are the same without folders."""
+    found: dict[str, str] = {}
+    for id_ in utterances:
+        if (other := found.setdefault(PurePosixPath(id_).name, id_)) != id_:
+            return other, id_
+    return None
+
+
+def named_by_stem(items: Items, utterances: Iterable[str]) -> Items:
+    """The items with names of recordings without folders, as fastabx finds them.
+
+    Args:
+      items: Of `make_items`.
+      utterances: Names of all that were to have items, with their folders.
+
+    Raises:
+      ItemError: Two of them have the same name then.
+    """
+    if shared := sharing_a_stem(utterances):
+        stem = PurePosixPath(shared[0]).name
+        raise ItemError(
+            f"--names=stem: {' and '.join(shared)} would both be called {stem}; expected names "
+            "that differ without their folders: use --names=id"
+        )
+    return dataclasses.replace(items, files=[PurePosixPath(name).name for name in items.files])
+
+
 def _items_of(phones: Sequence[Phone], context: Context) -> Iterator[tuple]:
     """Onset, offset and the three labels of each item of an utterance."""
     for i, phone in enumerate(phones):
@@ -297,5 +325,5 @@ def write_items(path: str | Path, items: Items) -> None:
     outputs.write_text(path, text.getvalue())
 
 
-__all__ = ["ItemError", "Items", "TextError", "frame_slices", "make_items", "read_items",
-           "read_speakers", "write_items"]  # fmt: skip
+__all__ = ["ItemError", "Items", "TextError", "frame_slices", "make_items", "named_by_stem",
+           "read_items", "read_speakers", "sharing_a_stem", "write_items"]  # fmt: skip

@@ -1,8 +1,9 @@
-"""Reads files of units, one JSON object an utterance: ours, and those of other tools.
+"""Reads files of units, one line an utterance: ours, and those of other tools.
 
-The name of an utterance is in `file` (ours, discophon), `name` (spidr), `fileid` (minimal-hubert)
-or `audio` (fastabx). `units` are one a frame; with `durations`, in frames, one a run. What `units`
-says beside its file (STEM.stats.json) is read with it.
+A line is a JSON object, or plain: name, tab, units with spaces between, one a frame. In an object
+the name is in `file` (ours, discophon), `name` (spidr), `fileid` (minimal-hubert) or `audio`
+(fastabx). `units` are one a frame; with `durations`, in frames, one a run. What `units` says beside
+its file (STEM.stats.json) is read with it.
 
 Shapes: T frames, R runs of equal units.
 """
@@ -20,6 +21,8 @@ from dinosr_jax.data.text_files import TextError, read_text
 
 DEFAULT_SECONDS = 0.02
 _LAYER = re.compile(r"-layer(\d+)(?=(_\d+_\d+)?$)")
+_PLAIN, _NAMELESS = re.compile(r"[^\t]+\t[0-9 ]*"), re.compile(r"[0-9 ]+")
+_MAX_DIGITS = 18
 _MAX_UNITS, _MAX_FRAMES = 100_000, 10_000_000
 
 
@@ -48,7 +51,7 @@ def read_units(
     """Reads a file of units.
 
     Args:
-      path: JSON lines, gzip or not.
+      path: JSON lines or plain ones, gzip or not.
       num_units: K; None is what the file beside it says, else the largest unit, plus 1.
       unit_seconds: From a unit to the next; None is what the file beside it says, else 20 ms.
 
@@ -60,11 +63,14 @@ def read_units(
     """
     path = Path(path)
     utterances, lines = {}, {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        entry = parse_object(line, path=path, number=number)
-        id_ = id_of(entry, path, number)
+    rows = [(n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    plain = _is_plain(path, *rows[0])
+    for number, line in rows:
+        if plain:
+            id_, entry = _parse_plain(line, path, number)
+        else:
+            entry = parse_object(line, path=path, number=number)
+            id_ = id_of(entry, path, number)
         if id_ in utterances:
             raise TextError(
                 f"{path}: line {number}: found {id_}, which is in line {lines[id_]} too; expected "
@@ -72,6 +78,11 @@ def read_units(
             )
         utterances[id_], lines[id_] = _units_of(entry, f"{path}: line {number}: {id_}"), number
     said = _beside(path)
+    if plain and said["runs"]:
+        raise TextError(
+            f"{path}: found one unit a run, without durations, as {said['path']} says; expected "
+            "one a frame: write it without --deduplicate, or with --format=jsonl"
+        )
     largest = max(utterances, key=lambda id_: utterances[id_].max(initial=-1))
     least = int(utterances[largest].max(initial=0)) + 1
     known = "given" if num_units is not None else "stats" if said["num_units"] else "largest"
@@ -84,6 +95,28 @@ def read_units(
     seconds = _agreed("unit_seconds", unit_seconds, said["unit_seconds"], said["path"])
     about = {name: said[name] for name in ("layer", "source", "checkpoint", "step")}
     return UnitFile(path, utterances, num_units, known, seconds or DEFAULT_SECONDS, **about)
+
+
+def _is_plain(path: Path, number: int, line: str) -> bool:
+    """Whether the lines are plain, by the first one."""
+    if _NAMELESS.fullmatch(line):
+        raise TextError(
+            f"{path}: line {number}: found {line[:60]!r}, units without a name (a .km); expected "
+            "name, tab, units, or a JSON object (`units --format=text` or jsonl)"
+        )
+    return bool(_PLAIN.fullmatch(line)) or "\t" in line and not line.lstrip().startswith("{")
+
+
+def _parse_plain(line: str, path: Path, number: int) -> tuple[str, dict[str, Any]]:
+    """Name and units of a plain line."""
+    name, _, text = line.partition("\t")
+    units = text.split()
+    if not _PLAIN.fullmatch(line) or len(max(units, key=len, default="")) > _MAX_DIGITS:
+        raise TextError(
+            f"{path}: line {number}: found {line[:60]!r}, expected a name, a tab, and whole "
+            "numbers with spaces between"
+        )
+    return name, {"units": list(map(int, units))}
 
 
 def _units_of(entry: Mapping[str, Any], where: str) -> np.ndarray:
@@ -119,7 +152,7 @@ def _beside(path: Path) -> dict[str, Any]:
     layer = int(in_name[1]) if in_name else None
     side = path.with_name(_LAYER.sub("", stem) + ".stats.json")
     found = {"layer": layer, "path": side, "source": None, "step": None, "checkpoint": ""}
-    found |= {"num_units": None, "unit_seconds": None}
+    found |= {"num_units": None, "unit_seconds": None, "runs": False}
     if not side.exists():
         return found
     try:
@@ -132,6 +165,7 @@ def _beside(path: Path) -> dict[str, Any]:
         found["unit_seconds"] = 1 / float(said["frame_rate"])
         found |= {"source": str(said["source"]), "checkpoint": str(said["checkpoint"])}
         found["step"] = int(said["step"])
+        found["runs"] = (said.get("form"), said.get("format")) == ("runs", "text")
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, TextError):
             raise

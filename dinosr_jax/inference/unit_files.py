@@ -1,6 +1,6 @@
-"""Units of many recordings, written to files: JSON lines, TextGrids, statistics.
+"""Units of many recordings, written to files: JSON lines or plain text, TextGrids, statistics.
 
-Lines are in the order of the input, one object an utterance; several layers have a file each. All
+Lines are in the order of the input, one an utterance; several layers have a file each. All
 is written under temporary names, and renamed when it is whole: a run that is stopped leaves what
 was there before, and starts anew.
 
@@ -9,6 +9,7 @@ Shapes: T frames, R runs of equal units.
 
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ from dinosr_jax.model.feature_encoder import receptive_field
 
 Key = Literal["file", "name", "fileid", "audio"]
 Form = Literal["frames", "runs"]
+Format = Literal["jsonl", "text", "km"]
 
 
 class UnitSummary(NamedTuple):
@@ -61,11 +63,17 @@ class Wish(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How units are written: field of the utterance's name, frames or runs, folder of TextGrids."""
+    """How units are written.
+
+    `key` is the field of the utterance's name; `form` says frames or runs; `textgrids` is a folder.
+    `format` is 'jsonl'; 'text', name, tab, units; or 'km', HuBERT's, which has no names and an
+    empty line for what is left out.
+    """
 
     key: Key = "file"
     form: Form = "frames"
     textgrids: Path | None = None
+    format: Format = "jsonl"
 
 
 def label(id_: str, *, key: Key) -> str:
@@ -77,18 +85,24 @@ def label(id_: str, *, key: Key) -> str:
     return printable(id_ if key == "file" else PurePosixPath(id_).name)
 
 
-def to_line(name: str, codes: np.ndarray, *, key: Key, form: Form) -> str:
-    """One JSON object, as text with its line end.
+def to_line(name: str, codes: np.ndarray, *, key: Key, form: Form, format: Format = "jsonl") -> str:
+    """One utterance, as text with its line end.
 
     Args:
       name: What the utterance is called.
       codes: [T].
       key: The field of the name.
-      form: 'frames': `units` has one unit a frame; 'runs': one a run, and `durations` its frames.
+      form: 'frames': `units` has one unit a frame; 'runs': one a run, and `durations` its frames
+        (in JSON lines only).
+      format: As of `Style`.
 
     Returns:
       The line.
     """
+    if format != "jsonl":
+        shown = statistics.run_lengths(codes)[0] if form == "runs" else codes
+        units_text = " ".join(map(str, shown.tolist())) + "\n"
+        return units_text if format == "km" else f"{name}\t{units_text}"
     line: dict[str, Any] = {key: name}
     if form == "runs":
         runs, durations = statistics.run_lengths(codes)
@@ -122,7 +136,7 @@ def write_units(
     Args:
       model: Of `load`.
       inputs: As `open_inputs`.
-      output: JSON lines, see `paths_of`; beside it OUTPUT's stem with .stats.json, and skipped.tsv.
+      output: File of units, see `paths_of`; beside it its stem with .stats.json, and skipped.tsv.
         None where k-means is fitted and nothing else.
       wish: Which units.
       style: How they are written; None for the defaults.
@@ -140,7 +154,7 @@ def write_units(
       ValueError: As `units.plan`, `kmeans.fit`; or settings that contradict each other.
     """
     parts, style = parse_shard(shard), style or Style()
-    file = _check(output, wish, parts)
+    file = _check(output, wish, style, parts)
     # what contradicts the network is said before the files are looked at
     wanted = None if wish.fit else _plan(model, wish, file)
     skipped: dict[str, str] = {}
@@ -148,15 +162,15 @@ def write_units(
     found = open_inputs(inputs, split=split, on_bad=run["on_bad"])
     recordings = of_shard(found, parts)
     if output is not None:
-        _check_names(recordings, style.key)
+        _check_names(recordings, style)
     if wanted is None:
         wanted = _fitted(model, recordings, wish, file, run)
-        recordings = [r for r in recordings if r.name not in skipped]
+    usable = [r for r in recordings if r.name not in skipped]
     if output is None:
         return UnitSummary((file,), {}, 0, 0.0, tuple(skipped.items()))
     writer = _Writer(wanted, paths_of(output, layers=wanted.layers, shard=parts), style)
     try:
-        found = units.compute(wanted, recordings, lengths="fitted", **run)
+        found = units.compute(wanted, usable, lengths="fitted", **run)
         written = writer.write(found, recordings)
     finally:
         _list_skipped(output, parts, tuple(skipped.items()))
@@ -182,9 +196,16 @@ def _fitted(
     return _plan(model, wish, found)
 
 
-def _check(output: Path | None, wish: Wish, shard: tuple[int, int]) -> Path | None:
+def _check(output: Path | None, wish: Wish, style: Style, shard: tuple[int, int]) -> Path | None:
     """Refuses settings that contradict each other; returns the k-means file."""
     file, fit = wish.kmeans_file, wish.fit
+    if style.format == "km" and style.form == "runs":
+        raise ValueError(
+            "--deduplicate: a .km has one unit a frame; expected --format=jsonl (with durations) "
+            "or text (without)"
+        )
+    if style.format == "km" and style.key != "file":
+        raise ValueError(f"--key={style.key}: a .km has no names; expected --format=jsonl or text")
     if fit is not None and wish.source != "kmeans":
         raise ValueError(f"--fit is for --source=kmeans, found --source={wish.source}")
     if fit is not None and shard[1] > 1:
@@ -200,10 +221,16 @@ def _check(output: Path | None, wish: Wish, shard: tuple[int, int]) -> Path | No
     return file
 
 
-def _check_names(recordings: Sequence[Recording], key: Key) -> None:
+def _check_names(recordings: Sequence[Recording], style: Style) -> None:
+    """Refuses names that the lines cannot tell."""
     names: dict[str, str] = {}
     for recording in recordings:
-        name = label(recording.id, key=key)
+        name = label(recording.id, key=style.key)
+        if style.format == "text" and (odd := re.search(r"[\t\r\n]", name)):
+            raise audio.AudioError(
+                f"{recording.name!r}: found {odd[0]!r} in its name, which ends names or lines of "
+                "--format=text; use --format=jsonl, or rename it"
+            )
         if name in names:
             raise audio.AudioError(
                 f"{names[name]} and {recording.name} would both be called {name!r}; use --key=file"
@@ -223,6 +250,7 @@ class _Writer(NamedTuple):
         size, layers = self.wanted.num_units, self.wanted.layers
         outputs.remove_stale(self.files[0].parent, where="folder")
         frames, runs = np.zeros((2, len(layers), size), np.int64)
+        shape = {name: getattr(self.style, name) for name in ("key", "form", "format")}
         with contextlib.ExitStack() as stack:
             lines = [stack.enter_context(outputs.replacing(path)) for path in self.files]
             folder = self.files[0].parent
@@ -232,12 +260,14 @@ class _Writer(NamedTuple):
             samples = 0
             for recording in recordings:
                 if (entry := spool.places.get(recording.id)) is None:
+                    if self.style.format == "km":
+                        for file in lines:
+                            file.write(b"\n")
                     continue
                 samples += entry[2]
                 name, codes = label(recording.id, key=self.style.key), spool.codes(recording.id)
                 for i, row in enumerate(codes):
-                    line = to_line(name, row, key=self.style.key, form=self.style.form)
-                    lines[i].write(line.encode())
+                    lines[i].write(to_line(name, row, **shape).encode())
                     frames[i] += statistics.count(row, num_units=size)
                     runs[i] += statistics.count(statistics.run_lengths(row)[0], num_units=size)
                 if self.style.textgrids is not None:
@@ -311,6 +341,7 @@ def _described(written: UnitSummary, writer: _Writer) -> dict[str, Any]:
         "fingerprint": wanted.model.fingerprint,
         "key": writer.style.key,
         "form": writer.style.form,
+        "format": writer.style.format,
         "num_utterances": written.num_utterances,
         "seconds": round(written.seconds, 3),
         "skipped": len(written.skipped),

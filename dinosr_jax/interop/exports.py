@@ -1,4 +1,4 @@
-"""Checkpoints for other projects: fairseq's and spidr's `.pt`, Hugging Face's folder."""
+"""Checkpoints for other projects: fairseq's, spidr's and s3prl's `.pt`, Hugging Face's folder."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from dinosr_jax.interop import (
     huggingface,
     naming,
     recognisers,
+    s3prl,
     spidr,
     tokenizers,
 )
@@ -21,7 +22,7 @@ from dinosr_jax.interop.runs import written_whole
 from dinosr_jax.interop.torch_writing import write_torch_file
 from dinosr_jax.model.feature_encoder import receptive_field
 
-Kind = Literal["huggingface", "fairseq", "spidr"]
+Kind = Literal["huggingface", "fairseq", "spidr", "s3prl"]
 Network = Literal["student", "teacher"]
 _PREPROCESSOR = {
     "feature_extractor_type": "Wav2Vec2FeatureExtractor",
@@ -35,7 +36,9 @@ _PREPROCESSOR = {
 
 
 def export(found: Imported, output: Path, *, kind: Kind, model: Network = "student") -> list[str]:
-    """Writes a checkpoint that `read_checkpoint` reads back bit for bit, and its model card.
+    """Writes a checkpoint and its model card.
+
+    `read_checkpoint` reads it back bit for bit, but that for s3prl, which holds the student alone.
 
     Args:
       found: Of `runs.read_any`.
@@ -56,8 +59,8 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
             f"config.model.front_end is {found.config.model.front_end!r}: {kind} has convolutions "
             "only; expected a network with 'conv'"
         )
-    if recogniser and kind == "spidr":
-        raise InteropError("spidr has no recogniser; expected --format=huggingface or fairseq")
+    if recogniser and kind in ("spidr", "s3prl"):
+        raise InteropError(f"{kind} has no recogniser; expected --format=huggingface or fairseq")
     if recogniser and model == "teacher":
         raise InteropError("a fine-tuned network has no teacher; expected --model=student")
     data = {key: value for key, value in found.data.items() if key != "metrics"}
@@ -72,11 +75,14 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
             if recogniser:
                 text = recognisers.dictionary_text(tuple(found.config.ctc.symbols))
                 (folder / "dict.ltr.txt").write_text(text, encoding="utf-8")
+        elif kind == "s3prl":
+            content = s3prl.content(found.state, config=found.config)
+            write_torch_file(folder / "dinosr.pt", content)
         else:
             write_torch_file(folder / "dinosr.pt", _spidr(found, ours))
             _write_json(folder / "config.json", spidr.fields_of_config(found.config))
-        of_kind = {"fairseq": fairseq_files.warnings, "spidr": spidr.warnings}
-        warnings = of_kind[kind](found.config) if kind in of_kind else []
+        of_kind = {"fairseq": fairseq_files, "spidr": spidr, "s3prl": s3prl}
+        warnings = of_kind[kind].warnings(found.config) if kind in of_kind else []
         card = _card(found, kind, model, warnings)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return warnings
@@ -153,6 +159,7 @@ def _card(found: Imported, kind: Kind, model: Network, warnings: list[str]) -> s
     c = found.config
     rate = f"{16_000 / receptive_field(c.model.conv_layers)[1]:.5g} frames a second"
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
+    holds = "`dinosr.pt` holds the student, without its heads.\n" if kind == "s3prl" else holds
     last = f"codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers"
     kind_of, header = "Self-supervised speech representations", ""
     if c.task == "ctc":

@@ -21,6 +21,7 @@ from dinosr_jax.interop import (
     huggingface,
     naming,
     recognisers,
+    s3prl,
     spidr,
     tokenizers,
 )
@@ -104,6 +105,11 @@ def _check_vocabulary(found: Imported, choices: Choices) -> None:
 def _read_file(path: Path, choices: Choices) -> Imported:
     with TorchFile(path) as file:
         content = file.content
+        if s3prl.is_content(content):
+            raise InteropError(
+                f"{path}: a checkpoint for s3prl, which holds the student's layers alone; "
+                "expected the run that it was written of, or another export of it"
+            )
         whole = isinstance(content, dict) and "model" in content
         model = content["model"] if whole else content
         if not isinstance(model, dict) or not model:
