@@ -62,11 +62,11 @@ def test_a_run_that_collapses_is_stopped_and_goes_on_when_it_is_told_to(tmp_path
         short_run(tmp_path, **collapsing)
     message = str(raised.value)
     stopped = max(losses(tmp_path))
-    assert losses(tmp_path)[stopped] < 1 and stopped < 9  # chance is 2.8
+    assert losses(tmp_path)[stopped] < 2.5 and stopped < 9  # chance is 2.8
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     assert f"Stopped after update {stopped}, whose checkpoint is saved" in message
     assert re.search(r"target_perplexity_0: 1\.\d\d, the bound is 3\.25; since update 3", message)
-    assert "target_perplexity_1: 1." in message and "codeword_use_1: 6.2%" in message
+    assert "target_perplexity_1: 1." in message and "codeword_use_1: 12.5%" in message
     assert "teacher_std: 0.0" in message
     assert "config.teacher.scope='full'" in message and "learning_rate 0.3" in message
     assert "another --workdir" in message and "--config.guard.action=warn" in message

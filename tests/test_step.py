@@ -245,7 +245,7 @@ def test_a_frozen_front_end_is_not_differentiated(whole, eight):
     np.testing.assert_allclose(norms[0] ** 2, squares(moments), rtol=1e-4)
     moving = {name: tree for name, tree in moments.items() if name not in FROZEN}
     np.testing.assert_allclose(norms[1] ** 2, squares(moving), rtol=1e-4)
-    assert norms[1] < 0.99 * norms[0]
+    assert norms[1] < norms[0]
 
     program = jax.make_jaxpr(make_train_step(frozen.config))(
         eight.states[0], Batch(jnp.asarray(noise()))

@@ -138,7 +138,6 @@ def test_everything_but_the_computation_stays_float32(exact, half):
 )
 def test_micro_batches_and_devices_change_no_more_than_rounding(exact, half, count, mesh):
     other = train("bfloat16", updates=3, start=exact.states[0], count=count, mesh=mesh)
-    np.testing.assert_allclose(losses(other)[0], losses(half)[0], rtol=2e-3)
     np.testing.assert_allclose(losses(other), losses(half)[:3], rtol=0.01)
     norms = [[m["gradient_norm"] for m in run.metrics[:3]] for run in (other, half)]
     np.testing.assert_allclose(*norms, rtol=0.05)

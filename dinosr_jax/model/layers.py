@@ -347,8 +347,11 @@ def product(equation: str, a: Array, b: Array) -> Array:
 
 
 def _product_backward(equation, operands, g):
-    plain = functools.partial(jnp.einsum, equation)
-    return jax.vjp(plain, *operands)[1](g.astype(operands[0].dtype))
+    a, b = operands
+    by_a = jax.linear_transpose(lambda a: jnp.einsum(equation, a, b), a)
+    by_b = jax.linear_transpose(lambda b: jnp.einsum(equation, a, b), b)
+    g = g.astype(a.dtype)
+    return *by_a(g), *by_b(g)
 
 
 product.defvjp(lambda equation, a, b: (product(equation, a, b), (a, b)), _product_backward)
