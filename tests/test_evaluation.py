@@ -93,7 +93,9 @@ def measure_on(config, *, use):
     return evaluation.measure(make())
 
 
-@pytest.mark.parametrize(("number", "devices"), [(1, 8), (3, 1)])
+@pytest.mark.parametrize(
+    ("number", "devices"), [(1, 8), pytest.param(3, 1, marks=pytest.mark.slow)]
+)
 def test_rows_that_only_fill_a_batch_count_nowhere(data_dir, number, devices):
     """Of fewer utterances than devices: the metrics are those of these utterances alone."""
     fields = {"data.eval_split": f"train[2:{2 + number}]", "data.max_batch_seconds": 20.0}

@@ -169,6 +169,7 @@ def test_neighbours_order_and_chunks_leave_features_alone(trained):
         np.testing.assert_allclose(other, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fitted_lengths_pad_less_and_leave_features_alone(trained):
     rng = np.random.default_rng(3)
     sizes = [*rng.integers(400, 30_000, 12), 399, 400, 33_000]

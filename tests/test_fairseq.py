@@ -123,7 +123,7 @@ def test_targets_codes_and_loss(golden, state):
     np.testing.assert_allclose(golden["loss_per_masked_frame"].mean(), golden["loss_0"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("scan_layers", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_three_updates(golden, state, scan_layers):
     fields = golden_config().to_dict()
     fields["model"]["scan_layers"] = scan_layers

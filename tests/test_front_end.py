@@ -67,6 +67,7 @@ def test_frames_and_silence(speech):
     np.testing.assert_array_equal(half, encoder.apply({}, speech[None]))  # rounded later
 
 
+@pytest.mark.slow
 def test_an_update_on_eight_devices_is_that_of_one():
     changes = {name.replace(".", "__"): value for name, value in CHANGES.items()}
     changes["teacher__scope"] = "full"

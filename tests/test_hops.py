@@ -144,6 +144,7 @@ def test_units_and_their_textgrids_have_the_times_of_the_frames(network, source,
     assert told["rows"][0]["frames"] / 100 == pytest.approx(sum(SECONDS), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_network_beside_its_baselines(network, data_dir, tmp_path):
     run, _, hop = network
     where = [run, data_dir, "--split=train", f"--output={tmp_path}"]

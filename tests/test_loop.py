@@ -177,6 +177,7 @@ def last_step(workdir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_a_larger_num_steps_goes_on(data_dir, reference, cache, tmp_path):
     workdir = tmp_path / "stopped"
     process = subprocess.Popen(
@@ -308,6 +309,7 @@ def no_locks(*_):
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compile_quickly", "compile_once")
 def test_damaged_and_half_written_checkpoints(data_dir, tmp_path, caplog):
     config, data = in_process(data_dir)

@@ -146,6 +146,7 @@ def assert_as_alone(found, expected, *, evaluated=None):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one_and_stop_together(alone, stopped):
     found = records(stopped)
     step = found[-1]["step"]

@@ -90,6 +90,7 @@ def test_without_locks_what_others_may_be_writing_stays(tmp_path, monkeypatch, c
     assert "its file system has no locks" in caplog.text
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_step_of_an_imported_checkpoint(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

@@ -82,7 +82,10 @@ def one(eight):
     return train(start=eight.states[0], updates=3)
 
 
-MESHES = ({"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
+MESHES = (
+    pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+    {"data": 2, "fsdp": 2, "tensor": 2},
+)
 
 
 @pytest.fixture(scope="module", params=MESHES, ids=str)
@@ -202,13 +205,14 @@ def whole(eight):
     return train(start=eight.states[0], updates=3, **NO_DROPOUT)
 
 
-@pytest.mark.parametrize(("count", "data"), [(4, 1), (2, 8)])
+@pytest.mark.parametrize(("count", "data"), [pytest.param(4, 1, marks=pytest.mark.slow), (2, 8)])
 def test_micro_batches_give_the_update_of_the_whole_batch(whole, eight, count, data):
     more = {"optimizer__accumulation_steps": count, "data__batch_multiple": 16}
     found = train(data=data, start=eight.states[0], updates=3, **NO_DROPOUT, **more)
     close_runs(found, whole)
 
 
+@pytest.mark.slow
 def test_dropout_moves_nothing_between_the_devices():
     """Of the feed-forward activations, whose last axis the tensor axis cuts."""
     mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}

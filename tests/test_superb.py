@@ -86,6 +86,7 @@ def test_intents_with_features_computed_for_every_batch(run, tmp_path):
     np.testing.assert_allclose(held, computed, atol=1 / 16)
 
 
+@pytest.mark.slow
 def test_slots(run, tmp_path):
     write_slots(tmp_path)
     options = (

@@ -198,6 +198,7 @@ def last_step(workdir):
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_what_it_started_from_has_moved(data_dir, reference, tmp_path, run_main):
     """The network that `init` names, the data and the vocabulary may be elsewhere by then."""
     workdir, moved = tmp_path / "run", tmp_path / "data"
@@ -278,6 +279,7 @@ def test_a_recogniser_can_be_fine_tuned_further(data_dir, reference, tmp_path):
         resolve(config_of(data_dir, f"--config.init={reference}", teacher), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_of_few_recordings(tmp_path, cache):
     """24 recordings, of which one is held out, and 10, of which none is."""
     time, source = np.arange(32_000) / 16_000, tmp_path / "source"
