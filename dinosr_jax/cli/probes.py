@@ -288,7 +288,7 @@ def following() -> Iterator[Any]:
     from dinosr_jax.training.checkpoint import CheckpointError
 
     shown = "{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    bar = progress_bar(bar_format=shown, desc="reading")
+    bar = progress_bar(bar_format=shown, desc="reading", unit="", unit_scale=True)
 
     def stage(name: str, total: float) -> Callable[[float], None]:
         bar.reset(total)
