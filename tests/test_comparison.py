@@ -171,6 +171,7 @@ def test_features_are_those_of_extract(model, corpus):
         np.testing.assert_allclose(array[2], expected, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_untrained_network_is_of_its_seed(model):
     first, again, other = (features.untrained(model, seed=seed) for seed in (5, 5, 6))
     assert first.fingerprint == again.fingerprint != other.fingerprint

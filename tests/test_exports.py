@@ -280,6 +280,7 @@ def test_misfits_of_hugging_face_have_its_names(tmp_path):
         (tmp_path / "out/dinosr.safetensors").unlink(missing_ok=not beside)
 
 
+@pytest.mark.slow
 def test_units_of_a_student_alone_are_refused(tmp_path):
     """Before and after it is made a run, until it is trained on."""
     from dinosr_jax.inference.model import load

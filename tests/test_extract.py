@@ -158,6 +158,7 @@ def test_a_wrong_layer_is_one_line(run, recordings, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "features").exists()
 
 
+@pytest.mark.slow
 def test_neighbours_order_and_chunks_leave_features_alone(trained):
     rng = np.random.default_rng(0)
     waves = [rng.standard_normal(n) for n in (9_000, 16_000, 400)]

@@ -184,6 +184,7 @@ def test_a_small_network(scope, tmp_path):
         np.testing.assert_array_equal(model["_ema"]["_codebook_cnts0"], model["_codebook_cnts0"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["encoder", "full"])
 def test_the_published_network(scope, tmp_path, monkeypatch):
     """Not written, since it has 180 million numbers."""

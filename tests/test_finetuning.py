@@ -109,7 +109,11 @@ def test_the_moments_of_what_was_frozen_start_with_its_first_gradient(eight):
     assert sizes.max() <= rate * 1.01
 
 
-@pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param({"data": 1}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=str,
+)
 def test_every_mesh_computes_the_same(eight, mesh):
     found = train(updates=FREEZE + 1, start=eight.states[0], **mesh)
     for ours, theirs in zip(found.metrics, eight.metrics, strict=False):
@@ -145,6 +149,7 @@ def losses_of(config, params, arrays):
     return np.mean(found)
 
 
+@pytest.mark.slow
 def test_loss_is_the_mean_over_utterances_each_alone(eight):
     """Neither padding nor empty rows count; masks and dropout are off."""
     plain = PLAIN | {"mask__prob": 0.0, "ctc__channel_mask_prob": 0.0}

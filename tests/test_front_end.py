@@ -80,6 +80,7 @@ def test_an_update_on_eight_devices_is_that_of_one():
         assert np.isfinite(a["gradient_norm"]) and a["gradient_norm"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_read_and_not_exported(tmp_path, speech):
     write_recogniser(tmp_path / "run", **CHANGES)
     model = load(tmp_path / "run")

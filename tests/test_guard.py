@@ -114,7 +114,8 @@ def whole_records(workdir):
     return [{k: v for k, v in r.items() if k != "audio_seconds_per_second"} for r in records]
 
 
-@pytest.mark.parametrize("kill", [pytest.param(5, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [5, 7])
 def test_a_resumed_run_is_stopped_where_an_unbroken_one_is(stopped, tmp_path, kill):
     workdir, message = stopped
     assert "COLLAPSE at update 7" in message and "since update 3" in message

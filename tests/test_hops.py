@@ -16,7 +16,7 @@ from dinosr_jax.data.corpora import prepare
 from dinosr_jax.interop import exports, runs
 from dinosr_jax.interop.formats import read_checkpoint
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_quickly")]
 ROOT = Path(__file__).parents[1]
 SECONDS = (1.0, 1.31, 1.2, 1.45, 1.07, 1.1, 1.6, 1.25, 1.3, 1.5, 1.15, 1.4)
 LABELS = ("AA", "B", "SIL", "K", "OW")
@@ -57,7 +57,7 @@ def data_dir(source, tmp_path_factory):
 
 @pytest.fixture(
     scope="module",
-    params=["40ms", *(pytest.param(n, marks=pytest.mark.slow) for n in ("10ms", "10ms-mfcc"))],
+    params=NETWORKS,
 )
 def network(request, data_dir, tmp_path_factory, compile_quickly):
     """(run after some updates, samples that a frame sees, samples from one to the next)."""
@@ -144,7 +144,6 @@ def test_units_and_their_textgrids_have_the_times_of_the_frames(network, source,
     assert told["rows"][0]["frames"] / 100 == pytest.approx(sum(SECONDS), rel=0.05)
 
 
-@pytest.mark.slow
 def test_a_network_beside_its_baselines(network, data_dir, tmp_path):
     run, _, hop = network
     where = [run, data_dir, "--split=train", f"--output={tmp_path}"]

@@ -142,6 +142,7 @@ def test_an_utterance_is_told_by_the_mean_of_its_frames():
     assert found.valid[1e-2] > found.valid[1e-6] and found.weights.argmax() == 1
 
 
+@pytest.mark.slow
 def test_the_same_seed_learns_the_same_with_dropout_and_augmentation():
     settings = SETTINGS._replace(
         num_steps=3, eval_steps=3, learning_rates=(1e-2,), lstm_layers=1, lstm_width=8,

@@ -270,6 +270,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_finite_is_not_evaluated(data_dir, tmp_path, monkeypatch):
     changes = {"optimizer.learning_rate": 1e30, "optimizer.init_scale": 0.0, "eval_steps": 1}
     config, data = in_process(data_dir, num_steps=50, checkpoint_steps=50, **changes)
@@ -297,6 +298,7 @@ def test_two_runs_in_one_workdir_are_refused(data_dir, tmp_path):
             train(config, workdir=tmp_path, train_data=data, eval_data=None)
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_is_no_other_run(data_dir, tmp_path, monkeypatch, caplog):
     config, data = in_process(data_dir, num_steps=1)
     monkeypatch.setattr(fcntl, "flock", no_locks)

@@ -80,7 +80,11 @@ def test_number_of_masked_frames_on_20_seconds():
 
 @pytest.mark.parametrize(
     ("rows", "seconds", "low", "high"),
-    [(12, 19.75, 0.520, 0.540), (176, 19.75, 0.520, 0.540), (304, 12.5, 0.505, 0.525)],
+    [
+        pytest.param(12, 19.75, 0.520, 0.540, marks=pytest.mark.slow),
+        (176, 19.75, 0.520, 0.540),
+        pytest.param(304, 12.5, 0.505, 0.525, marks=pytest.mark.slow),
+    ],
 )
 def test_share_of_masked_frames_is_that_of_the_official_batches_on_one_gpu(
     rows, seconds, low, high

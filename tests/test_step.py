@@ -205,7 +205,8 @@ def whole(eight):
     return train(start=eight.states[0], updates=3, **NO_DROPOUT)
 
 
-@pytest.mark.parametrize(("count", "data"), [pytest.param(4, 1, marks=pytest.mark.slow), (2, 8)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "data"), [(4, 1), (2, 8)])
 def test_micro_batches_give_the_update_of_the_whole_batch(whole, eight, count, data):
     more = {"optimizer__accumulation_steps": count, "data__batch_multiple": 16}
     found = train(data=data, start=eight.states[0], updates=3, **NO_DROPOUT, **more)

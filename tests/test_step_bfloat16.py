@@ -87,6 +87,7 @@ def test_one_update_is_that_of_float32(exact, half):
     assert apart < 0.05 * moved
 
 
+@pytest.mark.slow
 def test_codes_are_those_of_float32(exact, half):
     first = [codes_of(run, exact.states[0]) for run in (exact, half)]
     assert np.mean(first[0] == first[1]) > 0.95

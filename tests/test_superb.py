@@ -45,6 +45,7 @@ def valid_of(row):
     return name
 
 
+@pytest.mark.slow
 def test_keywords(run, tmp_path):
     root, test = write_keywords(tmp_path)
     (root / "no" / "09_nohash_0.wav").write_bytes(b"no audio")
