@@ -29,7 +29,7 @@ def batch_of(part, frames, size):
     return learning.fill(part, list(part.labels), frames, batch_size=size, num_labels=6)
 
 
-@pytest.mark.parametrize("lstm_layers", [0, 2])
+@pytest.mark.parametrize("lstm_layers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_padding_changes_nothing(lstm_layers):
     settings = SETTINGS._replace(lstm_layers=lstm_layers, lstm_width=8)
     part, task = made(5, seed=3), task_of(settings)

@@ -261,7 +261,14 @@ if {ending!r} == "exit":
 """
 
 
-@pytest.mark.parametrize(("ending", "status"), [("end", 0), ("exception", 1), ("exit", 3)])
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        pytest.param("end", 0, marks=pytest.mark.slow),
+        pytest.param("exception", 1, marks=pytest.mark.slow),
+        ("exit", 3),
+    ],
+)
 def test_the_interpreter_ends_cleanly_half_way(data_dir, data, ending, status):
     script = SCRIPT.format(fields=vars(config(data_dir)), ending=ending)
     result = subprocess.run(
