@@ -18,6 +18,9 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 # They move nothing by themselves: names for parts of others, or counted elsewhere.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+_SLICES = ("dynamic-slice", "slice", "gather")
+# What a fusion computes of them, it computes only of the elements that are used.
+_ELEMENTWISE = ("bitcast", "reshape", "convert", "copy", "transpose")
 
 
 class Instruction(NamedTuple):
@@ -71,6 +74,7 @@ class Program:
         """Parses `compiled.as_text()` of a program for so many devices."""
         self.devices = devices
         self.computations: dict[str, dict[str, Instruction]] = {}
+        self._used: dict[str, dict[str, list[Instruction]]] = {}
         self.entry, body = "", {}
         for line in text.splitlines():
             if line[:1] in ("%", "E") and line.endswith("{"):
@@ -99,23 +103,34 @@ class Program:
                     found.append(Collective(kind, size, group, turns, counted))
         return [collective for collective in found if collective.devices > 1]
 
-    def traffic(self, name: str = "") -> int:
-        """Bytes read from and written to the chip's main memory, fusion by fusion.
+    def traffic(self) -> int:
+        """Bytes read from and written to the chip's main memory.
+
+        Each fusion reads what it uses of its operands and writes its results once: a lower bound,
+        as a product may read an operand again for every tile of its result.
+        """
+        return sum(moved for _, _, moved in self.movements())
+
+    def movements(self, name: str = "", turns: int = 1) -> list[tuple[str, Instruction, int]]:
+        """What every instruction outside of fusions moves from and to main memory.
 
         Args:
           name: Computation; the whole program by default. Of the branches of a condition the
             costliest counts.
+          turns: How often it runs.
+
+        Returns:
+          (Its computation, the instruction, bytes of all turns) of those that move something.
         """
-        name, total = name or self.entry, 0
+        name, found = name or self.entry, []
         for line in self.computations[name].values():
-            inner = [self.traffic(callee) for callee in self._callees(line)]
-            if line.opcode == "while":
-                total += (self._loop_turns(line) or 1) * sum(inner)
-            elif inner:
-                total += max(inner)
-            else:
-                total += self._moved(name, line)
-        return total
+            loop = (self._loop_turns(line) or 1) if line.opcode == "while" else 1
+            inner = [self.movements(callee, turns * loop) for callee in self._callees(line)]
+            if inner:
+                found += max(inner, key=lambda branch: sum(moved for _, _, moved in branch))
+            elif moved := self._moved(name, line):
+                found.append((name, line, turns * moved))
+        return found
 
     def _executed(
         self, name: str, turns: int = 1, counted: bool = True
@@ -173,48 +188,121 @@ class Program:
 
     def _moved(self, name: str, line: Instruction) -> int:
         """Bytes of main memory that an instruction outside of a fusion reads and writes."""
-        known = self.computations[name]
         if line.opcode in _FREE or line.opcode.endswith("-done"):
             return 0
+        if line.opcode == "custom-call" and '"AllocateBuffer"' in line.rest:
+            return 0  # room for results to come
+        operands = [_in_memory(self.computations[name][x].shape) for x in line.operands]
+        output = _in_memory(line.shape)
         if line.opcode == "copy-start":  # (to, from, context)
-            return array_bytes(line.shape, main_memory=True)
-        if line.opcode in ("dynamic-slice", "slice"):
-            return 2 * array_bytes(line.shape, main_memory=True)
+            return output
         if line.opcode == "slice-start":  # ((from), to, context): brought onto the chip
             return array_bytes(_ARRAY.sub("", line.shape, count=1))
-        if line.opcode == "dynamic-update-slice":
-            return 2 * array_bytes(known[line.operands[1]].shape, main_memory=True)
-        whole = [array_bytes(known[x].shape, main_memory=True) for x in line.operands]
-        output = array_bytes(line.shape, main_memory=True)
+        if line.opcode in _SLICES:
+            return 2 * output + sum(operands[1:])
+        if line.opcode == "dynamic-update-slice":  # in place: the slice is written, not the whole
+            return 2 * operands[1]
+        if line.opcode == "scatter":  # in place as well
+            return sum(operands[1:]) + operands[-1]
         if line.opcode != "fusion":
-            return output + sum(whole)
-        fused = self.computations[line.called("calls")]
-        parameters = [x for x in fused.values() if x.opcode == "parameter"]
-        updates = [x for x in fused.values() if x.opcode == "dynamic-update-slice"]
-        for update in updates:  # in place: the slice is written, not the whole
-            output -= array_bytes(update.shape, main_memory=True)
-            output += array_bytes(fused[update.operands[1]].shape)
-        for parameter in parameters:
-            uses = [x for x in fused.values() if parameter.name in x.operands]
-            parts = [array_bytes(x.shape) for x in uses if x.opcode in ("dynamic-slice", "slice")]
-            parts += [0 for x in updates if x.operands[0] == parameter.name]
-            if uses and len(parts) == len(uses):
-                number = int(parameter.rest.partition(")")[0])
-                whole[number] = min(whole[number], sum(parts))
-        return max(output, 0) + sum(whole)
+            return output + sum(operands)
+        fused = line.called("calls")
+        shares = [self._share(fused, name) for name in self._parameters(fused)]
+        read = sum(size * share for size, share in zip(operands, shares, strict=True))
+        return round(read + self._written(fused, line.shape))
+
+    def _parameters(self, fused: str) -> list[str]:
+        """Names of the parameters of a computation, in order."""
+        found = [x for x in self.computations[fused].values() if x.opcode == "parameter"]
+        return [x.name for x in sorted(found, key=lambda x: int(x.rest.partition(")")[0]))]
+
+    def _share(self, fused: str, name: str) -> float:
+        """Share of the elements of a value, 0 to 1, that a fused computation needs."""
+        lines, total = self.computations[fused], 0.0
+        if lines[name].is_root:
+            return 1.0
+        for user in self._users(fused).get(name, ()):
+            at = user.operands.index(name)
+            if user.opcode in _ELEMENTWISE:
+                total += self._share(fused, user.name)
+            elif user.opcode in _SLICES and at == 0:
+                part = _elements(user.shape) / max(_elements(lines[name].shape), 1)
+                total += part * self._share(fused, user.name)
+            elif user.opcode == "fusion":
+                inner = user.called("calls")
+                total += self._share(inner, self._parameters(inner)[at])
+            elif not (self._updates_in_place(fused, user) and at == 0):
+                total += 1.0
+        return min(total, 1.0)
+
+    def _users(self, computation: str) -> dict[str, list[Instruction]]:
+        """Instructions of a computation by the names of their operands."""
+        if computation not in self._used:
+            found = self._used[computation] = {}
+            for line in self.computations[computation].values():
+                for name in set(line.operands):
+                    found.setdefault(name, []).append(line)
+        return self._used[computation]
+
+    def _source(self, fused: str, name: str) -> Instruction:
+        """The instruction that a value is of, whatever bitcasts are between."""
+        line = self.computations[fused][name]
+        return self._source(fused, line.operands[0]) if line.opcode == "bitcast" else line
+
+    def _updates_in_place(self, fused: str, line: Instruction) -> bool:
+        """Whether a slice of a fusion's operand is written over, and the rest stays as it is."""
+        if line.opcode != "dynamic-update-slice":
+            return False
+        return self._source(fused, line.operands[0]).opcode == "parameter"
+
+    def _written(self, fused: str, shape: str) -> float:
+        """Bytes of main memory that a fusion writes; `shape` is that of its result."""
+        lines = self.computations[fused]
+        root = next(x for x in lines.values() if x.is_root)
+        results = root.operands if root.opcode == "tuple" else [root.name]
+        shapes = [found[0] for found in _ARRAY.finditer(shape)]
+        if len(results) != len(shapes):  # the root is a fusion of several results
+            return _in_memory(shape)
+        total = 0.0
+        for name, array in zip(results, shapes, strict=True):
+            line = self._source(fused, name)
+            if self._updates_in_place(fused, line):
+                update = _elements(lines[line.operands[1]].shape)
+                total += _in_memory(array) * update / max(_elements(array), 1)
+            elif line.opcode == "fusion":
+                total += self._written(line.called("calls"), array)
+            else:
+                total += _in_memory(array)
+        return total
 
 
 def array_bytes(shape: str, *, main_memory: bool = False) -> int:
-    """Bytes of a shape in XLA's text; only of what is in main memory on demand.
+    """Bytes of a shape in XLA's text; only of what is in main memory on demand, as it lies there.
 
-    XLA marks what it keeps on the chip, next to the units that compute, with S(1) and the like.
+    XLA marks what it keeps on the chip, next to the units that compute, with S(1) and the like. In
+    main memory arrays lie in tiles: T(8,128) fills the last two axes of the layout up to multiples
+    of 8 and 128.
     """
     total = 0
     for dtype, sizes, layout in _ARRAY.findall(shape):
         if dtype in _BITS and not (main_memory and "S(" in layout):
-            count = math.prod(int(size) for size in sizes.split(",") if size)
-            total += count * _BITS[dtype] // 8
+            axes = [int(size) for size in sizes.split(",") if size]
+            if main_memory and (tile := re.search(r"T\(([\d,]+)\)", layout)):
+                order = [int(axis) for axis in layout.partition(":")[0].split(",") if axis]
+                for axis, size in zip(order, map(int, tile[1].split(",")[::-1]), strict=False):
+                    axes[axis] = -(-axes[axis] // size) * size
+            total += math.prod(axes) * _BITS[dtype] // 8
     return total
+
+
+def _in_memory(shape: str) -> int:
+    return array_bytes(shape, main_memory=True)
+
+
+def _elements(shape: str) -> int:
+    """Elements of an array's shape in XLA's text."""
+    found = _ARRAY.search(shape)
+    return math.prod(int(size) for size in found[2].split(",") if size)
 
 
 def flops(jaxpr: Any) -> float:
