@@ -112,9 +112,9 @@ def test_groups_of_an_unknown_form_are_an_error():
 
 
 def test_traffic_of_a_program_for_tpus():
-    slices = 32 * 16 * 4  # the fusion reads and writes a slice, and reads its number
-    gather = 32 * 16 * 4 + 32 * 32 * 4  # the scattered sum stays on the chip
-    others = 768 * 2 * (2 + 2) + 768 * 2  # the all-reduce reads two and writes two; one copy
+    slices = 32 * 128 * 4  # 16 channels fill a tile; the fusion reads a slice, and its number
+    gather = 32 * 128 * 4 + 128 * 32 * 4  # the scattered sum stays on the chip
+    others = 1024 * 2 * (2 + 2) + 1024 * 2  # the all-reduce reads two and writes two; one copy
     assert Program(TPU, devices=16).traffic() == 3 * (2 * slices + 4 + gather) + others
 
 
@@ -122,6 +122,156 @@ def test_array_bytes():
     shape = "(bf16[3,5]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[2,2]{1,0}, pred[], u32[]{:S(2)})"
     assert array_bytes(shape) == 30 + 16 + 1 + 4
     assert array_bytes(shape, main_memory=True) == 16 + 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "elements"),
+    [
+        ("f32[11,995,768]{2,1,0:T(8,128)}", 11 * 1000 * 768),
+        ("bf16[11,995,768]{2,0,1:T(8,128)(2,1)}", 16 * 995 * 768),  # the batch in the tiles
+        ("f32[11,995]{0,1:T(8,128)}", 128 * 1000),
+        ("pred[2,3,498,995]{2,3,1,0:T(8,128)(4,1)}", 2 * 3 * 512 * 1000),
+        ("bf16[768]{0:T(1024)(128)(2,1)}", 1024),
+        ("bf16[5]{0:T(8,128)}", 128),  # fewer axes than its tiles
+        ("f32[3,5]{1,0}", 15),
+        ("s32[]{:T(128)}", 1),
+    ],
+)
+def test_arrays_fill_whole_tiles_of_main_memory(shape, elements):
+    size = {"f32": 4, "s32": 4, "bf16": 2, "pred": 1}[shape.partition("[")[0]]
+    assert array_bytes(shape, main_memory=True) == elements * size
+    on_the_chip = shape.replace("}", "S(1)}")
+    assert array_bytes(on_the_chip, main_memory=True) == 0
+
+
+WHOLE, PART = 12 * 64 * 128 * 4, 64 * 128 * 4  # of a stack of 12 layers, and of one
+LAYOUT, SLICED = "{2,1,0:T(8,128)}", "dynamic_slice_sizes={1,64,128}"
+
+
+def moved(fused, *, result, operands="%stack, %number, %layer"):
+    """Traffic of one fusion of a stack [12, 64, 128], a number and a layer [1, 64, 128]."""
+    return (
+        Program(f"""HloModule test
+
+%inner (p: f32[12,64,128], i: s32[]) -> bf16[1,64,128] {{
+  %p = f32[12,64,128]{LAYOUT} parameter(0)
+  %i = s32[] parameter(1)
+  %part = f32[1,64,128]{LAYOUT} dynamic-slice(%p, %i, %i, %i), {SLICED}
+  ROOT %half = bf16[1,64,128]{LAYOUT} convert(%part)
+}}
+
+%fused (stack: f32[12,64,128], number: s32[], layer: f32[1,64,128]) -> f32[] {{
+  %layer = f32[1,64,128]{LAYOUT} parameter(2)
+  %stack = f32[12,64,128]{LAYOUT} parameter(0)
+  %number = s32[] parameter(1)
+  {fused.replace(chr(10), chr(10) + "  ")}
+}}
+
+ENTRY %main (stack: f32[12,64,128], number: s32[], layer: f32[1,64,128]) -> f32[] {{
+  %stack = f32[12,64,128]{LAYOUT} parameter(0)
+  %number = s32[]{{:S(6)}} parameter(1)
+  %layer = f32[1,64,128]{{2,1,0:T(8,128)S(1)}} parameter(2)
+  ROOT %result = {result} fusion({operands}), kind=kLoop, calls=%fused
+}}
+""")
+    ).traffic()
+
+
+@pytest.mark.parametrize(
+    ("fused", "result", "expected"),
+    [
+        # a slice of the stack; what is on the chip costs nothing
+        ("ROOT %x = f32[1,64,128] dynamic-slice(%stack, %number, %number, %number)", "f32", PART),
+        # through a change of shape and of type
+        (
+            "%r = f32[12,8192] bitcast(%stack)\n%c = bf16[12,8192] convert(%r)\n"
+            "ROOT %x = bf16[1,8192] dynamic-slice(%c, %number, %number)",
+            "bf16",
+            PART,
+        ),
+        # in a fusion within the fusion, next to a product
+        (
+            "%w = bf16[1,64,128] fusion(%stack, %number), kind=kLoop, calls=%inner\n"
+            "ROOT %x = f32[1,64,128] convolution(%layer, %w), window={size=1}",
+            "f32",
+            PART,
+        ),
+        # two slices
+        (
+            "%a = f32[1,64,128] dynamic-slice(%stack, %number, %number, %number)\n"
+            "%b = f32[1,64,128] slice(%stack), slice={[0:1], [0:64], [0:128]}\n"
+            "ROOT %x = f32[1,64,128] add(%a, %b)",
+            "f32",
+            2 * PART,
+        ),
+        # a slice, and the whole as well
+        (
+            "%a = f32[1,64,128] dynamic-slice(%stack, %number, %number, %number)\n"
+            "%b = f32[64,128] reduce(%stack, %number), dimensions={0}, to_apply=%add\n"
+            "ROOT %x = f32[1,64,128] add(%a, %b)",
+            "f32",
+            WHOLE,
+        ),
+    ],
+)
+def test_a_fusion_reads_what_it_uses(fused, result, expected):
+    on_the_chip = f"{result}[1,64,128]{{2,1,0:T(8,128)S(1)}}"
+    assert moved(fused, result=on_the_chip) == expected
+
+
+def test_a_fusion_that_updates_a_slice_in_place_writes_the_slice():
+    update = "dynamic-update-slice(%stack, %layer, %number, %number, %number)"
+    stack = f"f32[12,64,128]{LAYOUT}"
+    assert moved(f"ROOT %x = {stack} {update}", result=stack) == PART
+    other = "%y = f32[1,64,128] negate(%layer)\n"
+    several = f"{other}%x = {stack} {update}\n%b = {stack} bitcast(%x)\n"
+    several += "ROOT %t = (f32[12,64,128], f32[1,64,128]) tuple(%b, %y)"
+    both = f"({stack}, f32[1,64,128]{LAYOUT})"
+    assert moved(several, result=both) == 2 * PART
+    # not in place: what is updated is computed here
+    fresh = f"%s = {stack} negate(%stack)\n%x = {stack} " + update.replace("%stack", "%s")
+    assert moved(f"{fresh}\nROOT %b = {stack} bitcast(%x)", result=stack) == 2 * WHOLE
+
+
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ('custom-call(), custom_call_target="AllocateBuffer"', 0),  # nothing is written yet
+        ('custom-call(%x), custom_call_target="tpu_custom_call"', 2 * WHOLE),
+        ("copy(%x)", 2 * WHOLE),
+        ("bitcast(%x)", 0),
+        ("dynamic-update-slice(%x, %one, %i, %i, %i)", 2 * PART),
+        ("scatter(%x, %i, %one), to_apply=%add", 2 * PART + 4),
+    ],
+)
+def test_what_instructions_move(instruction, expected):
+    text = f"""ENTRY %main (x: f32[12,64,128]) -> f32[12,64,128] {{
+  %x = f32[12,64,128]{LAYOUT} parameter(0)
+  %one = f32[1,64,128]{LAYOUT} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %y = f32[12,64,128]{LAYOUT} {instruction}
+}}
+"""
+    assert Program(text).traffic() == expected
+
+
+def test_a_row_that_is_picked_out_is_read_alone():
+    text = f"""ENTRY %main (x: f32[12,64,128]) -> f32[1,64,128] {{
+  %x = f32[12,64,128]{LAYOUT} parameter(0)
+  %i = s32[1]{{0}} parameter(1)
+  ROOT %y = f32[1,64,128]{LAYOUT} gather(%x, %i), offset_dims={{0,1}}
+}}
+"""
+    assert Program(text).traffic() == 2 * PART + 4
+
+
+def test_a_loop_over_a_stack_reads_each_layer_once():
+    """XLA's own program: the weights of a scan are sliced, not read whole in every turn."""
+    turn = lambda x, kernel: (jnp.tanh(x @ kernel), None)
+    run = jax.jit(lambda x, kernels: jax.lax.scan(turn, x, kernels)[0])
+    kernels = jnp.ones((100, 64, 64))
+    found = Program(run.lower(jnp.ones((8, 64)), kernels).compile().as_text()).traffic()
+    assert kernels.nbytes <= found < 4 * kernels.nbytes
 
 
 def test_collectives_of_a_program_that_xla_makes_here():
@@ -215,11 +365,14 @@ def test_flops_of_the_published_update(monkeypatch):
     state = jax.eval_shape(lambda: init_state(config, optimizer=make_optimizer(config)))
     found = flops(jax.make_jaxpr(make_train_step(config))(state, batch).jaxpr)
 
-    convolutions, frames, channels = [], samples, 1
+    # 995 frames in eight pieces of 125
+    convolutions, frames, channels = [], 124 * 320 + 400, 1
     for width, kernel, stride in config.model.conv_layers:
         frames = (frames - kernel) // stride + 1
-        convolutions.append(2 * frames * kernel * channels * width)
+        convolutions.append(8 * 2 * frames * kernel * channels * width)
         channels = width
+    assert frames == 125
+    frames = 995
     layer = 2 * frames * (4 * 768**2 + 2 * 768 * 3072) + 2 * 2 * frames**2 * 768
     encoder = 12 * layer + 5 * 2 * frames * 19 * 48 * 768
     heads = 2 * frames * 768 * 256 * 8

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinosr_jax.model import layers
+from dinosr_jax.model import convolutions, layers
 
 phi = np.vectorize(lambda x: 0.5 * math.erfc(-x / math.sqrt(2.0)), otypes=[np.float64])
 
@@ -130,7 +130,7 @@ def check_conv(found, backward, reference, x, kernel):
 @pytest.mark.parametrize("channels", [1, 6])
 def test_strided_conv(kernel, stride, frames, channels):
     x, w = normal(0, 2, frames, channels), normal(1, kernel, channels, 5)
-    found, backward = jax.vjp(lambda x, w: layers.strided_conv(x, w, stride=stride), x, w)
+    found, backward = jax.vjp(lambda x, w: convolutions.strided_conv(x, w, stride=stride), x, w)
     conv = {"stride": stride, "groups": 1, "before": 0, "after": 0}
     check_conv(found, backward, lambda x, w: reference_conv(x, w, **conv), x, w)
 
@@ -141,7 +141,7 @@ def test_grouped_conv(kernel, groups, channels, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, w = normal(0, 2, 21, 8), normal(1, kernel, 8 // groups, channels)
     bias = normal(2, channels)
-    run = lambda x, w, bias: layers.grouped_conv(x, w, bias, groups=groups)
+    run = lambda x, w, bias: convolutions.grouped_conv(x, w, bias, groups=groups)
     found, backward = jax.vjp(run, x, w, bias)
     assert found.shape == (2, 21, channels)
     np.testing.assert_allclose(backward(jnp.ones_like(found))[2], np.full(channels, 42.0))

@@ -31,7 +31,7 @@ from dinosr_jax.cli import options as shared
 def compile_command(
     config: Path, overrides: tuple[str, ...], libtpu: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Compile the update for a TPU that is not there: memory, FLOPs, exchange, least time.
+    """Compile the update for a TPU that is not there: memory, FLOPs, traffic, least time.
 
     Needs PyPI's libtpu, in this environment or in a folder of its own, and no TPU. The batch is the
     largest of the longest crops in `data.max_batch_seconds`, if not given.

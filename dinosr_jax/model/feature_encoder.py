@@ -11,11 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from dinosr_jax.model import layers
+from dinosr_jax.model.convolutions import strided_conv
 from dinosr_jax.model.mfcc import mfcc
 
 Array = jax.Array
 ConvLayers = Sequence[tuple[int, int, int]]  # (channels, kernel, stride) of each convolution
 FrontEnd = Literal["conv", "mfcc"]
+
+# A TPU keeps arrays in tiles, here of 8 utterances and 128 channels, and moves whole tiles: 11
+# utterances would cost as much as 16. Cut into 8 pieces each, any number of them fills its tiles.
+_PIECES = 8
 
 
 def num_frames(num_samples, conv_layers: ConvLayers):
@@ -59,7 +64,7 @@ class ConvBlock(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", init, shape)
         kernel = layers.place(kernel.astype(x.dtype))  # whole: x is cut by the batch alone
-        x = layers.place(layers.strided_conv(x, kernel, stride=self.stride), "batch")
+        x = layers.place(strided_conv(x, kernel, stride=self.stride), "batch")
         return layers.LayerNorm(activate=True, name="layer_norm")(x)
 
 
@@ -88,7 +93,37 @@ class FeatureEncoder(nn.Module):
             ((coefficients, window, hop),) = self.conv_layers
             sizes = {"num_coefficients": coefficients, "window": window, "hop": hop}
             return layers.place(mfcc(waveforms.astype(jnp.float32), **sizes), "batch")
-        x = waveforms[..., None].astype(self.dtype)  # [B, S, 1]
+        frames = num_frames(waveforms.shape[1], self.conv_layers)
+        pieces = _PIECES if layers.platform() == "tpu" and frames else 1
+        x = cut_waveforms(waveforms, self.conv_layers, pieces=pieces)
+        x = x[..., None].astype(self.dtype)  # [B * pieces, samples of a piece, 1]
         for i, (channels, kernel, stride) in enumerate(self.conv_layers):
             x = ConvBlock(channels, kernel, stride, name=f"conv_{i}")(x)
+        if pieces > 1:
+            x = x.reshape(len(waveforms), -1, x.shape[-1])[:, :frames]
+            x = layers.place(x, "batch")
         return x
+
+
+def cut_waveforms(waveforms: Array, conv_layers: ConvLayers, *, pieces: int) -> Array:
+    """Cuts waveforms into pieces of equally many frames; each sees all that its frames see.
+
+    Args:
+      waveforms: [B, S].
+      conv_layers: (channels, kernel, stride) of every convolution.
+      pieces: Of each waveform.
+
+    Returns:
+      [B * pieces, samples of a piece]: neighbours overlap, and zeros follow the last where the
+      frames cannot be dealt equally. The frames of the pieces of a waveform, one after the other,
+      are its own, and then those of the zeros.
+    """
+    if pieces == 1:
+        return waveforms
+    field, hop = receptive_field(conv_layers)
+    frames = -(-num_frames(waveforms.shape[1], conv_layers) // pieces)
+    needed = field + (frames * pieces - 1) * hop
+    x = jnp.pad(waveforms, ((0, 0), (0, max(needed - waveforms.shape[1], 0))))
+    size = field + (frames - 1) * hop
+    starts = range(0, frames * pieces * hop, frames * hop)
+    return jnp.stack([x[:, at : at + size] for at in starts], axis=1).reshape(-1, size)

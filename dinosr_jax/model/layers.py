@@ -54,6 +54,12 @@ def place(x: Array, *axes: str | None) -> Array:
     return x if target is None else target.place(x, axes)
 
 
+def split(function: Callable) -> Callable:
+    """A function that every device runs on its own part of the batch; without a mesh, itself."""
+    target = _TARGET.get()
+    return function if target is None else target.split(function)
+
+
 def platform() -> str:
     """The platform that the network is traced for: 'cpu', 'gpu' or 'tpu'."""
     target = _TARGET.get()
@@ -129,18 +135,47 @@ def layer_norm(
     Returns:
       [..., D] in the type of `x`.
     """
-    y = x.astype(jnp.float32)
     scale = jnp.ones(x.shape[-1:]) if scale is None else scale
     bias = jnp.zeros(x.shape[-1:]) if bias is None else bias
-    normalise = _normalise if platform() == "cpu" else _normalise_plain
-    return normalise(y, scale, bias, eps, activate).astype(x.dtype)
+    if platform() == "cpu":
+        return _normalise(x.astype(jnp.float32), scale, bias, eps, activate).astype(x.dtype)
+    return _normalise_narrow(x, scale, bias, eps, activate)
 
 
-def _normalise_plain(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
-    """Maps x [..., D] float32 to `layer_norm` of it, for XLA to differentiate and fuse."""
-    mean, inverse = _statistics(x, eps)
-    y = (x - mean) * inverse * _row(scale, x) + _row(bias, x)
-    return gelu(y) if activate else y
+# On GPU and TPU memory is what a normalisation waits for. The backward pass reads x and the gradient
+# of the result as they are, twice: for the sums over channels and over frames, and for the gradient
+# of x. XLA's own gradient keeps several float32 copies of them.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise_narrow(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
+    """Maps x [..., D] of any float type to `layer_norm` of it, in that type."""
+    return _narrow_forward(x, scale, bias, eps, activate)[0]
+
+
+def _narrow_forward(x, scale, bias, eps, activate):
+    mean, inverse = _statistics(x.astype(jnp.float32), eps, fast=x.dtype.itemsize == 2)
+    y = (x.astype(jnp.float32) - mean) * inverse * _row(scale, x) + _row(bias, x)
+    return (gelu(y) if activate else y).astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _narrow_backward(eps, activate, saved, g):
+    x, mean, inverse, scale, bias = saved
+
+    def terms(x, g):
+        """Normalised x, and the gradient of it times scale plus bias; float32."""
+        n, g = (x.astype(jnp.float32) - mean) * inverse, g.astype(jnp.float32)
+        return n, g * _gelu_slope(n * _row(scale, x) + _row(bias, x)) if activate else g
+
+    x, g = jax.lax.optimization_barrier((x, g))
+    n, dy = terms(x, g)
+    means = _two_means(dy * _row(scale, x), dy * _row(scale, x) * n)
+    x, g, (mean_dy, mean_product) = jax.lax.optimization_barrier((x, g, means))
+    n, dy = terms(x, g)
+    dx = (dy * _row(scale, x) - mean_dy - n * mean_product) * inverse
+    frames = tuple(range(x.ndim - 1))
+    return dx.astype(x.dtype), jnp.sum(dy * n, frames), jnp.sum(dy, frames)
+
+
+_normalise_narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 # With a GELU, forward and backward, 57 ms for [8, 12800, 128]; 92 ms by the gradient that XLA
@@ -174,137 +209,31 @@ def _normalise_backward(eps, activate, saved, g):
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _statistics(x: Array, eps: float) -> tuple[Array, Array]:
-    """Mean and inverse standard deviation [..., 1] of x [..., D] over its last axis."""
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+def _statistics(x: Array, eps: float, *, fast: bool = False) -> tuple[Array, Array]:
+    """Mean and inverse standard deviation [..., 1] of x [..., D] over its last axis.
+
+    `fast` reads x once, for sum and sum of squares. It is for what was rounded to bfloat16: the
+    difference of the squares costs less than a tenth of what that rounding did.
+    """
+    if fast:
+        mean, square = _two_means(x, jnp.square(x))
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
+    else:
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
     return mean, jax.lax.rsqrt(variance + eps)
+
+
+def _two_means(a: Array, b: Array) -> list[Array]:
+    """Means of two arrays [..., D] over the last axis, [..., 1]; what both need is read once."""
+    add = lambda sums, more: tuple(map(jnp.add, sums, more))
+    sums = jax.lax.reduce((a, b), (0.0, 0.0), add, (a.ndim - 1,))
+    return [total[..., None] / a.shape[-1] for total in sums]
 
 
 def _row(vector: Array, x: Array) -> Array:
     """[D] as the last axis of x [..., D]."""
     return jnp.broadcast_to(vector, x.shape)
-
-
-def strided_conv(x: Array, kernel: Array, *, stride: int) -> Array:
-    """One-dimensional convolution without padding.
-
-    XLA's, also on CPU: as fast as PyTorch's, and 1.6 times as fast as a product with stacked
-    taps for the first layer.
-
-    Args:
-      x: [B, T, C].
-      kernel: [K, C, D], in the type of `x`.
-      stride: Hop in frames.
-
-    Returns:
-      [B, U, D] with U = floor((T - K) / stride) + 1.
-    """
-    return (_strided if platform() == "cpu" else _strided_plain)(x, kernel, stride)
-
-
-def _strided_plain(x: Array, kernel: Array, stride: int) -> Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, window_strides=(stride,), padding="VALID", dimension_numbers=_LAYOUT
-    )
-
-
-_LAYOUT = ("NWC", "WIO", "NWC")
-
-# XLA's gradient of x convolves with zeros between the frames, on one core; a convolution for each
-# phase of the stride does not: 245 ms instead of 340 for [4, 12799, 512], K 3, stride 2, and 53
-# instead of 111 for [8, 12799, 128].
-_strided = jax.custom_vjp(_strided_plain, nondiff_argnums=(2,))
-
-
-def _strided_backward(stride, saved, g):
-    x, kernel = saved
-    rows = -(-kernel.shape[0] // stride)  # taps a phase, at most
-
-    def phase(first: int) -> Array:
-        """Gradient of every stride-th frame of x, from `first` on: [B, U + rows - 1, C]."""
-        taps = kernel[first::stride][::-1].swapaxes(1, 2)  # [k, D, C]
-        if not len(taps):
-            return jnp.zeros((g.shape[0], g.shape[1] + rows - 1, x.shape[2]), g.dtype)
-        padding = [(len(taps) - 1, rows - 1)]
-        return jax.lax.conv_general_dilated(g, taps, (1,), padding, dimension_numbers=_LAYOUT)
-
-    dx = jnp.stack([phase(first) for first in range(stride)], axis=2)
-    dx = dx.reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]
-    dx = jnp.pad(dx, ((0, 0), (0, x.shape[1] - dx.shape[1]), (0, 0)))  # frames that no window met
-    if x.shape[2] == 1:  # the waveform: 11 ms instead of 50
-        windows = [x[:, k::stride][:, : g.shape[1], 0] for k in range(kernel.shape[0])]
-        return dx, jnp.einsum("kbu,bud->kd", jnp.stack(windows), g)[:, None]
-    _, by_kernel = jax.vjp(lambda kernel: _strided_plain(x, kernel, stride), kernel)
-    return dx, *by_kernel(g)
-
-
-_strided.defvjp(
-    lambda x, kernel, stride: (_strided_plain(x, kernel, stride), (x, kernel)), _strided_backward
-)
-
-
-def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:
-    """Grouped one-dimensional convolution, stride 1, as many frames out as in.
-
-    Zero padding of K // 2 frames on both sides; with an even K the last frame out is left away
-    (fairseq's SamePad).
-
-    Args:
-      x: [B, T, C].
-      kernel: [K, C / groups, D], any float type; computed in that of `x`. A float32 kernel's
-        gradient is summed over the devices in float32.
-      bias: [D], in the type of `x`.
-      groups: Divides C and D.
-
-    Returns:
-      [B, T, D].
-    """
-    own = _grouped if platform() == "cpu" else _grouped_plain
-    convolve = lambda x, kernel: own(x, kernel.astype(x.dtype), groups)
-    target = _TARGET.get()
-    # XLA would gather the batch for it: its partitioner cuts no grouped convolution
-    y = convolve(x, kernel) if target is None else target.split(convolve)(x, kernel)
-    return y + jnp.broadcast_to(bias, y.shape)
-
-
-def _grouped_plain(x: Array, kernel: Array, groups: int, *, before: int | None = None) -> Array:
-    """Maps x [B, T, C] to [B, T, D]; kernel [K, C / G, D]; `before`: frames padded at the start."""
-    before = kernel.shape[0] // 2 if before is None else before
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1,),
-        padding=[(before, kernel.shape[0] - 1 - before)],
-        dimension_numbers=_LAYOUT,
-        feature_group_count=groups,
-    )
-
-
-# On CPU XLA takes 20 times as long for the gradient of a grouped kernel as for the convolution
-# (530 ms for [4, 199, 768] with K 19, G 16); a product of frames and gradients a tap takes 30 ms.
-_grouped = jax.custom_vjp(_grouped_plain, nondiff_argnums=(2,))
-
-
-def _grouped_backward(groups, saved, g):
-    x, kernel = saved
-    taps, width, channels = kernel.shape  # K, C / G, D
-    (batch, frames, _), before = x.shape, kernel.shape[0] // 2
-    flipped = kernel[::-1].reshape(taps, width, groups, -1).transpose(0, 3, 2, 1)
-    flipped = flipped.reshape(taps, channels // groups, x.shape[2])
-    dx = _grouped_plain(g, flipped, groups, before=taps - 1 - before)
-    padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
-    padded = padded.reshape(batch, -1, groups, width).transpose(
-        2, 0, 1, 3
-    )  # [G, B, T + K - 1, C/G]
-    g = g.reshape(batch, frames, groups, -1).transpose(2, 0, 1, 3)  # [G, B, T, D/G]
-    product = lambda k: jnp.einsum("gbtc,gbtd->cgd", padded[:, :, k : k + frames], g)
-    return dx, jnp.stack([product(k) for k in range(taps)]).reshape(kernel.shape)
-
-
-_grouped.defvjp(
-    lambda x, kernel, groups: (_grouped_plain(x, kernel, groups), (x, kernel)), _grouped_backward
-)
 
 
 class LayerNorm(nn.Module):
@@ -382,7 +311,8 @@ def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
     if key is None or threshold == 0:
         return x
     *outer, rows, width = x.shape
-    bits = jax.random.bits(key, (*outer, (rows + 1) // 2, width), jnp.uint32)
-    halves = [bits >> 16 >= threshold, bits & 0xFFFF >= threshold]
+    with jax.named_scope("random_bits"):
+        bits = jax.random.bits(key, (*outer, (rows + 1) // 2, width), jnp.uint32)
+        halves = [bits >> 16 >= threshold, bits & 0xFFFF >= threshold]
     keep = jnp.concatenate(halves, axis=-2)[..., :rows, :]
     return jnp.where(keep, x / (1.0 - threshold / 2**16), jnp.zeros_like(x))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinosr_jax.model import layers
+from dinosr_jax.model.convolutions import strided_conv
 
 Array = jax.Array
 
@@ -51,7 +51,7 @@ def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> A
     """
     fourier, bands, cosines = _mfcc_matrices(num_coefficients, window)
     with jax.default_matmul_precision("highest"):  # log of small differences of large numbers
-        spectrum = layers.strided_conv(waveforms[..., None], jnp.asarray(fourier), stride=hop)
+        spectrum = strided_conv(waveforms[..., None], jnp.asarray(fourier), stride=hop)
         real, imaginary = jnp.split(spectrum, 2, axis=-1)
         power = jnp.square(real) + jnp.square(imaginary)
         return jnp.log(power @ bands + _FLOOR) @ cosines

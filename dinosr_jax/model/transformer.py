@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dinosr_jax.model import layers
+from dinosr_jax.model.convolutions import grouped_conv
 
 Array = jax.Array
 PaddingMode = Literal["zero", "fairseq"]
@@ -77,7 +78,7 @@ class PositionalConvolution(nn.Module):
             kernel, bias = scanned
             if self.padding_mode == "zero":
                 x = zero_padding(x, padding_mask)
-            x = layers.grouped_conv(x, kernel, bias.astype(x.dtype), groups=self.groups)
+            x = grouped_conv(x, kernel, bias.astype(x.dtype), groups=self.groups)
             return layers.layer_norm(x, activate=True), None
 
         return jax.lax.scan(step, x, (kernels, biases))[0]

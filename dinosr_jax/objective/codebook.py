@@ -40,6 +40,7 @@ def codewords(codebook: Codebook) -> Array:
     return codebook.sums / codebook.counts[..., None]
 
 
+@jax.named_scope("codebook_distances")
 def assign(codebook: Codebook, targets: Array) -> Array:
     """The nearest codeword of every frame, by squared Euclidean distance.
 
@@ -58,6 +59,7 @@ def assign(codebook: Codebook, targets: Array) -> Array:
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
+@jax.named_scope("codebook_statistics")
 def statistics(targets: Array, codes: Array, mask: Array, *, codebook_size: int) -> Codebook:
     """Sums and counts of the masked frames of every codeword; those of several batches add up.
 
@@ -77,6 +79,7 @@ def statistics(targets: Array, codes: Array, mask: Array, *, codebook_size: int)
     return Codebook(sums, jnp.sum(chosen, axis=(1, 2)))
 
 
+@jax.named_scope("codebook_update")
 def update(codebook: Codebook, found: Codebook, *, decay: Array | float) -> Codebook:
     """Moves the codebooks towards the masked frames of the global batch.
 

@@ -12,6 +12,7 @@ Array = jax.Array
 BLANK = 0
 
 
+@jax.named_scope("ctc_loss")
 def ctc_loss(logits: Array, padding_mask: Array | None, labels: Array, num_labels: Array) -> Array:
     """Negative log-probability of each transcript, in nats (Graves et al. 2006).
 

@@ -21,6 +21,7 @@ def masked_mean(values: Array, mask: Array, *, num_masked: Array | None = None) 
     return kept / jnp.maximum(num_masked, 1)
 
 
+@jax.named_scope("prediction_loss")
 def prediction_loss(
     logits: Array, codes: Array, mask: Array, *, num_masked: Array | None = None
 ) -> Array:

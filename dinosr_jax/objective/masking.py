@@ -9,6 +9,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+@jax.named_scope("masks")
 def span_mask(
     key: Array,
     num_frames: Array,

@@ -44,6 +44,7 @@ def ema_decay(update: Array, *, start: float, end: float, steps: int, freeze_ste
     return jnp.where(update >= freeze_step, 1.0, decay)
 
 
+@jax.named_scope("teacher_update")
 def update_teacher(teacher: Any, student: Any, *, decay: Array, scope: Scope) -> Any:
     """Moves the teacher towards the student: decay * teacher + (1 - decay) * student.
 
@@ -71,6 +72,7 @@ def update_teacher(teacher: Any, student: Any, *, decay: Array, scope: Scope) ->
     return jax.tree_util.tree_map_with_path(update, teacher, parts)
 
 
+@jax.named_scope("targets")
 def instance_normalise(z: Array, padding_mask: Array | None = None, *, eps: float = 1e-5) -> Array:
     """Normalises every channel of every utterance over time, without affine, in float32.
 

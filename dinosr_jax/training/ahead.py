@@ -311,6 +311,7 @@ def _shortage(message: str) -> tuple[str, dict[str, int]]:
 def _measure(estimate: Estimate, compiled: Any, *, devices: int) -> None:
     """Fills in memory, traffic and collectives."""
     from dinosr_jax.training import costs
+    from dinosr_jax.training.traffic import traffic_by_place
 
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     estimate.needed = {
@@ -322,6 +323,7 @@ def _measure(estimate: Estimate, compiled: Any, *, devices: int) -> None:
     estimate.flops_loops_once = cost.get("flops", 0.0)
     program = costs.Program(compiled.as_text(), devices=devices)
     estimate.traffic = program.traffic()
+    estimate.traffic_by_place = [list(row) for row in traffic_by_place(program)]
     found: dict[tuple, list] = {}
     for c in program.collectives():
         row = found.setdefault((c.kind, c.devices, c.counted), [0, 0, 0.0])

@@ -132,6 +132,13 @@ class Program:
                 found.append((name, line, turns * moved))
         return found
 
+    def fused(self, line: Instruction) -> list[Instruction]:
+        """Instructions of a fusion, those of fusions in it too."""
+        found = []
+        for inner in self.computations[line.called("calls")].values():
+            found += self.fused(inner) if inner.opcode == "fusion" else [inner]
+        return found
+
     def _executed(
         self, name: str, turns: int = 1, counted: bool = True
     ) -> Iterator[tuple[str, int, bool]]:

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, NamedTuple
 
 GIB = 2**30
+UNNAMED = "without a name"  # traffic of a program that comes from no place in the model
+_MOST = 10  # places that the text names
 
 
 class Chip(NamedTuple):
@@ -49,6 +51,7 @@ class Estimate:
       flops: Of products and convolutions, recomputation included (`costs.flops`).
       flops_loops_once: XLA's count, element-wise operations too, loop bodies once.
       traffic: Bytes from and to main memory.
+      traffic_by_place: [place in the model, bytes], most bytes first; they add up to `traffic`.
       collectives: [kind, devices, times, bytes, bytes sent at least, known how often].
     """
 
@@ -68,6 +71,7 @@ class Estimate:
     flops: float = 0.0
     flops_loops_once: float = 0.0
     traffic: float = 0.0
+    traffic_by_place: list[list[Any]] = dataclasses.field(default_factory=list)
     collectives: list[list[Any]] = dataclasses.field(default_factory=list)
 
     @property
@@ -147,6 +151,7 @@ class Estimate:
                 f"{sent / 1e9:.3f} GB sent" + ("" if known else " (ONE turn of a loop)")
             )
         return lines + [
+            *self._places(),
             "",
             f"this program takes at least {least:.3f} s an update, a bound from published peaks:",
             f"  {bounds['computing']:8.3f} s  computing at {chip.peak:g} TFLOP/s (bfloat16)",
@@ -155,4 +160,16 @@ class Estimate:
             f"  at most {audio / least:,.0f} seconds of audio a second; "
             f"{num_steps:,} updates in {num_steps * least / 3600:,.1f} hours",
             *["  (runs are compiled with O2, which moves less)"] * (self.optimization == "O0"),
+        ]
+
+    def _places(self) -> list[str]:
+        """The places with the most traffic, and the rest."""
+        first, rest = self.traffic_by_place[:_MOST], self.traffic_by_place[_MOST:]
+        rest = [*first, [f"the rest, {len(rest)} places", sum(size for _, size in rest)]]
+        known = self.traffic - sum(n for place, n in self.traffic_by_place if place == UNNAMED)
+        share = known / max(self.traffic, 1)
+        return [
+            "",
+            f"HBM traffic by place in the model; {share:.1%} of it has one:",
+            *[f"  {size / 1e9:8.2f} GB  {place}" for place, size in rest],
         ]

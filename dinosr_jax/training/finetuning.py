@@ -69,8 +69,9 @@ def make_finetuning_step(config: Any, *, sample_mask: SampleMask = span_mask):
             gradient, batch, masks, dropout_key, count=config.optimizer.accumulation_steps
         )
         # 3 optimizer
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         # 4 metrics
         labels = jnp.maximum(jnp.sum(batch.num_labels), 1)
         metrics = {"loss": total / num_utterances, "loss_per_label": total / labels}
@@ -120,6 +121,7 @@ def encode(
     return apply(model, params, projected, **inputs, method="encode").output
 
 
+@jax.named_scope("output_layer")
 def output_logits(config: Any, params: Any, hidden: Array) -> Array:
     """Last layer's `block` [B, T, D] to the symbols' logits [B, T, V], float32."""
     return Output(len(config.ctc.symbols)).apply({"params": params["output"]}, hidden)

@@ -37,6 +37,7 @@ class Statistics(NamedTuple):
     codes: Array  # [N, P, V] how often a code fell into a bin of 10 frame positions
 
 
+@jax.named_scope("metrics")
 def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int) -> Statistics:
     """Sums the predictions of the masked frames of the global batch; without gradient.
 
@@ -72,6 +73,7 @@ def position_bins(max_seconds: float, *, hop: int) -> int:
     return math.ceil(max_seconds * SAMPLE_RATE / hop / POSITION_BIN_FRAMES) + 1
 
 
+@jax.named_scope("metrics")
 def prediction_metrics(statistics: Statistics) -> dict[str, Array]:
     """Health of codes and predictions.
 
@@ -111,6 +113,7 @@ class Moments(NamedTuple):
     squares: Array  # [C]
 
 
+@jax.named_scope("metrics")
 def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[str, Moments]:
     """Sums over the real frames, in float32 and without gradient.
 
@@ -132,6 +135,7 @@ def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[s
     return {name: of(x) for name, x in features.items()}
 
 
+@jax.named_scope("metrics")
 def standard_deviations(found: Mapping[str, Moments]) -> dict[str, Array]:
     """Mean over the channels of the standard deviation over batch and time; scalars.
 
@@ -217,6 +221,7 @@ def table_metrics(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+@jax.named_scope("metrics")
 def norms(*, gradients: Any, params: Any, updates: Any) -> dict[str, Array]:
     """Global L2 norms of gradients, parameters and updates; scalars."""
     return {

@@ -80,8 +80,9 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             gradient, batch, mask, dropout_key, count=config.optimizer.accumulation_steps
         )
         # 5 optimizer
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         # 6 teacher
         decay, scope = teacher_decay(config, update), config.teacher.scope
         teacher = teachers.update_teacher(state.teacher_params, params, decay=decay, scope=scope)
@@ -236,6 +237,7 @@ def teacher_targets(
     return teach(config, model, teacher_params, projected, batch)[0]
 
 
+@jax.named_scope("teacher")
 def teach(
     config: Any, model: DinoSR, teacher_params: Any, projected: Array, batch: Batch
 ) -> tuple[Array, Array]:
