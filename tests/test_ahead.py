@@ -167,6 +167,10 @@ def test_a_whole_compilation():
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     state = jax.eval_shape(init)
     assert 4 * count(state) < found["needed"]["arguments"] < 2**22  # in tiles, and the batch
+    places = dict(found["traffic_by_place"])
+    assert sum(places.values()) == found["traffic"] and len(places) > 20
+    assert places.get("without a name", 0) < 0.05 * found["traffic"]
+    assert {"attention, student, backward", "feature encoder, student, forward"} <= set(places)
     # every gradient, in bfloat16 or float32, is summed over the four devices
     (kind, devices, _, size, _, known), *others = found["collectives"]
     assert (kind, devices, known, others) == ("all-reduce", 4, True, [])

@@ -374,7 +374,7 @@ def test_flops_of_the_published_update(monkeypatch):
     assert frames == 125
     frames = 995
     layer = 2 * frames * (4 * 768**2 + 2 * 768 * 3072) + 2 * 2 * frames**2 * 768
-    encoder = 12 * layer + 5 * 2 * frames * 19 * 48 * 768
+    encoder = 12 * layer + 5 * 2 * frames * 19 * 96 * 768  # groups of 48, in pairs
     heads = 2 * frames * 768 * 256 * 8
     student = 3 * (sum(convolutions) + 2 * frames * 512 * 768 + encoder + heads)
     student -= convolutions[0]  # no gradient of the waveform

@@ -24,6 +24,12 @@ ESTIMATE = Estimate(
     flops=19.7e12,
     flops_loops_once=5e12,
     traffic=81.9e9,
+    traffic_by_place=[
+        ["metered", 40.25e9],
+        ["without a name", 8.19e9],
+        *[[f"place {i}", (10 - i) * 0.6e9] for i in range(10)],
+        ["small", 0.46e9],
+    ],
     collectives=[
         ["all-reduce", 16, 28, 2 * 10**8, 3.8e8, True],
         ["all-gather", 2, 24, 10**8, 2e7, False],
@@ -61,6 +67,20 @@ def test_text_of_one_that_fits(subject, facts):
     """Every fact is in the line of its subject, whatever the words around it."""
     (line,) = (line for line in ESTIMATE.to_text(36_000).splitlines() if subject in line)
     assert set(facts.split()) <= set(re.findall(r"[\d.,]*\d|\w+", line))
+
+
+def test_the_ten_places_with_the_most_traffic_and_the_rest_add_up():
+    lines = ESTIMATE.to_text(1).splitlines()
+    (head,) = (i for i, line in enumerate(lines) if "by place" in line)
+    assert "90.0%" in lines[head]  # has a place
+    rows = [re.match(r" +([\d.]+) GB  (.+)", line) for line in lines[head + 1 : head + 12]]
+    assert [row[2] for row in rows[:3]] == ["metered", "without a name", "place 0"]
+    assert rows[10][2] == "the rest, 3 places"
+    assert sum(float(row[1]) for row in rows) == pytest.approx(81.9, abs=0.06)
+    assert lines[head + 12] == ""
+    assert sum(size for _, size in ESTIMATE.traffic_by_place) == pytest.approx(ESTIMATE.traffic)
+    few = dataclasses.replace(ESTIMATE, traffic_by_place=[["all of it", 81.9e9]]).to_text(1)
+    assert "GB  all of it" in few and "100.0%" in few and "the rest" not in few
 
 
 def test_what_the_text_leaves_out():

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from dinosr_jax.model.feature_encoder import FeatureEncoder, num_frames, receptive_field
+from dinosr_jax.model.feature_encoder import (
+    FeatureEncoder,
+    cut_waveforms,
+    num_frames,
+    receptive_field,
+)
 from dinosr_jax.recipes import published_recipe
 
 PUBLISHED = tuple(published_recipe().model.conv_layers)
@@ -97,6 +102,43 @@ def test_a_frame_sees_its_receptive_field_and_nothing_else(small):
     reach = np.abs(jax.jit(jax.jacrev(encode))(waveforms[0])).max(axis=0) > 0
     expected = np.arange(117)
     np.testing.assert_array_equal(reach, (expected >= 2 * hop) & (expected < 2 * hop + field))
+
+
+@pytest.mark.parametrize("frames", [1, 7, 8, 20])
+@pytest.mark.parametrize("more", [0, 3])  # samples after the last frame
+def test_pieces_of_a_waveform_have_its_frames(small, frames, more, monkeypatch):
+    network, params, _ = small
+    field, hop = receptive_field(SMALL)
+    size = (3, field + (frames - 1) * hop + more)
+    waveforms = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    run = lambda params: jnp.sum(
+        jnp.sin(jnp.arange(1, 4)[:, None, None] * network.apply(params, waveforms))
+    )
+    values = [network.apply({"params": params}, waveforms)]
+    gradients = [jax.grad(run)({"params": params})]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    values.append(network.apply({"params": params}, waveforms))
+    gradients.append(jax.grad(run)({"params": params}))
+    assert values[0].shape == (3, frames, SMALL[-1][0])
+    np.testing.assert_allclose(*values, atol=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_pieces_overlap_by_what_a_frame_sees():
+    conv_layers = ((4, 3, 2), (4, 2, 2))  # a frame sees 5 samples, every 4
+    cut = cut_waveforms(jnp.arange(2 * 16).reshape(2, 16), conv_layers, pieces=2)  # 3 frames
+    np.testing.assert_array_equal(cut[0], np.arange(9))
+    np.testing.assert_array_equal(cut[1], [*range(8, 16), 0])
+    np.testing.assert_array_equal(cut[2], 16 + np.arange(9))
+    assert cut.shape == (4, 9)
+
+
+def test_too_little_audio_has_no_frames_on_any_platform(small, monkeypatch):
+    network, params, _ = small
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    short = jnp.ones((2, receptive_field(SMALL)[0] - 1))
+    assert network.apply({"params": params}, short).shape == (2, 0, SMALL[-1][0])
 
 
 def test_init_is_kaiming_normal():

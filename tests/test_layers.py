@@ -95,6 +95,39 @@ def test_layer_norm_without_affine_and_in_bfloat16():
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-3)
 
 
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 30.0])  # of an x of variance 4
+def test_layer_norm_of_bfloat16_on_accelerators(activate, mean, monkeypatch):
+    """The gradients are as exact as the float32 arithmetic on the rounded arrays, rounded once."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    x, g = normal(0, 3, 40, 256) * 2 + mean, normal(1, 3, 40, 256)
+    x, g = (jnp.asarray(a, jnp.bfloat16) for a in (x, g))
+    scale, bias = 1 + 0.3 * normal(2, 256), normal(3, 256)
+
+    def run(x, scale, bias):
+        return layers.layer_norm(x, scale=scale, bias=bias, activate=activate)
+
+    found, backward = jax.vjp(run, x, scale, bias)
+    exact = (np.asarray(a, np.float32) for a in (x, scale, bias, g))
+    expected, gradients = reference_layer_norm(*exact, activate=activate)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(found), expected, rtol=2**-8, atol=2e-4)
+    dx, dscale, dbias = backward(g)
+    assert dx.dtype == jnp.bfloat16 and dscale.dtype == dbias.dtype == jnp.float32
+    np.testing.assert_allclose(np.float64(dx), gradients[0], rtol=2**-8, atol=2e-4)
+    np.testing.assert_allclose(dscale, gradients[1], rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(dbias, gradients[2], rtol=1e-4, atol=1e-2)
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.size >= x.size]
+    assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]  # x, and no float32 copy of it
+
+
+def test_layer_norm_of_float32_on_accelerators_subtracts_the_mean_first(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = normal(0, 4, 256) + 300.0
+    expected, _ = reference_layer_norm(x, np.ones(256), np.zeros(256), x, activate=False)
+    np.testing.assert_allclose(layers.layer_norm(x), expected, rtol=0, atol=2e-4)
+
+
 def reference_conv(x, kernel, *, stride, groups, before, after):
     """Cross-correlation in float64, frame by frame and tap by tap."""
     x = np.pad(x.astype(np.float64), ((0, 0), (before, after), (0, 0)))
@@ -135,7 +168,7 @@ def test_strided_conv(kernel, stride, frames, channels):
     check_conv(found, backward, lambda x, w: reference_conv(x, w, **conv), x, w)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize(("kernel", "groups", "channels"), [(5, 4, 8), (4, 2, 12), (3, 1, 8)])
 def test_grouped_conv(kernel, groups, channels, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)

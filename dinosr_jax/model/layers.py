@@ -142,9 +142,9 @@ def layer_norm(
     return _normalise_narrow(x, scale, bias, eps, activate)
 
 
-# On GPU and TPU memory is what a normalisation waits for. The backward pass reads x and the gradient
-# of the result as they are, twice: for the sums over channels and over frames, and for the gradient
-# of x. XLA's own gradient keeps several float32 copies of them.
+# On GPU and TPU a normalisation waits for memory. The backward pass reads x and the gradient
+# of the result in the type they have, twice: for the sums over channels, and for the gradient of x
+# and the sums over frames. XLA's own gradient keeps several float32 copies of them.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalise_narrow(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
     """Maps x [..., D] of any float type to `layer_norm` of it, in that type."""

@@ -228,7 +228,7 @@ class Program:
         lines, total = self.computations[fused], 0.0
         if lines[name].is_root:
             return 1.0
-        for user in self._users(fused).get(name, ()):
+        for user in self.users(fused).get(name, ()):
             at = user.operands.index(name)
             if user.opcode in _ELEMENTWISE:
                 total += self._share(fused, user.name)
@@ -242,7 +242,7 @@ class Program:
                 total += 1.0
         return min(total, 1.0)
 
-    def _users(self, computation: str) -> dict[str, list[Instruction]]:
+    def users(self, computation: str) -> dict[str, list[Instruction]]:
         """Instructions of a computation by the names of their operands."""
         if computation not in self._used:
             found = self._used[computation] = {}

@@ -165,11 +165,12 @@ class Estimate:
     def _places(self) -> list[str]:
         """The places with the most traffic, and the rest."""
         first, rest = self.traffic_by_place[:_MOST], self.traffic_by_place[_MOST:]
-        rest = [*first, [f"the rest, {len(rest)} places", sum(size for _, size in rest)]]
-        known = self.traffic - sum(n for place, n in self.traffic_by_place if place == UNNAMED)
-        share = known / max(self.traffic, 1)
+        if rest:
+            first = [*first, [f"the rest, {len(rest)} places", sum(size for _, size in rest)]]
+        unnamed = sum(size for place, size in self.traffic_by_place if place == UNNAMED)
+        share = 1.0 - unnamed / max(self.traffic, 1)
         return [
             "",
             f"HBM traffic by place in the model; {share:.1%} of it has one:",
-            *[f"  {size / 1e9:8.2f} GB  {place}" for place, size in rest],
+            *[f"  {size / 1e9:8.2f} GB  {place}" for place, size in first],
         ]

@@ -35,6 +35,7 @@ PLACES = {
 }
 _OF_A_NETWORK = tuple(PLACES)[tuple(PLACES).index("feature encoder") :] + ("random numbers",)
 _PRODUCTS = ("convolution", "dot")
+_FAR = 4  # instructions from one without a path to the next with one, at most
 
 
 def place(path: str) -> str:
@@ -60,8 +61,8 @@ def traffic_by_place(program: Program) -> list[tuple[str, int]]:
     """Bytes from and to main memory by their place in the model.
 
     A fusion belongs where its product or convolution does; if it has none, where most of its
-    instructions do. Of what has no path itself, such as a copy for another layout, the operands
-    tell.
+    instructions do. Of what has no path, such as a copy for another layout, what it is made of
+    tells, or else what is made of it.
 
     Args:
       program: The compiled program.
@@ -79,18 +80,23 @@ def _place(program: Program, name: str, line: Instruction) -> str:
     """Place of an instruction of a computation."""
     if line.opcode.removesuffix("-start") in COLLECTIVES:
         return "exchange between devices"
-    inside = [line]
-    if line.opcode == "fusion":
-        inside = program.fused(line)
-        inside = [x for x in inside if x.opcode in _PRODUCTS] or inside
-    named = [x for x in map(_own_place, inside) if x != UNNAMED]
-    named = named or [x for x in [_own_place(line)] if x != UNNAMED]
-    if not named:
-        known = program.computations[name]
-        named = [_own_place(known[x]) for x in line.operands if x in known]
-    return collections.Counter(named or [UNNAMED]).most_common(1)[0][0]
+    known, users = program.computations[name], program.users(name)
+    made_of, makes = [line], [line]
+    for _ in range(_FAR):
+        found = [place for x in [*made_of, *makes] if (place := _own_place(program, x))]
+        if found:
+            return next((place for place in found if place != UNNAMED), UNNAMED)
+        made_of = [known[x] for y in made_of for x in y.operands if x in known]
+        makes = [x for y in makes for x in users.get(y.name, ())]
+    return UNNAMED
 
 
-def _own_place(line: Instruction) -> str:
-    path = re.search(r'op_name="([^"]*)"', line.rest)
-    return place(path[1]) if path else UNNAMED
+def _own_place(program: Program, line: Instruction) -> str | None:
+    """Place by the path of an instruction and of what is fused in it; None without any path."""
+    inside = program.fused(line) if line.opcode == "fusion" else []
+    inside = [x for x in inside if x.opcode in _PRODUCTS] or inside
+    # XLA's own instructions have no path, or a name that is none
+    paths = [re.search(r'op_name="([^"]*/[^"]*)"', x.rest) for x in (*inside, line)]
+    places = [place(path[1]) for path in paths if path]
+    named = [x for x in places if x != UNNAMED] or places
+    return collections.Counter(named).most_common(1)[0][0] if named else None
