@@ -239,6 +239,7 @@ def test_a_fusion_that_updates_a_slice_in_place_writes_the_slice():
         ('custom-call(), custom_call_target="AllocateBuffer"', 0),  # nothing is written yet
         ('custom-call(%x), custom_call_target="tpu_custom_call"', 2 * WHOLE),
         ("copy(%x)", 2 * WHOLE),
+        ("copy(f32[12,64,128]{2,1,0:T(8,128)} %x), control-predecessors={%one}", 2 * WHOLE),
         ("bitcast(%x)", 0),
         ("dynamic-update-slice(%x, %one, %i, %i, %i)", 2 * PART),
         ("scatter(%x, %i, %one), to_apply=%add", 2 * PART + 4),

@@ -35,7 +35,11 @@ class Instruction(NamedTuple):
     @property
     def operands(self) -> list[str]:
         """Names of the operands."""
-        return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
+        depth = end = 0
+        while depth >= 0 and end < len(self.rest):  # shapes may stand before the names
+            depth += {"(": 1, ")": -1}.get(self.rest[end], 0)
+            end += 1
+        return re.findall(r"%([\w.\-]+)", self.rest[:end])
 
     def called(self, attribute: str) -> str | None:
         """Name of the computation that an attribute ('body', 'calls', ...) gives."""
