@@ -33,6 +33,7 @@ BACK = "transpose(jvp(DinoSR.encode))"
         ("jvp(DinoSR.encode)/encoder/pos_conv/while/body/reduce_sum", "positional convolutions"),
         ("jvp(DinoSR.encode)/encoder/while/body/dynamic_update_slice", "loop over layers"),
         ("jvp(DinoSR.convolve)/feature_encoder/conv_0/layer_norm/mul", "feature encoder"),
+        ("jvp(DinoSR.encode)/encoder/broadcast_in_dim", "rest of the encoder"),
         ("jvp(DinoSR.x)/feature_projection/layer_norm/mul", "feature projection"),
         (f"jvp(DinoSR.encode)/{LAYER}/attention/random_bits/xor", "random numbers"),
     ],
@@ -98,15 +99,22 @@ ENTRY %main (x: f32[10,100]) -> f32[10,100] {{
   %z = f32[10,100]{{1,0}} fusion(%y), kind=kLoop, calls=%several, {LOSS}
   %copied = f32[10,100]{{0,1}} copy(%y)
   %sum = f32[10,100]{{0,1}} all-reduce(%copied), replica_groups={{{{0,1}}}}, to_apply=%add, {ADAM}
-  ROOT %last = f32[10,100]{{0,1}} copy(%x)
+  %other = f32[10,100]{{1,0}} copy(%x), {NAMED % "add"}
+  %zero = f32[] constant(0), {NAMED % "broadcast_in_dim"}
+  %fill = f32[10,100]{{1,0}} broadcast(%zero), metadata={{op_name="broadcast.7"}}
+  %both = (f32[10,100]{{1,0}}, f32[10,100]{{1,0}}) tuple(%fill, %other)
+  %first = f32[10,100]{{1,0}} get-tuple-element(%both), index=0
+  ROOT %last = f32[10,100]{{1,0}} multiply(%first, %first), {ADAM}
 }}
 """
 
 
 def test_a_fusion_belongs_to_its_product_or_to_most_of_its_instructions():
+    """And what has no path to what it is made of, or to what is made of it."""
     both = 2 * 10 * 100 * 4  # read and written
     found = traffic_by_place(Program(PROGRAM, devices=2))
-    expected = {"heads and loss": 2 * both, "optimizer": both, UNNAMED: both}
+    filled, squared = both // 2 + 4, both // 2 + both  # two operands
+    expected = {"heads and loss": 2 * both, "optimizer": both + filled + squared, UNNAMED: both}
     assert dict(found) == expected | {"exchange between devices": both}
     assert [size for _, size in found] == sorted((size for _, size in found), reverse=True)
 

@@ -30,7 +30,8 @@ PLACES = {
     "attention": r"/attention/",
     "LayerNorm": r"(attention|ffn|encoder)[_/]layer_norm",
     "feed-forward": r"ffn_in|ffn_out|TransformerLayer",
-    "loop over layers": r"encoder/while",
+    "loop over layers": r"\bencoder/while",
+    "rest of the encoder": r"\bencoder/",
     "waveforms": r"waveforms",
 }
 _OF_A_NETWORK = tuple(PLACES)[tuple(PLACES).index("feature encoder") :] + ("random numbers",)
@@ -82,10 +83,12 @@ def _place(program: Program, name: str, line: Instruction) -> str:
         return "exchange between devices"
     known, users = program.computations[name], program.users(name)
     made_of, makes = [line], [line]
+    if _own_place(program, line) == UNNAMED:
+        return UNNAMED  # its path is of no place; those of others are not its own
     for _ in range(_FAR):
-        found = [place for x in [*made_of, *makes] if (place := _own_place(program, x))]
-        if found:
-            return next((place for place in found if place != UNNAMED), UNNAMED)
+        for found in (_own_place(program, x) for x in [*made_of, *makes]):
+            if found not in (None, UNNAMED):
+                return found
         made_of = [known[x] for y in made_of for x in y.operands if x in known]
         makes = [x for y in makes for x in users.get(y.name, ())]
     return UNNAMED
