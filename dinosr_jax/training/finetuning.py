@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dinosr_jax.model.recogniser import Output
 from dinosr_jax.objective.ctc import ctc_loss
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.training.metrics import norms
-from dinosr_jax.training.optimizer import make_optimizer, make_schedule
+from dinosr_jax.training.optimizer import make_optimizer, make_schedule, move
 from dinosr_jax.training.state import Batch, TrainState, make_model, stream_key
 from dinosr_jax.training.step import (
     SampleMask,
@@ -69,9 +68,7 @@ def make_finetuning_step(config: Any, *, sample_mask: SampleMask = span_mask):
             gradient, batch, masks, dropout_key, count=config.optimizer.accumulation_steps
         )
         # 3 optimizer
-        with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+        params, updates, opt_state = move(optimizer, gradients, state)
         # 4 metrics
         labels = jnp.maximum(jnp.sum(batch.num_labels), 1)
         metrics = {"loss": total / num_utterances, "loss_per_label": total / labels}

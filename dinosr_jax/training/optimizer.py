@@ -129,6 +129,13 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     return freeze_from(adamw, step=step or NEVER, parts=FROZEN_PARTS)
 
 
+@jax.named_scope("optimizer")
+def move(optimizer: optax.GradientTransformation, gradients: Any, state: Any) -> tuple:
+    """New parameters, what was added to them, and the new state of the optimizer."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    return optax.apply_updates(state.params, updates), updates, opt_state
+
+
 def _make_finetuning_optimizer(config: Any) -> optax.GradientTransformation:
     c = config.optimizer
     adam = optax.chain(

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dinosr_jax.model.dinosr import DinoSR, padding_mask
 from dinosr_jax.model.feature_encoder import num_frames, receptive_field
@@ -28,7 +27,7 @@ from dinosr_jax.training.metrics import (
     prediction_statistics,
     standard_deviations,
 )
-from dinosr_jax.training.optimizer import make_optimizer, make_schedule
+from dinosr_jax.training.optimizer import make_optimizer, make_schedule, move
 from dinosr_jax.training.state import Batch, TrainState, make_model, stream_key
 
 Array = jax.Array
@@ -80,9 +79,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             gradient, batch, mask, dropout_key, count=config.optimizer.accumulation_steps
         )
         # 5 optimizer
-        with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+        params, updates, opt_state = move(optimizer, gradients, state)
         # 6 teacher
         decay, scope = teacher_decay(config, update), config.teacher.scope
         teacher = teachers.update_teacher(state.teacher_params, params, decay=decay, scope=scope)
