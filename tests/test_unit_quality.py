@@ -58,6 +58,27 @@ def test_by_hand():
     assert mean.startswith(f"mean            -   {found.pnmi / 2:.4f}")
 
 
+def test_discophon_itself():
+    evaluate = pytest.importorskip("discophon.evaluate")
+    random = np.random.default_rng(0)
+    codes, phones = {}, {}
+    for name, spare in zip("abcd", (0, 1, -1, 2), strict=True):
+        n = int(random.integers(20, 200))
+        codes[name] = random.integers(0, 30, n)
+        phones[name] = "".join("ABCDEFG"[c % 7] for c in codes[name].repeat(2))
+        phones[name] = (phones[name] + "AB")[: 2 * n + spare]
+    expected = evaluate.cooccurrence_matrix(
+        {name: c.tolist() for name, c in codes.items()},
+        {name: list(text) for name, text in phones.items()},
+        n_units=30,
+        n_phonemes=len("ABCDEFG"),
+    )
+    found = measure(codes, alignment(**phones), num_units=30)
+    rows = [list(expected.phone.values).index(phone) for phone in "ABCDEFG"]
+    np.testing.assert_array_equal(found.counts[:7], expected.values[rows])
+    assert found.pnmi == pytest.approx(evaluate.pnmi(expected), abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("rule", "pairs"),
     [
