@@ -76,8 +76,8 @@ PROGRAM = f"""HloModule test
 %product (a: f32[10,100]) -> f32[10,100] {{
   %a = f32[10,100]{{1,0}} parameter(0)
   %d = f32[10,100]{{1,0}} dot(%a, %a), {HEADS}
-  %e = f32[10,100]{{1,0}} exponential(%d), {LOSS}
-  ROOT %f = f32[10,100]{{1,0}} exponential(%e), {LOSS}
+  %e = f32[10,100]{{1,0}} exponential(%d), {NAMED % "metrics/exp"}
+  ROOT %f = f32[10,100]{{1,0}} exponential(%e), {NAMED % "metrics/exp"}
 }}
 
 %inner (b: f32[10,100]) -> f32[10,100] {{
@@ -94,7 +94,7 @@ PROGRAM = f"""HloModule test
 
 ENTRY %main (x: f32[10,100]) -> f32[10,100] {{
   %x = f32[10,100]{{1,0}} parameter(0)
-  %y = f32[10,100]{{1,0}} fusion(%x), kind=kOutput, calls=%product, {LOSS}
+  %y = f32[10,100]{{1,0}} fusion(%x), kind=kOutput, calls=%product, {NAMED % "metrics/exp"}
   %z = f32[10,100]{{1,0}} fusion(%y), kind=kLoop, calls=%several, {LOSS}
   %copied = f32[10,100]{{0,1}} copy(%y)
   %sum = f32[10,100]{{0,1}} all-reduce(%copied), replica_groups={{{{0,1}}}}, to_apply=%add, {ADAM}
