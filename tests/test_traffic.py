@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import tiny
@@ -77,8 +76,8 @@ PROGRAM = f"""HloModule test
 %product (a: f32[10,100]) -> f32[10,100] {{
   %a = f32[10,100]{{1,0}} parameter(0)
   %d = f32[10,100]{{1,0}} dot(%a, %a), {HEADS}
-  %e = f32[10,100]{{1,0}} exponential(%d), {LOSS}
-  ROOT %f = f32[10,100]{{1,0}} exponential(%e), {LOSS}
+  %e = f32[10,100]{{1,0}} exponential(%d), {NAMED % "metrics/exp"}
+  ROOT %f = f32[10,100]{{1,0}} exponential(%e), {NAMED % "metrics/exp"}
 }}
 
 %inner (b: f32[10,100]) -> f32[10,100] {{
@@ -95,7 +94,7 @@ PROGRAM = f"""HloModule test
 
 ENTRY %main (x: f32[10,100]) -> f32[10,100] {{
   %x = f32[10,100]{{1,0}} parameter(0)
-  %y = f32[10,100]{{1,0}} fusion(%x), kind=kOutput, calls=%product, {LOSS}
+  %y = f32[10,100]{{1,0}} fusion(%x), kind=kOutput, calls=%product, {NAMED % "metrics/exp"}
   %z = f32[10,100]{{1,0}} fusion(%y), kind=kLoop, calls=%several, {LOSS}
   %copied = f32[10,100]{{0,1}} copy(%y)
   %sum = f32[10,100]{{0,1}} all-reduce(%copied), replica_groups={{{{0,1}}}}, to_apply=%add, {ADAM}
@@ -128,7 +127,8 @@ def compiled(task):
     state = jax.eval_shape(lambda: init_state(config, optimizer=make_optimizer(config)))
     make = {"ctc": make_finetuning_step, "pretrain": make_train_step}[task]
     batch = ahead._abstract_batch(task, None, 4, 16_080)
-    return Program(jax.jit(make(config)).lower(state, batch).compile().as_text())
+    quickly = {"xla_backend_optimization_level": 0}  # what LLVM does is not in the text
+    return Program(jax.jit(make(config)).lower(state, batch).compile(quickly).as_text())
 
 
 @pytest.mark.parametrize("task", ["pretrain", "ctc"])
@@ -143,14 +143,3 @@ def test_the_places_of_an_update(task):
     teacher |= {"targets", "EMA of the teacher", "feature encoder, student, backward"}
     assert kinds <= set(found)
     assert teacher & set(found) == (teacher if task == "pretrain" else set())
-
-
-def test_scopes_change_no_result():
-    """A scope is a name: the traced programs are the same but for it."""
-    from dinosr_jax.objective import codebook
-
-    book = codebook.init(jax.random.key(0), num_codebooks=2, codebook_size=4, width=8)
-    targets = jax.random.normal(jax.random.key(1), (2, 3, 5, 8))
-    named = jax.make_jaxpr(codebook.assign)(book, targets)
-    plain = jax.make_jaxpr(codebook.assign.__wrapped__)(book, targets)
-    assert str(named) == str(plain) and jnp.issubdtype(named.out_avals[0].dtype, jnp.integer)

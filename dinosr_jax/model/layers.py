@@ -2,10 +2,10 @@
 
 On CPU, XLA neither fuses nor vectorises the textbook forms of some of these well; they are written
 out there, with their gradients, so that each array passes through memory as rarely as possible.
-Times: one core of an AMD EPYC, jax 0.10.2, float32. On GPU and TPU, XLA's own convolutions and
-gradients are used.
+Times: one core of an AMD EPYC, jax 0.10.2, float32. On GPU and TPU, XLA's own gradients are used
+but for those of normalisations.
 
-Shapes: B batch, T frames in, U frames out, C channels in, D channels out, K kernel, G groups.
+Shapes: B batch, T frames, C channels in, D channels out.
 """
 
 import contextlib
