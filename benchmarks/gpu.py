@@ -73,7 +73,9 @@ class Kit:
     def add(self, part: str, row: dict) -> None:
         """Takes a row, and writes its part and the tables anew."""
         self.rows[part].append(row)
-        replace(self.output / f"{part}.json", json.dumps(self.about | {"rows": self.rows[part]}))
+        if part in PARTS:
+            found = self.about | {"rows": self.rows[part]}
+            replace(self.output / f"{part}.json", json.dumps(found))
         replace(self.output / "results.md", gpu_tables.markdown(self.about, self.rows))
 
     def measure(self, job: Job, *, seconds: float, environment: dict[str, str]) -> bool:
@@ -208,6 +210,7 @@ class Shapes(NamedTuple):
     update: list[str]  # of one update
     features: list[str]
     parity: list[str]
+    remats: tuple[str, ...] = ("none", "dots", "full")
     patience: float = 1.0  # that the limits are multiplied by
     most_gib: float | None = None  # memory that larger batches are tried in; None: the device's
 
@@ -221,7 +224,8 @@ TINY = Shapes(
     update=["--shape=tiny", "--dtype=bfloat16", "--rounds=2"],
     features=["--shape=tiny", "--seconds=1", "--batch_seconds=2", "--rounds=2"],
     parity=["--shape=tiny", "--updates=3"],
-    patience=4.0,  # CPUs that others use too
+    remats=("none", "dots"),
+    patience=8.0,  # CPUs that others use too
     most_gib=0.01,
 )
 
@@ -229,8 +233,8 @@ TINY = Shapes(
 def plan(kit: Kit, shapes: Shapes, *, attentions: list[str]) -> Iterator[Job]:
     """What is measured, the most valuable first; what comes later depends on what was found."""
     script = lambda name: str(HERE / name)
-    yield Job("parity", {}, [script("parity.py"), *shapes.parity], 120)
-    grid = [(attention, remat) for remat in ("none", "dots", "full") for attention in attentions]
+    yield Job("parity", {"of": "golden"}, [script("parity.py"), "golden"], 120)
+    grid = [(attention, remat) for remat in shapes.remats for attention in attentions]
     first = [("xla", "dots"), *((a, "none") for a in attentions)]
     for attention, remat in first:
         yield update(shapes, attention, remat)
@@ -242,6 +246,8 @@ def plan(kit: Kit, shapes: Shapes, *, attentions: list[str]) -> Iterator[Job]:
         yield Job("peer", {"peer": "eager"}, [*peer, "--torch=eager"], 90)
     yield Job("features", {}, [script("features.py"), *shapes.features], 120)
     yield Job("kernels", {}, [script("kernels.py"), *shapes.update[:2], *fields], 90)
+    dtypes = [script("parity.py"), "bfloat16", *shapes.parity]
+    yield Job("parity", {"of": "bfloat16"}, dtypes, 120)
     for attention, remat in grid:
         if (attention, remat) not in first:
             yield update(shapes, attention, remat)
@@ -283,8 +289,10 @@ def larger(kit: Kit, shapes: Shapes) -> Iterator[Job]:
         yield job
         if kit.row("update", **job.about):
             fits = tried
-        else:
+        elif gpu_tables.is_too_large(kit.rows["update"][-1]):
             too_many = tried
+        else:  # no time is left, or it failed otherwise
+            return
         tried = (fits + too_many) // 2 if too_many else fits + max(fits // 8, 1)
         if tried in (fits, too_many):
             return

@@ -56,10 +56,15 @@ def failure(row: Mapping[str, Any]) -> str | None:
     return f"{row['failed']}: {last[-1].strip()[:200]}".rstrip(": ")
 
 
+def is_too_large(row: Mapping[str, Any]) -> bool:
+    """Whether a row says that memory did not suffice."""
+    return "out_of_memory" in row or row.get("failed", "").startswith("out of memory")
+
+
 def _parity(rows: list[dict]) -> list[str]:
     golden = [row for row in rows if "worst" in row]
     cells = [
-        [row["compared"], row["arrays"], f"{row['worst']:.1e} ({row['of']})",
+        [row["compared"], row["arrays"], f"{row['worst']:.1e} ({row['worst_of']})",
          "; ".join(row["wrong"]) or "none"]
         for row in golden
     ]  # fmt: skip
@@ -76,7 +81,7 @@ def _parity(rows: list[dict]) -> list[str]:
                 f"{row['equal_codes_after']:.2%} after, of the same state, "
                 f"{row['equal_codes_of_own_states']:.2%} of their own states"
             )
-    return parts + [f"- {text}" for row in rows if (text := failure(row))]
+    return parts + [f"- {row['of']}: {text}" for row in rows if (text := failure(row))]
 
 
 def _update(rows: list[dict]) -> list[str]:

@@ -88,8 +88,6 @@ def main() -> None:
             for _ in range(UPDATES):
                 step()
         times = read_times(Path(trace))
-    if not times:
-        sys.exit("error: the profile has no operation of the device; see jax.profiler's log above")
     whole, known = sum(times.values()), places(compiled.as_text())
     rows = []
     for name, nanoseconds in sorted(times.items(), key=lambda item: -item[1])[: arguments.count]:
@@ -101,6 +99,8 @@ def main() -> None:
     about = {"ms_per_update": round(whole / UPDATES / 1e6, 3), "kernels": rows} | fields
     about |= {name: analysis[name] for name in ("flops", "bytes accessed") if name in analysis}
     print(json.dumps(about), flush=True)
+    if not times:
+        sys.exit("error: the profile has no operation of the device; see jax.profiler's log above")
 
 
 if __name__ == "__main__":
