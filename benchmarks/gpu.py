@@ -382,6 +382,8 @@ def main() -> None:
         sys.exit(f"error: jax does not start: {last['failed']}\n" + "\n".join(last["last_lines"]))
     found = kit.rows["device"][0]
     kit.about |= {name: found[name] for name in ("device", "platform")}
+    if arguments.rehearse:
+        kit.about["rehearsal"] = "at tiny shapes on a CPU (no figure counts)"
     if found["platform"] != "gpu" and not arguments.rehearse:
         print(
             f"error: jax sees no GPU, only {found['device']}; install jax[cuda13], or rehearse on "

@@ -26,6 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from absl import logging as absl_logging
 
 from dinosr_jax.config import held_out, parse
 from dinosr_jax.data import audio
@@ -191,7 +192,11 @@ def main() -> None:
         command.add_argument("--config", required=True, help="a .py file")
         command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a page a checkpoint
+    logger = logging.getLogger("dinosr_jax")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
         config = runpy.run_path(arguments.config)["get_config"]()
         for given in arguments.set:

@@ -279,8 +279,7 @@ class BatchIterator:
             return batch.waveforms, np.array(batch.ids, object), np.int64(batch.num_bad)
 
         tf = _tensorflow()
-        dtypes = (tf.float32, tf.string, tf.int64)
-        options = tf.data.Options()
+        options, dtypes = tf.data.Options(), (tf.float32, tf.string, tf.int64)
         options.autotune.enabled = False
         options.threading.private_threadpool_size = num_workers
         steps = tf.data.Dataset.range(start_step, stop_step)
