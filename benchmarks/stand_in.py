@@ -19,6 +19,9 @@ class ConfigDict:
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
 
+    def __contains__(self, name: object) -> bool:
+        return name in vars(self)
+
     def items(self) -> ItemsView[str, Any]:
         """Names and values."""
         return vars(self).items()

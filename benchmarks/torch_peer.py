@@ -1,4 +1,4 @@
-"""The same DinoSR update in eager PyTorch, on the encoder of `transformers`, to time JAX against.
+"""The same DinoSR update in PyTorch, on the encoder of `transformers`, to time JAX against.
 
 Shapes: B batch, S samples, T frames, D model, N codebooks, V codewords.
 """
@@ -12,27 +12,43 @@ import torch
 from torch import nn
 from transformers import Data2VecAudioConfig, Data2VecAudioModel
 
+from benchmarks.turns import process_memory
 
-def make_torch_step(config: Any, waveforms: np.ndarray, mask: np.ndarray) -> Callable[[], float]:
+
+def make_torch_step(
+    config: Any,
+    waveforms: np.ndarray,
+    mask: np.ndarray,
+    *,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> Callable[[], float]:
     """One update of a random network of the configured shape, always on the same batch.
+
+    Attention is PyTorch's `scaled_dot_product_attention`. With a compute_dtype of bfloat16 the
+    networks run under autocast; parameters, targets, codebooks and loss stay float32.
 
     Args:
       config: Parsed configuration.
       waveforms: [B, S] float32.
       mask: [B, T] bool. (JAX draws its masks in the step; this side gets them for nothing.)
+      device: 'cpu' or 'cuda'.
+      compiled: Whether layers and front end run through torch.compile.
 
     Returns:
       Function of no arguments that updates student, teacher and codebooks and returns the loss.
     """
     torch.manual_seed(config.seed)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as jax has it
     m, n = config.model, config.model.num_codebooks
-    student = Data2VecAudioModel(model_config(m)).train()
+    student = Data2VecAudioModel(model_config(m)).to(device).train()
     student.feature_extractor._requires_grad = False  # no gradient of the audio itself
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    heads = nn.Linear(m.width, n * m.codebook_size)
-    noise = torch.randn(n, m.codebook_size, m.width)
+    heads = nn.Linear(m.width, n * m.codebook_size, device=device)
+    noise = torch.randn(n, m.codebook_size, m.width, device=device)
     sums = (noise - noise.mean(1, keepdim=True)) / noise.std(1, keepdim=True)
-    counts = torch.ones(n, m.codebook_size)
+    counts = torch.ones(n, m.codebook_size, device=device)
     c = config.optimizer
     optimizer = torch.optim.AdamW(
         [*student.parameters(), *heads.parameters()],
@@ -40,38 +56,44 @@ def make_torch_step(config: Any, waveforms: np.ndarray, mask: np.ndarray) -> Cal
         betas=(c.b1, c.b2),
         eps=c.eps,
         weight_decay=c.weight_decay,
-        fused=True,  # the fastest on CPU
+        fused=True,  # the fastest
     )
     averaged = _averaged_parameters(student, teacher, config.teacher.scope)
-    ffn: list[torch.Tensor] = []  # [B, T, D] of each layer of the teacher
     for layer in teacher.encoder.layers:
-        layer.feed_forward.register_forward_hook(
-            lambda _module, _inputs, output: ffn.append(output)
-        )
-    audio, masked = torch.tensor(waveforms), torch.tensor(mask)
+        layer.feed_forward.register_forward_hook(_keep)
+    if compiled:
+        compile_parts(student, device=device)
+        compile_parts(teacher, device=device)
+    audio, full = torch.tensor(waveforms, device=device), config.teacher.scope == "full"
+    masked = torch.tensor(mask, device=device)
+    where = masked.flatten().nonzero()[:, 0]  # [M]
+    half = lambda: torch.autocast(device, torch.bfloat16, config.compute_dtype == "bfloat16")
 
     def step() -> float:
-        projected = _project(student, audio)
+        with half():
+            projected = _project(student, audio)
         with torch.no_grad():
-            ffn.clear()
-            full = config.teacher.scope == "full"
-            teacher.encoder(_project(teacher, audio) if full else projected.detach())
-            targets = torch.stack(ffn[-n:])  # [N, B, T, D]
+            with half():
+                teacher.encoder(_project(teacher, audio) if full else projected.detach())
+            ffn = [layer.feed_forward.kept for layer in teacher.encoder.layers[-n:]]
+            targets = torch.stack(ffn).float()  # [N, B, T, D]
             variance, mean = torch.var_mean(targets, dim=2, correction=0, keepdim=True)
             targets = (targets - mean) * torch.rsqrt(variance + 1e-5)
-            targets = targets[:, masked]  # [N, M, D]
+            targets = targets.flatten(1, 2)[:, where]  # [N, M, D]
             words = sums / counts[..., None]
             codes = torch.argmin(torch.cdist(targets, words), dim=-1)  # [N, M]
-        inputs = torch.where(masked[..., None], student.masked_spec_embed, projected)
-        hidden = student.encoder(inputs).last_hidden_state[masked]  # [M, D]
-        logits = heads(hidden).unflatten(-1, (n, -1)).transpose(0, 1)  # [N, M, V]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
+        with half():
+            inputs = torch.where(masked[..., None], student.masked_spec_embed, projected)
+            hidden = student.encoder(inputs).last_hidden_state.flatten(0, 1)[where]  # [M, D]
+            logits = heads(hidden).unflatten(-1, (n, -1)).transpose(0, 1)  # [N, M, V]
+        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            for old, new, copied in averaged:
-                _ = old.copy_(new) if copied else old.lerp_(new, 1 - config.teacher.decay)
+            for copied, (old, new) in averaged.items():
+                weight = 1.0 if copied else 1 - config.teacher.decay
+                torch._foreach_lerp_(old, new, weight)
             chosen = nn.functional.one_hot(codes, m.codebook_size).to(targets.dtype)
             number = chosen.sum(1)  # [N, V]
             new_sums = chosen.transpose(1, 2) @ targets
@@ -81,6 +103,28 @@ def make_torch_step(config: Any, waveforms: np.ndarray, mask: np.ndarray) -> Cal
         return loss.item()
 
     return step
+
+
+def compile_parts(model: Data2VecAudioModel, *, device: str) -> None:
+    """torch.compile of the front end and of each layer; on a CPU its graphs run eagerly.
+
+    LayerDrop decides between the layers, where a graph would break: one compiled layer serves all.
+    """
+    backend = "inductor" if device == "cuda" else "aot_eager"
+    parts = [model.feature_extractor, model.feature_projection, model.encoder.pos_conv_embed]
+    for part in (*parts, *model.encoder.layers):
+        part.compile(backend=backend)
+
+
+def peak_memory(device: str) -> float:
+    """GiB of the device, or of this process where that is the CPU; at most so far."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else process_memory()
+
+
+def rest(device: str) -> None:
+    """Gives memory of a GPU that holds nothing back to it."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def model_config(m: Any) -> Data2VecAudioConfig:
@@ -102,6 +146,7 @@ def model_config(m: Any) -> Data2VecAudioConfig:
         activation_dropout=m.activation_dropout,
         feat_proj_dropout=0.0,
         layerdrop=m.layerdrop,
+        attn_implementation="sdpa",
     )
 
 
@@ -110,9 +155,17 @@ def _project(model: Data2VecAudioModel, audio: torch.Tensor) -> torch.Tensor:
     return model.feature_projection(model.feature_extractor(audio).transpose(1, 2))[0]
 
 
-def _averaged_parameters(student: nn.Module, teacher: nn.Module, scope: str) -> list[tuple]:
-    """(teacher's, student's, whether it is copied) of every parameter that the teacher follows."""
+def _keep(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    """Forward hook: the module keeps what it gave."""
+    module.kept = output
+
+
+def _averaged_parameters(student: nn.Module, teacher: nn.Module, scope: str) -> dict[bool, tuple]:
+    """Whether it is copied -> (teacher's, student's) parameters that the teacher follows."""
     parts = ("encoder",) if scope == "encoder" else ("feature_", "encoder")
-    pairs = zip(teacher.named_parameters(), student.parameters(), strict=True)
-    found = ((name, old, new) for (name, old), new in pairs if name.startswith(parts))
-    return [(old, new, "pos_conv" in name) for name, old, new in found]
+    found: dict[bool, tuple[list, list]] = {True: ([], []), False: ([], [])}
+    for (name, old), new in zip(teacher.named_parameters(), student.parameters(), strict=True):
+        if name.startswith(parts):
+            for kept, parameter in zip(found["pos_conv" in name], (old, new), strict=True):
+                kept.append(parameter)
+    return found

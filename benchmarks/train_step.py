@@ -1,11 +1,11 @@
 """Time, FLOP/s and memory of one update: python benchmarks/train_step.py [--against=torch].
 
 Runs on what jax finds, GPU or CPU; needs neither tensorflow nor ml_collections. With
---against=torch the same update in eager PyTorch, on the encoder of `transformers`, is timed in turn
-(JAX, PyTorch, JAX, ...) on the CPU, so that both see the same machine; the ratio is that of the
-medians. Each side has a process of its own, with its own defaults, and sleeps in the other's turns:
-in one process each takes threads, allocator and caches from the other. It needs
-`pip install torch transformers`. Both sides compute in float32.
+--against=torch the same update in PyTorch, on the encoder of `transformers`, is timed in turn (JAX,
+PyTorch, JAX, ...) on the same device; the ratio is that of the medians. Each side has a process of
+its own, with its own defaults, and sleeps in the other's turns: in one process each takes threads,
+allocator and caches from the other. It needs `pip install torch transformers`. On a GPU PyTorch is
+compiled (torch.compile) and a turn has several updates; on a CPU it is eager and a turn has one.
 --compare=layers times the layers scanned and unrolled (config.model.scan_layers), --compare=remat
 the three ways of rematerialisation (config.model.remat).
 
@@ -15,14 +15,12 @@ what one large product of matrices reaches in the same process.
 """
 
 import argparse
-import contextlib
+import functools
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +34,11 @@ import numpy as np
 from benchmarks import stand_in
 
 stand_in.install()
-from configs import quickstart
+from benchmarks.turns import Side, Times, process_memory, time_in_turn
+from configs import quickstart, tiny
 from dinosr_jax.config import parse, published_recipe
 from dinosr_jax.objective.masking import span_mask
+from dinosr_jax.recipes import FIELDS
 from dinosr_jax.training import costs, sharding
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, stream_key
@@ -46,71 +46,98 @@ from dinosr_jax.training.step import draw_mask, make_train_step
 
 # utterances, seconds; 'device' is base with what one of 16 devices gets of the published batch
 SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0), "device": (12, 19.75)}
-# fields of config.model that a side changes
-SIDES: dict[str, dict[str, Any]] = {
-    "jax": {},
-    "scanned": {"scan_layers": True},
-    "unrolled": {"scan_layers": False},
-    "none": {"remat": "none"},
-    "dots": {"remat": "dots"},
-    "full": {"remat": "full"},
-    "torch": {},
+SHAPES["tiny"] = (2, 1.0)
+# fields of config.model that are compared
+COMPARE: dict[str, tuple[str, list[Any]]] = {
+    "layers": ("scan_layers", [True, False]),
+    "remat": ("remat", ["none", "dots", "full"]),
 }
-COMPARE = {"layers": ["scanned", "unrolled"], "remat": ["none", "dots", "full"]}
 # dense bfloat16 TFLOP/s of NVIDIA's data sheets
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 
 
-def make_config(shape: str, *, dtype: str = "float32", side: str = "jax") -> Any:
+def choices(field: str) -> list[str]:
+    """The values that a field of texts may have."""
+    return FIELDS[field].check.expected.removeprefix("one of ").split(", ")
+
+
+def make_config(shape: str, *, dtype: str = "float32", **fields: Any) -> Any:
     """Configuration of a shape: the paper's network, a small one, or that of the quick start.
 
     Args:
       shape: Key of `SHAPES`.
       dtype: To compute in.
-      side: Key of `SIDES`.
+      **fields: Of `config.model`.
 
     Returns:
       Parsed configuration, on one device.
     """
-    config = quickstart.get_config() if shape == "quickstart" else published_recipe()
+    own = {"quickstart": quickstart.get_config, "tiny": tiny.get_config}
+    config = own.get(shape, published_recipe)()
     config.compute_dtype = dtype
     config.mesh.data = 1
+    config.data.batch_multiple = 1
     if shape == "small":
         model = config.model
         model.conv_layers = tuple((128, kernel, stride) for _, kernel, stride in model.conv_layers)
         model.num_layers, model.num_heads = 6, 6
         model.width, model.ffn_dim = 192, 768
         model.num_codebooks, model.codebook_size = 4, 64
-    for field, value in SIDES[side].items():
+    for field, value in fields.items():
         config.model[field] = value
     return parse(config)
 
 
-def make_waveforms(config: Any, shape: str) -> np.ndarray:
+def make_waveforms(config: Any, size: int, seconds: float) -> np.ndarray:
     """Noise of variance 1, [B, S] float32."""
-    size, seconds = SHAPES[shape]
     rng = np.random.default_rng(config.seed)
     return rng.standard_normal((size, int(seconds * 16_000)), np.float32)
 
 
-def make_jax_step(config: Any, waveforms: np.ndarray) -> tuple[Callable[[], float], dict]:
-    """The compiled update on one batch, as a function that returns the loss, and what it cost.
+def compile_step(config: Any, waveforms: np.ndarray, *, most_gib: float | None = None):
+    """The compiled update on one batch.
+
+    Args:
+      config: Parsed configuration.
+      waveforms: [B, S] float32.
+      most_gib: Memory of the device; None for what it says of itself.
 
     Returns:
-      The function, and compile time in seconds, temporary memory in GiB, TFLOP of the update and
-      the peak in TFLOP/s.
+      Function of no arguments that returns the loss; the compiled program; and what it cost:
+      compile time in seconds, memory in GiB (of the state, of all that it needs, temporary and
+      that of the device), TFLOP of the update and the peak in TFLOP/s.
+
+    Raises:
+      MemoryError: The program needs more memory than the device has.
     """
+    hits: list[str] = []
+    jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
     mesh, optimizer = sharding.make_mesh(config), make_optimizer(config)
     abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
     batch = sharding.shard_batch(mesh, waveforms)
     traced = sharding.jit_train_step(mesh, make_train_step(config), abstract).trace(abstract, batch)
+    hits.clear()
     start = time.perf_counter()
     compiled = traced.lower().compile()
-    cost = {"compile_seconds": round(time.perf_counter() - start, 1)}
-    cost["temporary_gib"] = round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 2)
+    cost: dict[str, Any] = {"compile_seconds": round(time.perf_counter() - start, 1)}
+    cost["compiled_before"] = "/jax/compilation_cache/cache_hits" in hits
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    gib = lambda size: round(size / 2**30, 3)
+    cost["temporary_gib"] = gib(memory.temp_size_in_bytes)
+    cost["state_gib"] = gib(memory.argument_size_in_bytes - waveforms.nbytes)
+    cost["needed_gib"] = gib(needed)
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    cost["device_gib"] = most_gib or (limit and gib(limit))
+    if cost["device_gib"] and cost["needed_gib"] > cost["device_gib"]:
+        raise MemoryError(
+            f"the program needs {cost['needed_gib']:.1f} GiB of the {cost['device_gib']:.1f} that "
+            "there are"
+        )
     written = parse(config.to_dict() | {"model": config.model.to_dict() | {"remat": "none"}})
     plain = sharding.jit_train_step(mesh, make_train_step(written), abstract)
-    cost["tflop"] = round(costs.flops(plain.trace(abstract, batch).jaxpr) / 1e12, 3)
+    cost["tflop"] = round(costs.flops(plain.trace(abstract, batch).jaxpr) / 1e12, 6)
     cost["peak_tflops"] = find_peak(config.compute_dtype)
     state = make()
 
@@ -119,7 +146,7 @@ def make_jax_step(config: Any, waveforms: np.ndarray) -> tuple[Callable[[], floa
         state, metrics = compiled(state, batch)
         return float(metrics["loss"].mean())
 
-    return step, cost
+    return step, compiled, cost
 
 
 def find_peak(dtype: str) -> float:
@@ -141,126 +168,118 @@ def find_peak(dtype: str) -> float:
 def peak_memory() -> float:
     """GiB: of the first device, or of this process where that is the CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return stats.get("peak_bytes_in_use", kib * 1024) / 2**30
+    return stats["peak_bytes_in_use"] / 2**30 if stats else process_memory()
 
 
-def make_peer(config: Any, waveforms: np.ndarray) -> Callable[[], float]:
+def make_jax_side(config: Any, waveforms: np.ndarray, *, most_gib: float | None = None) -> Side:
+    """Ours."""
+    step, _, cost = compile_step(config, waveforms, most_gib=most_gib)
+    return Side(step, cost, peak_memory)
+
+
+def make_torch_side(config: Any, waveforms: np.ndarray, *, device: str, compiled: bool) -> Side:
     """The update in PyTorch, with the masks that JAX draws first."""
+    jax.config.update("jax_platforms", "cpu")
     try:
-        from benchmarks.torch_peer import make_torch_step
+        from benchmarks.torch_peer import make_torch_step, peak_memory, rest
     except ImportError as error:
         sys.exit(f"error: --against=torch needs {error.name}; pip install torch transformers")
     batch = sharding.shard_batch(sharding.make_mesh(config), waveforms)
-    mask = draw_mask(config, batch, stream_key(config.seed, "mask"), span_mask)
-    return make_torch_step(config, waveforms, np.asarray(mask))
+    mask = np.asarray(draw_mask(config, batch, stream_key(config.seed, "mask"), span_mask))
+    step = make_torch_step(config, waveforms, mask, device=device, compiled=compiled)
+    start = time.perf_counter()
+    step()
+    about = {"first_step_seconds": round(time.perf_counter() - start, 1)}
+    about["way"] = "compiled" if compiled else "eager"
+    return Side(
+        step, about, functools.partial(peak_memory, device), functools.partial(rest, device)
+    )
 
 
-def make_step(side: str, shape: str, dtype: str) -> tuple[Callable[[], float], dict]:
-    """The update of a side, a key of `SIDES`.
-
-    Returns:
-      Function that returns the loss, and what was measured while it was made.
-    """
-    config = make_config(shape, dtype=dtype, side=side)
-    waveforms = make_waveforms(config, shape)
-    if side == "torch":
-        return make_peer(config, waveforms), {}
-    return make_jax_step(config, waveforms)
-
-
-def serve(side: str, shape: str, dtype: str, pipe: Any) -> None:
-    """Child process of a side: makes it, then does and times one update a message."""
-    if side == "torch":
-        jax.config.update("jax_platforms", "cpu")
-    step, cost = make_step(side, shape, dtype)
-    pipe.send(cost)
-    with contextlib.suppress(EOFError):  # the parent has given up
-        while pipe.recv():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            loss = step()
-            pipe.send((time.perf_counter() - start, time.process_time() - start_cpu, loss))
-        pipe.send(peak_memory())
-
-
-def time_in_turn(sides: list[str], shape: str, dtype: str, steps: int) -> tuple[dict, dict]:
-    """Wall-clock and CPU seconds of `steps` updates of every side, after two that do not count.
-
-    CPU time is that of all threads: the steadier measure where other jobs run.
-
-    Returns:
-      Measured times and what was measured while a side was made, both by side.
-    """
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    context, pipes, costs = multiprocessing.get_context("spawn"), {}, {}
-    with contextlib.ExitStack() as ended:  # in order: killed at exit, they would dump their stacks
-        for name in sides:  # one after the other: compiling would disturb the next
-            pipes[name], theirs = context.Pipe()
-            process = context.Process(target=serve, args=(name, shape, dtype, theirs), daemon=True)
-            process.start()
-            ended.callback(process.join)
-            ended.callback(pipes[name].close)
-            theirs.close()
-            try:
-                costs[name] = pipes[name].recv()
-            except EOFError:
-                sys.exit(f"error: {name} did not start; see above")
-        for number in range(-2, steps):
-            for name, pipe in pipes.items():
-                pipe.send(True)
-                elapsed, cpu, loss = pipe.recv()
-                if not np.isfinite(loss):
-                    sys.exit(f"error: the loss of {name} is {loss}")
-                if number >= 0:
-                    measured[name].append((elapsed, cpu))
-        for name, pipe in pipes.items():
-            pipe.send(False)
-            costs[name]["peak_gib"] = round(pipe.recv(), 2)
-    return measured, costs
-
-
-def main() -> None:
-    """Compiles, times and reports."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, help="(default: base or device, quickstart)")
-    parser.add_argument("--steps", type=int, default=5, help="timed updates (default 5)")
+    parser.add_argument("--utterances", type=int, help="(default: the shape's)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns (default 5)")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="(default: bfloat16 on GPU)"
     )
+    for name in ("attention", "remat"):
+        values = choices(f"model.{name}")
+        parser.add_argument(f"--{name}", choices=values, help="config.model (default: the shape's)")
     parser.add_argument("--against", choices=["torch"], help="time PyTorch too, in turn")
+    parser.add_argument("--torch", choices=["compiled", "eager"], help="(default: compiled on GPU)")
     parser.add_argument("--compare", choices=COMPARE, help="time options in turn")
-    arguments = parser.parse_args()
-    pool = multiprocessing.get_context("spawn").Pool(1)
-    on_cpu = pool.apply(jax.default_backend) == "cpu"
-    pool.close()
-    pool.join()
-    if arguments.against and not on_cpu:
-        sys.exit("error: --against=torch compares on the CPU; set JAX_PLATFORMS=cpu")
-    dtype = arguments.dtype or ("float32" if on_cpu or arguments.against else "bfloat16")
-    if arguments.against and dtype != "float32":
-        sys.exit("error: --against=torch compares in float32")
-    sides = [*COMPARE.get(arguments.compare, ["jax"])]
-    sides += [arguments.against] * bool(arguments.against)
-    shapes = [arguments.shape or ("base" if on_cpu else "device")]
+    parser.add_argument("--most_gib", type=float, help="memory of the device (default: it says)")
+    return parser.parse_args()
+
+
+def make_sides(arguments: argparse.Namespace, shape: str, *, platform: str) -> dict[str, Any]:
+    """What makes each side, by its name."""
+    gpu = platform == "gpu"
+    dtype = arguments.dtype or ("bfloat16" if gpu else "float32")
+    fields = {"attention": arguments.attention, "remat": arguments.remat}
+    fields = {name: value for name, value in fields.items() if value}
+    config = make_config(shape, dtype=dtype, **fields)
+    size, seconds = SHAPES[shape]
+    waveforms = make_waveforms(config, arguments.utterances or size, seconds)
+    make = functools.partial(make_jax_side, waveforms=waveforms, most_gib=arguments.most_gib)
+    sides = {"jax": functools.partial(make, config)}
+    if arguments.compare:
+        field, values = COMPARE[arguments.compare]
+        config_of = lambda value: make_config(shape, dtype=dtype, **fields | {field: value})
+        sides = {f"{field}={value}": functools.partial(make, config_of(value)) for value in values}
+    if arguments.against:
+        how = {"device": "cuda" if gpu else "cpu"}
+        how["compiled"] = (arguments.torch or ("compiled" if gpu else "eager")) == "compiled"
+        sides["torch"] = functools.partial(make_torch_side, config, waveforms, **how)
+    return sides
+
+
+def main() -> None:
+    """Compiles, times and reports; exits with 1 where memory does not suffice."""
+    arguments = parse_arguments()
+    if arguments.against or arguments.compare:  # several processes share the device
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # it holds the device not longer
+            platform = pool.apply(jax.default_backend)
+            pool.close()
+            pool.join()
+    else:
+        platform = jax.default_backend()
+    shapes = [arguments.shape or ("device" if platform == "gpu" else "base")]
     shapes += [] if arguments.shape else ["quickstart"]
+    turn = {"steps": 5, "settle": 1} if platform == "gpu" else {}
     for shape in shapes:
-        measured, found = time_in_turn(sides, shape, dtype, arguments.steps)
-        utterances, seconds = SHAPES[shape]
-        print(f"{shape}: {utterances} x {seconds:g} s of audio, {dtype}")
-        report(shape, utterances * seconds, measured, found)
+        try:
+            sides = make_sides(arguments, shape, platform=platform)
+            measured, found = time_in_turn(sides, rounds=arguments.rounds, **turn)
+        except MemoryError as error:
+            print(json.dumps({"out_of_memory": str(error)}))
+            sys.exit(f"error: {error}")
+        except ValueError as error:
+            if "attention" not in str(error):
+                raise
+            print(json.dumps({"refused": str(error)}))
+            sys.exit(f"error: {error}")
+        size, seconds = arguments.utterances or SHAPES[shape][0], SHAPES[shape][1]
+        dtype = arguments.dtype or ("bfloat16" if platform == "gpu" else "float32")
+        print(f"{shape}: {size} x {seconds:g} s of audio, {dtype}")
+        about = {"shape": shape, "utterances": size, "dtype": dtype}
+        report(about | {"audio_seconds": size * seconds}, measured, found)
 
 
-def report(shape: str, audio_seconds: float, measured: dict[str, list], costs: dict) -> None:
+def report(about: dict, measured: dict[str, list[Times]], costs: dict[str, dict]) -> None:
     """Prints a table, and the same as one line of JSON."""
-    result: dict[str, Any] = {"shape": shape, "audio_seconds": audio_seconds}
+    result: dict[str, Any] = dict(about)
     titles = ["median s", "least s", "CPU s", "audio s/s", "TFLOP/s", "of peak", "GiB", "compile s"]
-    print(f"{'side':14}" + "".join(f"{title:>11}" for title in titles))
+    print(f"{'side':18}" + "".join(f"{title:>11}" for title in titles))
     for name, times in measured.items():
         (median, cpu), (least, _) = np.median(times, axis=0), np.min(times, axis=0)
-        cost = costs[name]
-        row = [f"{median:.3f}", f"{least:.3f}", f"{cpu:.3f}", f"{audio_seconds / median:.1f}"]
-        numbers = {"median": median, "least": least, "cpu": cpu}
-        numbers["audio_per_s"] = audio_seconds / median
+        cost, rate = costs[name], about["audio_seconds"] / median
+        row = [f"{median:.3f}", f"{least:.3f}", f"{cpu:.3f}", f"{rate:.1f}"]
+        numbers = {"median": median, "least": least, "cpu": cpu, "audio_per_s": rate}
         if "tflop" in cost:
             numbers["tflops"] = cost["tflop"] / median
             numbers["peak_share"] = numbers["tflops"] / cost["peak_tflops"]
@@ -268,8 +287,8 @@ def report(shape: str, audio_seconds: float, measured: dict[str, list], costs: d
         else:
             row += ["", ""]
         row += [f"{cost['peak_gib']:.2f}", str(cost.get("compile_seconds", ""))]
-        print(f"{name:14}" + "".join(f"{cell:>11}" for cell in row))
-        result[name] = {key: round(float(value), 3) for key, value in numbers.items()} | cost
+        print(f"{name:18}" + "".join(f"{cell:>11}" for cell in row))
+        result[name] = {key: round(float(value), 4) for key, value in numbers.items()} | cost
     for name in [side for side in costs if side != "torch" and "torch" in result]:
         median, least, cpu = (
             round(result["torch"][key] / result[name][key], 2) for key in ("median", "least", "cpu")
@@ -277,7 +296,7 @@ def report(shape: str, audio_seconds: float, measured: dict[str, list], costs: d
         result[name] |= {"ratio": median, "ratio_least": least, "ratio_cpu": cpu}
         others = f"{least} by least times, {cpu} by CPU time"
         print(f"{name} is {median} times as fast as PyTorch ({others})")
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

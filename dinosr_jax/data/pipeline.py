@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.batching import Batch, BatchPlan
@@ -25,15 +24,21 @@ from dinosr_jax.data.lengths import FIELD, HOP
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
 from dinosr_jax.data.padding import EMPTY, PaddedPlan
 
-for _kind in ("GPU", "TPU"):  # they are jax's: tensorflow would take all of their memory
-    with contextlib.suppress(RuntimeError):  # tensorflow was in use before: it has them already
-        tf.config.set_visible_devices([], _kind)
-
 _LOG = logging.getLogger(__name__)
-_BATCH_DTYPES = (tf.float32, tf.string, tf.int64)
 _OPEN: "weakref.WeakSet[BatchIterator]" = weakref.WeakSet()
 _ALIGN_BYTES = 64
 _END_OF_STEPS = np.iinfo(np.int64).max
+
+
+@functools.cache
+def _tensorflow() -> Any:
+    """Imports it where batches are made ahead: all else here runs without."""
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):  # they are jax's: tensorflow would take all of their memory
+        with contextlib.suppress(RuntimeError):  # it was in use before: it has them already
+            tf.config.set_visible_devices([], kind)
+    return tf
 
 
 class PipelineError(RuntimeError):
@@ -273,12 +278,13 @@ class BatchIterator:
                 raise
             return batch.waveforms, np.array(batch.ids, object), np.int64(batch.num_bad)
 
-        options = tf.data.Options()
+        tf = _tensorflow()
+        options, dtypes = tf.data.Options(), (tf.float32, tf.string, tf.int64)
         options.autotune.enabled = False
         options.threading.private_threadpool_size = num_workers
         steps = tf.data.Dataset.range(start_step, stop_step)
         dataset = steps.map(
-            lambda step: (step, *tf.numpy_function(make, [step], _BATCH_DTYPES)),
+            lambda step: (step, *tf.numpy_function(make, [step], dtypes)),
             num_parallel_calls=num_workers,
             deterministic=True,
         )
@@ -303,7 +309,7 @@ class BatchIterator:
         except StopIteration:
             self.close()
             raise
-        except tf.errors.OpError as error:
+        except _tensorflow().errors.OpError as error:
             cause = self._errors[0] if self._errors else error
             self.close()
             raise cause from None
