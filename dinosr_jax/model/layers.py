@@ -27,12 +27,14 @@ class Target(NamedTuple):
 
     `place` takes an array and the names of its first axes ('batch', 'heads', 'ffn', 'codewords',
     or None for one that is not cut). `split` takes a function (x [B, ...], parameters) -> [B, ...]
-    and gives the one that every device runs on its own part of the batch.
+    and gives the one that every device runs on its own part of the batch; `spread` the same for any
+    arrays (or None), by the axes of each and those of the result.
     """
 
     platform: str
     place: Callable[[Array, tuple[str | None, ...]], Array]
     split: Callable[[Callable], Callable]
+    spread: Callable[[Callable, tuple, tuple], Callable]
 
 
 _TARGET: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
@@ -52,6 +54,12 @@ def place(x: Array, *axes: str | None) -> Array:
     """Tells the compiler how x is cut by the mesh; without one, x as it is."""
     target = _TARGET.get()
     return x if target is None else target.place(x, axes)
+
+
+def spread(function: Callable, axes: tuple, result: tuple) -> Callable:
+    """The function that every device runs on its own part of arrays; without a mesh, as it is."""
+    target = _TARGET.get()
+    return function if target is None else target.spread(function, axes, result)
 
 
 def platform() -> str:
