@@ -46,7 +46,11 @@ def outputs_and_gradients(function, q, k, v, g):
 def compare(batch, frames, heads, width, *, rate, lengths=None, tolerance=1e-5, dtype=jnp.float32):
     inputs = drawn(batch, frames, heads, width, dtype)
     padding = None if lengths is None else jnp.arange(frames)[None] >= jnp.array(lengths)[:, None]
-    seeds = positional_dropout.draw_seeds(KEY, batch=batch, heads=heads) if rate else None
+    seeds = (
+        positional_dropout.draw_seeds(KEY, batch=batch, heads=heads, frames=frames)
+        if rate
+        else None
+    )
     run = lambda attend: outputs_and_gradients(
         lambda q, k, v: attend(q, k, v, padding, seeds, rate=rate), *inputs
     )
@@ -91,7 +95,7 @@ def test_fused_drops_even_where_almost_all_is_dropped():
 
 def test_nothing_of_all_queries_and_keys_leaves_the_chip():
     inputs = [jax.ShapeDtypeStruct((2, 997, 12, 64), jnp.bfloat16)] * 4
-    seeds = jnp.zeros((2, 12, 2), jnp.uint32)
+    seeds = positional_dropout.draw_seeds(KEY, batch=2, heads=12, frames=997)
     padding = jnp.zeros((2, 997), bool)
 
     def text(attend):
@@ -116,14 +120,18 @@ def test_which_entries_drop_is_a_function_of_seeds_and_positions():
         x = (x ^ x >> 15) * 0x846CA68B & mask
         return x ^ x >> 16
 
-    seeds = np.asarray(positional_dropout.draw_seeds(KEY, batch=2, heads=3))
+    sizes = {"batch": 2, "heads": 3, "frames": 11}
+    drawn = [int(word) for word in jax.random.bits(KEY, (7,), jnp.uint32)]
+    seeds = positional_dropout.draw_seeds(KEY, **sizes)
     found = np.asarray(positional_dropout.drop(jnp.ones((2, 3, 9, 11)), seeds, rate=0.4))
     for b, h, q, k in np.ndindex(found.shape):
-        of_query, of_key = map(int, seeds[b, h])
-        row = mix(q * 0x9E3779B1 + of_query & mask)
-        column = mix(k * 0x85EBCA77 + of_key & mask)
-        kept = mix(row ^ column) >= round(0.4 * 2**32)
+        row = mix(q * 0x9E3779B1 + drawn[1 + b * 3 + h] & mask)
+        column = mix(k * 0x85EBCA77 + drawn[0] & mask)
+        word = mix(row ^ column)
+        word ^= word >> 16  # the last step undone
+        kept = word - 2**32 * (word >> 31) >= round(0.4 * 2**32) - 2**31
         np.testing.assert_allclose(found[b, h, q, k], kept / 0.6, rtol=1e-6)
+    seeds = positional_dropout.draw_seeds(KEY, **sizes | {"frames": 7})
     part = positional_dropout.drop(jnp.ones((2, 3, 5, 7)), seeds, rate=0.4)
     np.testing.assert_array_equal(part, found[:, :, :5, :7])
 
@@ -139,10 +147,12 @@ def test_every_bit_reaches_every_bit():
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropped_entries_are_as_many_and_as_independent_as_threefry_s(rate):
     batch, heads, frames = 4, 6, 200
-    seeds = positional_dropout.draw_seeds(KEY, batch=batch, heads=heads)
+    seeds = positional_dropout.draw_seeds(KEY, batch=batch, heads=heads, frames=frames)
     shape = (batch, heads, frames, frames)
     kept = np.asarray(positional_dropout.drop(jnp.ones(shape), seeds, rate=rate)) > 0
-    others = positional_dropout.draw_seeds(jax.random.key(12), batch=batch, heads=heads)
+    others = positional_dropout.draw_seeds(
+        jax.random.key(12), batch=batch, heads=heads, frames=frames
+    )
     other = np.asarray(positional_dropout.drop(jnp.ones(shape), others, rate=rate)) > 0
     plain = np.asarray(jax.random.bernoulli(KEY, 1 - rate, shape))
     deviation = np.sqrt(rate * (1 - rate))
@@ -157,10 +167,11 @@ def test_dropped_entries_are_as_many_and_as_independent_as_threefry_s(rate):
             for shift in (1, 2, 3):
                 product = x * np.roll(x, shift, axis)
                 found[f"{name} {shift}"] = product.mean() * np.sqrt(product.size)
-        rows = x.reshape(-1, frames, frames)
-        gram = np.einsum("nqk,npk->nqp", rows, rows) / np.sqrt(frames)
-        pairs = gram[:, *np.triu_indices(frames, 1)]
-        found["pairs of rows"] = (pairs.var() - 1) * np.sqrt(pairs.size / 2)
+        entries = x.reshape(-1, frames)
+        for name, table in (("rows", entries[:1000]), ("columns", entries.T)):
+            gram = table @ table.T / np.sqrt(table.shape[1])
+            pairs = gram[np.triu_indices(len(table), 1)]
+            found[f"pairs of {name}"] = (pairs.var() - 1) * np.sqrt(pairs.size / 2)
         four = x[:, :, 1:, 1:] * x[:, :, :-1, 1:] * x[:, :, 1:, :-1] * x[:, :, :-1, :-1]
         found["corners of squares"] = four.mean() * np.sqrt(four.size)
         return found
@@ -173,7 +184,7 @@ def test_dropped_entries_are_as_many_and_as_independent_as_threefry_s(rate):
 
 
 def test_entries_of_a_transposed_or_shifted_pattern_are_others():
-    seeds = positional_dropout.draw_seeds(KEY, batch=1, heads=1)
+    seeds = positional_dropout.draw_seeds(KEY, batch=1, heads=1, frames=400)
     kept = np.asarray(positional_dropout.drop(jnp.ones((1, 1, 400, 400)), seeds, rate=0.5))[0, 0]
     x = np.sign(kept - 1.0)
     for other in (x.T, x[::-1], x[:, ::-1], np.roll(x, (7, 7), (0, 1))):

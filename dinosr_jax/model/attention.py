@@ -3,7 +3,6 @@
 Shapes: B batch, T frames, D model, H heads, W = D / H width of a head, Q queries of a block.
 """
 
-import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dinosr_jax.model import fused_attention, layers, positional_dropout
+from dinosr_jax.model.positional_dropout import Seeds
 
 Array = jax.Array
 Attention = Literal["auto", "xla", "fused", "cudnn"]
@@ -132,12 +132,13 @@ class SelfAttention(nn.Module):
         q, k, v = heads("query"), heads("key"), heads("value")  # [B, T, H, W]
         seeds = None
         if key is not None and positional_dropout.threshold(self.dropout):
-            seeds = positional_dropout.draw_seeds(key, batch=batch, heads=self.num_heads)
+            sizes = {"batch": batch, "heads": self.num_heads, "frames": frames}
+            seeds = positional_dropout.draw_seeds(key, **sizes)
         y = self.attend(q, k, v, padding_mask, seeds)
         return layers.place(layers.Linear(depth, name="output")(y.reshape(x.shape)), "batch")
 
     def attend(
-        self, q: Array, k: Array, v: Array, padding_mask: Array | None, seeds: Array | None
+        self, q: Array, k: Array, v: Array, padding_mask: Array | None, seeds: Seeds | None
     ) -> Array:
         """Attention of queries, keys and values [B, T, H, W]; the same shape."""
         frames, width = q.shape[1], q.shape[3]
@@ -158,7 +159,7 @@ def _attend(
     k: Array,
     v: Array,
     padding_mask: Array | None,
-    seeds: Array | None = None,
+    seeds: Seeds | None = None,
     *,
     rate: float = 0.0,
 ) -> Array:
@@ -185,14 +186,19 @@ def _attend_long(q: Array, k: Array, v: Array, padding_mask: Array | None) -> Ar
 
 
 def _attend_fused(
-    q: Array, k: Array, v: Array, padding_mask: Array | None, seeds: Array | None, *, rate: float
+    q: Array, k: Array, v: Array, padding_mask: Array | None, seeds: Seeds | None, *, rate: float
 ) -> Array:
     """The same by the fused kernel, every device its own rows and heads."""
     sequence = ("batch", None, "heads")
-    axes = (sequence, sequence, sequence, ("batch",), ("batch", "heads"))
-    attend = functools.partial(fused_attention.attend, rate=rate)
+    axes = (sequence, sequence, sequence, ("batch",), ("batch", "heads"), ())
+
+    def attend(q, k, v, lengths, *words):
+        own = None if seeds is None else Seeds(*words)
+        return fused_attention.attend(q, k, v, lengths, own, rate=rate)
+
+    words = (None, None) if seeds is None else seeds
     scaled = q * q.shape[-1] ** -0.5
-    y = layers.spread(attend, axes, sequence)(scaled, k, v, _lengths(padding_mask), seeds)
+    y = layers.spread(attend, axes, sequence)(scaled, k, v, _lengths(padding_mask), *words)
     return checkpoint_name(y, FUSED_OUTPUT)
 
 

@@ -30,6 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dinosr_jax.model import positional_dropout
+from dinosr_jax.model.positional_dropout import Seeds
 
 Array = jax.Array
 
@@ -66,7 +67,7 @@ class _Shape(NamedTuple):
 
 
 def attend(
-    q: Array, k: Array, v: Array, lengths: Array | None, seeds: Array | None, *, rate: float
+    q: Array, k: Array, v: Array, lengths: Array | None, seeds: Seeds | None, *, rate: float
 ) -> Array:
     """Softmax attention, differentiable by q, k and v.
 
@@ -75,7 +76,7 @@ def attend(
       k: [B, T, H, W] keys.
       v: [B, T, H, W] values.
       lengths: [B] int32, the real frames of each utterance, to which all attend; None for all.
-      seeds: [B, H, 2] uint32 of `positional_dropout`; None drops nothing.
+      seeds: Of `positional_dropout`, rows [B, H]; None drops nothing.
       rate: Share of the probabilities that are dropped.
 
     Returns:
@@ -83,44 +84,47 @@ def attend(
     """
     batch, frames, heads, width = q.shape
     if seeds is None or not positional_dropout.threshold(rate):
-        rate, seeds = 0.0, jnp.zeros((batch, heads, 2), jnp.uint32)
+        rate = 0.0
+        seeds = Seeds(jnp.zeros((batch, heads), jnp.uint32), jnp.zeros(frames, jnp.uint32))
     shape = _Shape(heads, rate, lengths is not None, _INTERPRETED.get())
     if lengths is None:
         lengths = jnp.full((batch,), frames, jnp.int32)
     flat = (x.reshape(batch, frames, heads * width) for x in (q, k, v))
-    seeds = jax.lax.bitcast_convert_type(seeds, jnp.int32).reshape(batch, 2 * heads)
-    return _attention(shape, *flat, lengths, seeds).reshape(q.shape)
+    rows = jax.lax.bitcast_convert_type(seeds.rows, jnp.int32)
+    return _attention(shape, *flat, lengths, rows, seeds.keys).reshape(q.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(shape: _Shape, q: Array, k: Array, v: Array, lengths: Array, seeds: Array) -> Array:
+def _attention(
+    shape: _Shape, q: Array, k: Array, v: Array, lengths: Array, rows: Array, keys: Array
+) -> Array:
     blocks = _Blocks(shape, q)
     return pl.pallas_call(
         functools.partial(_forward_kernel, blocks),
         out_shape=jax.ShapeDtypeStruct(q.shape, v.dtype),
         grid=blocks.grid,
-        in_specs=[*blocks.scalars, blocks.queries, blocks.keys, blocks.keys],
+        in_specs=[*blocks.given, blocks.queries, blocks.keys, blocks.keys],
         out_specs=blocks.queries,
         **blocks.how,
         name="attention_forward",
-    )(lengths, seeds, q, k, v)
+    )(lengths, rows, blocks.words(keys), q, k, v)
 
 
 def _backward(shape: _Shape, saved: tuple[Array, ...], g: Array) -> tuple[Array | None, ...]:
-    q, k, v, lengths, seeds = saved
+    q, k, v, lengths, rows, keys = saved
     blocks = _Blocks(shape, q)
     sums = pltpu.VMEM((blocks.padded, blocks.lanes), jnp.float32)
     gradients = pl.pallas_call(
         functools.partial(_backward_kernel, blocks),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         grid=blocks.grid,
-        in_specs=[*blocks.scalars, *[blocks.queries] * 2, *[blocks.keys] * 2],
+        in_specs=[*blocks.given, *[blocks.queries] * 2, *[blocks.keys] * 2],
         out_specs=[blocks.queries, blocks.keys, blocks.keys],
         scratch_shapes=[sums, sums],
         **blocks.how,
         name="attention_backward",
-    )(lengths, seeds, q, g, k, v)
-    return *gradients, None, None
+    )(lengths, rows, blocks.words(keys), q, g, k, v)
+    return *gradients, None, None, None
 
 
 _attention.defvjp(lambda shape, *inputs: (_attention(shape, *inputs), inputs), _backward)
@@ -145,7 +149,10 @@ class _Blocks:
         spec = lambda rows, at: pl.BlockSpec((1, rows, self.lanes), at)
         self.queries = spec(self.count, lambda b, h, i: (b, i, h))
         self.keys = spec(self.padded, lambda b, h, i: (b, 0, h))
-        self.scalars = [pl.BlockSpec(memory_space=pltpu.SMEM)] * 2  # lengths and seeds, whole
+        # lengths, seeds and words of keys, whole; the words are brought onto the chip once
+        scalars = pl.BlockSpec(memory_space=pltpu.SMEM)
+        words = (self.padded, _LANES) if shape.rate else (8, _LANES)
+        self.given = [scalars, scalars, pl.BlockSpec(words, lambda b, h, i: (0, 0))]
         order = ("parallel", "parallel", "arbitrary")
         params = pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=64 * 2**20)
         self.how = {"compiler_params": params, "interpret": shape.interpret}
@@ -154,7 +161,7 @@ class _Blocks:
         """Lanes of a head of the block."""
         return slice(number * self.width, (number + 1) * self.width)
 
-    def real(self, x: Array, *, first: Array | int) -> Array:
+    def real_rows(self, x: Array, *, first: Array | int) -> Array:
         """The block x [rows, lanes] with zeros behind the last frame, where memory has anything."""
         if self.frames == self.padded:
             return x
@@ -172,24 +179,22 @@ class _Blocks:
         # an utterance without a real frame attends to all alike, those of the array alone
         return powers, jnp.where(length > 0, sums, float(self.frames))
 
-    def keep(self, seeds_ref, head: int) -> Array | None:
+    def words(self, keys: Array) -> Array:
+        """Words of the keys [T], one a row [P, 128]; nothing much where nothing is dropped."""
+        rows, lanes = self.given[2].block_shape
+        return jnp.broadcast_to(jnp.resize(keys, rows)[:, None], (rows, lanes))
+
+    def keep(self, rows_ref, words_ref, head: int) -> Array | None:
         """Which entries [P, Q] of a head of the block are kept; None for all."""
         if not self.shape.rate:
             return None
         b, h, i = (pl.program_id(axis) for axis in range(3))
-        at = 2 * (h * self.heads + head)
-        seed = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32)
-        of_query, of_key = seed(seeds_ref[b, at]), seed(seeds_ref[b, at + 1])
-        place = lambda shape, axis: jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        first = (i * self.count).astype(jnp.uint32)
-        rows = positional_dropout.query_words(of_query, first + place((1, self.count), 1))
-        columns = positional_dropout.key_words(of_key, place((self.padded, 1), 0))
-        return positional_dropout.is_kept(rows, columns, rate=self.shape.rate)
-
-    @property
-    def scale(self) -> float:
-        """What the kept probabilities are multiplied with."""
-        return 1.0 / (1.0 - positional_dropout.threshold(self.shape.rate) / 2**32)
+        seed = jax.lax.bitcast_convert_type(rows_ref[b, h * self.heads + head], jnp.uint32)
+        places = jax.lax.broadcasted_iota(jnp.uint32, (1, self.count), 1)
+        places += (i * self.count).astype(jnp.uint32)
+        queries = positional_dropout.query_words(seed, places)
+        keys = jnp.tile(words_ref[...], (1, self.count // _LANES))
+        return positional_dropout.is_kept(queries, keys, rate=self.shape.rate)
 
 
 def _heads_together(heads: int, width: int) -> int:
@@ -204,23 +209,26 @@ def _product(a: Array, b: Array, axes: tuple[int, int]) -> Array:
     return jax.lax.dot_general(a, b, contracted, preferred_element_type=jnp.float32)
 
 
-def _forward_kernel(blocks: _Blocks, lengths_ref, seeds_ref, q_ref, k_ref, v_ref, out_ref):
+def _forward_kernel(
+    blocks: _Blocks, lengths_ref, rows_ref, words_ref, q_ref, k_ref, v_ref, out_ref
+):
     """Output of a block of queries."""
-    length = lengths_ref[pl.program_id(0)]
-    k, v = (blocks.real(ref[0], first=0) for ref in (k_ref, v_ref))
+    length, scale = lengths_ref[pl.program_id(0)], positional_dropout.scale(blocks.shape.rate)
+    k, v = (blocks.real_rows(ref[0], first=0) for ref in (k_ref, v_ref))
     for head in range(blocks.heads):
         lanes = blocks.head(head)
         powers, sums = blocks.softmax(q_ref[0, :, lanes], k[:, lanes], length)
-        keep = blocks.keep(seeds_ref, head)
+        keep = blocks.keep(rows_ref, words_ref, head)
         kept = powers if keep is None else jnp.where(keep, powers, 0.0)
         out = _product(v[:, lanes], kept.astype(v.dtype), (0, 0))  # [W, Q]
-        out_ref[0, :, lanes] = (out * (blocks.scale / sums)).T.astype(out_ref.dtype)
+        out_ref[0, :, lanes] = (out * (scale / sums)).T.astype(out_ref.dtype)
 
 
 def _backward_kernel(
     blocks: _Blocks,
     lengths_ref,
-    seeds_ref,
+    rows_ref,
+    words_ref,
     q_ref,
     g_ref,
     k_ref,
@@ -233,30 +241,30 @@ def _backward_kernel(
 ):
     """Gradients by a block of queries, and what it adds to those by all keys and values."""
     block = pl.program_id(2)
-    length = lengths_ref[pl.program_id(0)]
-    q, g = (blocks.real(ref[0], first=block * blocks.count) for ref in (q_ref, g_ref))
-    k, v = (blocks.real(ref[0], first=0) for ref in (k_ref, v_ref))
+    length, scale = lengths_ref[pl.program_id(0)], positional_dropout.scale(blocks.shape.rate)
+    q, g = (blocks.real_rows(ref[0], first=block * blocks.count) for ref in (q_ref, g_ref))
+    k, v = (blocks.real_rows(ref[0], first=0) for ref in (k_ref, v_ref))
 
     @pl.when(block == 0)
     def _():
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
 
+    # without a real frame, logits were not read; whatever is dropped has no gradient
+    has_frames = length > 0 if blocks.shape.is_padded else True
+    scaled = (g.astype(jnp.float32) * scale).astype(g.dtype)
     for head in range(blocks.heads):
         lanes = blocks.head(head)
         powers, sums = blocks.softmax(q[:, lanes], k[:, lanes], length)
-        keep = blocks.keep(seeds_ref, head)
+        keep = blocks.keep(rows_ref, words_ref, head)
+        drop = lambda x, keep=keep: x if keep is None else jnp.where(keep, x, 0.0)
         probabilities = powers * (1.0 / sums)
-        by_kept = _product(v[:, lanes], g[:, lanes], (1, 1)) * blocks.scale  # [P, Q]
-        kept = probabilities * blocks.scale
-        if keep is not None:
-            by_kept, kept = jnp.where(keep, by_kept, 0.0), jnp.where(keep, kept, 0.0)
-        dv_sum[:, lanes] += _product(kept.astype(g.dtype), g[:, lanes], (1, 0))
-        mean = jnp.sum(probabilities * by_kept, axis=0, keepdims=True)
-        by_logits = probabilities * (by_kept - mean)
-        by_logits = jnp.where(length > 0, by_logits, 0.0).astype(q.dtype)
-        dk_sum[:, lanes] += _product(by_logits, q[:, lanes], (1, 0))
-        dq = _product(k[:, lanes], by_logits, (0, 0))  # [W, Q]
+        dv_sum[:, lanes] += _product(drop(probabilities).astype(g.dtype), scaled[:, lanes], (1, 0))
+        by_probability = drop(_product(v[:, lanes], scaled[:, lanes], (1, 1)))  # [P, Q]
+        mean = jnp.sum(probabilities * by_probability, axis=0, keepdims=True)
+        by_logits = (probabilities * (by_probability - mean)).astype(q.dtype)
+        dk_sum[:, lanes] += jnp.where(has_frames, _product(by_logits, q[:, lanes], (1, 0)), 0.0)
+        dq = jnp.where(has_frames, _product(k[:, lanes], by_logits, (0, 0)), 0.0)  # [W, Q]
         dq_ref[0, :, lanes] = dq.T.astype(dq_ref.dtype)
 
     @pl.when(block == pl.num_programs(2) - 1)
