@@ -134,8 +134,8 @@ def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> 
     fills = [axis for axis, size in c.mesh.items() if size == -1]
     need(len(fills) < 2, "mesh", fills, "one axis of -1 at most")
     need(m.width % m.num_heads == 0, "model.width", m.width, f"a multiple of {m.num_heads} heads")
-    half = c.compute_dtype == "bfloat16" or m.attention == "xla"
-    need(half, "model.attention", m.attention, "'xla', or compute_dtype 'bfloat16' for cuDNN")
+    half = c.compute_dtype == "bfloat16" or m.attention != "cudnn"
+    need(half, "model.attention", m.attention, "'auto', or compute_dtype 'bfloat16' for cuDNN")
     groups = f"a multiple of the {m.pos_conv_groups} groups of the positional convolution"
     need(m.width % m.pos_conv_groups == 0, "model.width", m.width, groups)
     cepstra = "one (coefficients of 40 at most, window, hop) where front_end is 'mfcc'"

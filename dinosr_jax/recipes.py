@@ -130,8 +130,9 @@ FIELDS: dict[str, Field] = {
     "model.scan_layers": Field(True, may_change=True),
     # the backward pass computes anew: 'none', 'dots' (all but products with weights) or 'full'
     "model.remat": Field("dots", one_of("none", "dots", "full"), may_change=True),
-    # 'cudnn' is flash attention on GPU, where no probability is dropped
-    "model.attention": Field("xla", one_of("xla", "cudnn"), may_change=True),
+    # 'fused' keeps the probabilities on the chip, on TPU; 'cudnn' on GPU, where none is dropped;
+    # 'auto' is 'fused' on TPU and 'xla' elsewhere
+    "model.attention": Field("auto", one_of("auto", "xla", "fused", "cudnn"), may_change=True),
     "mask.prob": Field(0.8, FRACTION, fairseq="mask_prob"),
     "mask.length": Field(10, POSITIVE, fairseq="mask_length"),  # frames
     "mask.min_spans": Field(1, NOT_NEGATIVE, fairseq="min_masks"),

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dinosr_jax.config import parse, published_recipe
@@ -116,6 +117,20 @@ def test_traffic_of_a_program_for_tpus():
     gather = 32 * 128 * 4 + 128 * 32 * 4  # the scattered sum stays on the chip
     others = 1024 * 2 * (2 + 2) + 1024 * 2  # the all-reduce reads two and writes two; one copy
     assert Program(TPU, devices=16).traffic() == 3 * (2 * slices + 4 + gather) + others
+
+
+KERNEL = """HloModule kernel
+
+ENTRY %main (q: bf16[2,64,128], seeds: s32[2]) -> bf16[2,64,128] {
+  %q = bf16[2,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %seeds = s32[2]{0:T(128)S(6)} parameter(1)
+  ROOT %attention = bf16[2,64,128]{2,1,0:T(8,128)(2,1)} custom-call(%seeds, %q, %q), custom_call_target="tpu_custom_call", backend_config={"custom_call_config": {"body": "..."}}
+}
+"""
+
+
+def test_a_kernel_reads_its_operands_and_writes_its_results():
+    assert Program(KERNEL).traffic() == 3 * 2 * 64 * 128 * 2
 
 
 def test_array_bytes():
@@ -316,6 +331,19 @@ def test_flops_of_what_is_written_for_one_device():
     cut, gram = PartitionSpec("data"), lambda x: x @ x.T
     run = jax.shard_map(gram, mesh=mesh, in_specs=cut, out_specs=cut, axis_names={"data"})
     assert traced_flops(jax.jit(run), jnp.ones((16, 3))) == 4 * (2 * 4 * 4 * 3)
+
+
+def test_flops_of_a_kernel_are_those_of_all_blocks():
+    def kernel(x_ref, y_ref, z_ref):
+        z_ref[...] = x_ref[...] @ y_ref[...]
+
+    x, y = jnp.ones((32, 16)), jnp.ones((16, 24))
+    cut = {"in_specs": [pl.BlockSpec((8, 16), lambda i, j: (i, 0))]}
+    cut["in_specs"].append(pl.BlockSpec((16, 12), lambda i, j: (0, j)))
+    cut["out_specs"] = pl.BlockSpec((8, 12), lambda i, j: (i, j))
+    shape = jax.ShapeDtypeStruct((32, 24), jnp.float32)
+    call = pl.pallas_call(kernel, grid=(4, 2), out_shape=shape, **cut)
+    assert traced_flops(call, x, y) == 2 * 32 * 16 * 24
 
 
 def test_flops_of_recomputation():

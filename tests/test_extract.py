@@ -21,7 +21,7 @@ from dinosr_jax.inference.inputs import Recording, open_inputs
 from dinosr_jax.inference.ladder import Ladder
 from dinosr_jax.inference.model import Model, load
 from dinosr_jax.inference.selection import Selection
-from dinosr_jax.model import transformer
+from dinosr_jax.model import attention
 from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.state import make_model
 from dinosr_jax.training.step import apply
@@ -228,8 +228,8 @@ def test_a_long_recording_is_computed_in_pieces_exactly(trained, monkeypatch, sa
     options = batches.Options(num_workers=1)
     monkeypatch.setattr(batches, "_LEAST_FRAMES", 3000)
     single = trained.extract([wave, wave[:65_000]], layer=[0, 3], options=options)
-    monkeypatch.setattr(transformer, "_LONG", 64)
-    monkeypatch.setattr(transformer, "_QUERY_BLOCK", 50)
+    monkeypatch.setattr(attention, "_LONG", 64)
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 50)
     monkeypatch.setattr(batches, "_CACHED_FRAMES", 50)
     monkeypatch.setattr(batches, "_LEAST_FRAMES", 37)
     trained.__dict__.pop("_compiled")

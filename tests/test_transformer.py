@@ -255,33 +255,3 @@ def test_init_of_the_layers():
     for name in ("query", "key", "value", "output"):
         assert 0.015 < np.std(found["attention"][name]["kernel"]) < 0.025
         np.testing.assert_array_equal(found["attention"][name]["bias"], 0)
-
-
-def test_cudnn_attends_to_the_same_and_never_where_probabilities_drop(params, monkeypatch):
-    asked = []
-    attention = jax.nn.dot_product_attention
-
-    def on_cpu(*arrays, implementation, **lengths):
-        asked.append(implementation)
-        return attention(*arrays, implementation="xla", **lengths)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
-    monkeypatch.setattr(layers, "platform", lambda: "gpu")
-    padding = jnp.arange(T)[None] >= jnp.array([[T], [T - 5]])
-    real = ~np.asarray(padding)
-    for mask, frames in ((None, np.ones_like(real)), (padding, real)):
-        plain = encoder().apply({"params": params}, inputs(), mask, all_layers=True)
-        assert asked == []
-        found = encoder(attention="cudnn").apply(
-            {"params": params}, inputs(), mask, all_layers=True
-        )
-        assert set(asked) == {"cudnn"}
-        for a, b in zip(found, plain, strict=True):
-            np.testing.assert_allclose(a[..., frames, :], b[..., frames, :], atol=2e-5)
-        asked.clear()
-    key = jax.random.key(0)
-    for rate, uses in ((0.5, 0), (0.0, 1)):
-        network = encoder(attention="cudnn", attention_dropout=rate, dropout=0.1)
-        network.apply({"params": params}, inputs(), None, key=key)
-        assert len(asked) == uses
-        asked.clear()

@@ -27,12 +27,14 @@ class Target(NamedTuple):
 
     `place` takes an array and the names of its first axes ('batch', 'heads', 'ffn', 'codewords',
     or None for one that is not cut). `split` takes a function (x [B, ...], parameters) -> [B, ...]
-    and gives the one that every device runs on its own part of the batch.
+    and gives the one that every device runs on its own part of the batch; `spread` the same for any
+    arrays (or None), by the axes of each and those of the result.
     """
 
     platform: str
     place: Callable[[Array, tuple[str | None, ...]], Array]
     split: Callable[[Callable], Callable]
+    spread: Callable[[Callable, tuple, tuple], Callable]
 
 
 _TARGET: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
@@ -58,6 +60,12 @@ def split(function: Callable) -> Callable:
     """A function that every device runs on its own part of the batch; without a mesh, itself."""
     target = _TARGET.get()
     return function if target is None else target.split(function)
+
+
+def spread(function: Callable, axes: tuple, result: tuple) -> Callable:
+    """The function that every device runs on its own part of arrays; without a mesh, as it is."""
+    target = _TARGET.get()
+    return function if target is None else target.spread(function, axes, result)
 
 
 def platform() -> str:

@@ -11,26 +11,25 @@ import jax
 import jax.numpy as jnp
 
 from dinosr_jax.model import layers
+from dinosr_jax.model.attention import FUSED_OUTPUT, Attention, SelfAttention
 from dinosr_jax.model.convolutions import grouped_conv
 
 Array = jax.Array
 PaddingMode = Literal["zero", "fairseq"]
 Remat = Literal["none", "dots", "full"]
-Attention = Literal["xla", "cudnn"]
 
 # What the backward pass finds in memory of each layer; it computes the rest anew. 'none' computes
 # nothing anew, yet names its residuals too: without a policy, the branches of LayerDrop would
 # store a copy of each layer's weights.
 _SAVED = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with the weights
+    # products with the weights, and what the fused kernel of attention gives
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(FUSED_OUTPUT),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input only
 }
-
-
-# Without dropout, attention over more frames than _LONG is computed for _QUERY_BLOCK queries at a
-# time: memory grows with the length of a recording, not with its square.
-_LONG, _QUERY_BLOCK = 4096, 512
 
 
 class Layers(NamedTuple):
@@ -82,76 +81,6 @@ class PositionalConvolution(nn.Module):
             return layers.layer_norm(x, activate=True), None
 
         return jax.lax.scan(step, x, (kernels, biases))[0]
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases on q, k, v and output; softmax in float32.
-
-    `attention='cudnn'` is flash attention, on GPU. It has no dropout of the probabilities: where
-    they are dropped (in the student, unless `dropout` is 0), and on CPU and TPU, XLA computes.
-    """
-
-    num_heads: int
-    dropout: float
-    attention: Attention = "xla"
-
-    @nn.compact
-    def __call__(self, x: Array, padding_mask: Array | None, *, key: Array | None) -> Array:
-        """Maps x [B, T, D] to [B, T, D]; `key` switches dropout of the probabilities on."""
-        width = x.shape[-1] // self.num_heads
-
-        def heads(name: str) -> Array:
-            y = layers.Linear(x.shape[-1], name=name)(x)
-            y = y.reshape(*x.shape[:-1], self.num_heads, width)  # [B, T, H, D/H]
-            return layers.place(y, "batch", None, "heads")
-
-        q, k, v = heads("query"), heads("key"), heads("value")
-        if self.uses_cudnn(key):
-            y = _flash_attention(q, k, v, padding_mask)
-        else:
-            y = self.attend(q, k, v, padding_mask, key)
-        return layers.place(layers.Linear(x.shape[-1], name="output")(y.reshape(x.shape)), "batch")
-
-    def uses_cudnn(self, key: Array | None) -> bool:
-        """Whether cuDNN computes."""
-        drops = key is not None and self.dropout > 0
-        return self.attention == "cudnn" and layers.platform() == "gpu" and not drops
-
-    def attend(self, q, k, v, padding_mask: Array | None, key: Array | None) -> Array:
-        """Attention of queries, keys and values [B, T, H, D/H]; the same shape."""
-        q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))  # [B, H, T, D/H]
-        frames, width = q.shape[2:]
-        q = q * width**-0.5
-        if key is None and frames > _LONG:  # a long recording: some queries at a time
-            blocks = -(-frames // _QUERY_BLOCK)
-            q = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * _QUERY_BLOCK - frames), (0, 0)))
-            q = jnp.moveaxis(q.reshape(*q.shape[:2], blocks, _QUERY_BLOCK, width), 2, 0)
-            y = jax.lax.map(lambda block: self.attend_block(block, k, v, padding_mask, None), q)
-            y = jnp.moveaxis(y, 0, 2)
-            y = y.reshape(*y.shape[:2], blocks * _QUERY_BLOCK, width)[:, :, :frames]
-        else:
-            y = self.attend_block(q, k, v, padding_mask, key)
-        return y.swapaxes(1, 2)
-
-    def attend_block(self, q, k, v, padding_mask: Array | None, key: Array | None) -> Array:
-        """Attention of some queries [B, H, Q, D/H] to all keys; the same shape."""
-        logits = layers.product("bhqd,bhkd->bhqk", q, k)  # float32
-        if padding_mask is not None:
-            lowest = jnp.finfo(jnp.float32).min
-            logits = jnp.where(padding_mask[:, None, None, :], lowest, logits)
-        probabilities = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        probabilities = layers.dropout(probabilities, rate=self.dropout, key=key)
-        return jnp.einsum("bhqk,bhkd->bhqd", probabilities, v)
-
-
-def _flash_attention(q: Array, k: Array, v: Array, padding_mask: Array | None) -> Array:
-    """The same by cuDNN, which takes padding as the number of real frames of each utterance."""
-    lengths = None
-    if padding_mask is not None:
-        lengths = jnp.sum(~padding_mask, axis=1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(
-        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
-    )
 
 
 class TransformerLayer(nn.Module):

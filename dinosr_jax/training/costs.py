@@ -336,6 +336,8 @@ def flops(jaxpr: Any) -> float:
             total += max(inner)
         elif name == "scan":
             total += parameters["length"] * sum(inner)
+        elif name == "pallas_call":  # written for one block of the grid
+            total += math.prod(parameters["grid_mapping"].grid) * sum(inner)
         elif name == "shard_map":  # written for one device; all of them do it
             mesh = parameters["mesh"]
             total += math.prod(mesh.shape[axis] for axis in parameters["newly_manual_axes"]) * sum(

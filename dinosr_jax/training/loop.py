@@ -19,6 +19,7 @@ from dinosr_jax.progress import progress_bar
 from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.best import Best
 from dinosr_jax.training.checkpoint import Checkpoints, Restored, check_same_run
+from dinosr_jax.training.devices import check_attention
 from dinosr_jax.training.environment import record_environment
 from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData
 from dinosr_jax.training.finetuning import make_finetuning_step
@@ -96,10 +97,12 @@ def train(
       CheckpointError: The checkpoints belong to another run, or cannot be written.
       TrainingError: The workdir cannot be used, the loss is not finite, or the codes collapsed and
         `config.guard.action` is 'stop'.
+      ValueError: The devices cannot be cut as `config.mesh` says, or cannot run `model.attention`.
     """
     claimed = _claim(workdir) if processes.is_first() else contextlib.nullcontext()
     with claimed, processes.StopSignals() as stop, processes.ending_together():
         mesh = sharding.make_mesh(config)
+        check_attention(config, mesh.devices.flat[0])
         optimizer = make_optimizer(config)
         abstract, make = sharding.make_state(mesh, lambda: init_state(config, optimizer=optimizer))
         keep = {"keep": config.keep_checkpoints, "keep_every": config.keep_every_steps}

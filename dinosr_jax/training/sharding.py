@@ -230,9 +230,11 @@ def _on(mesh: Mesh, step: Callable) -> Callable:
     place of the (smaller) parameters.
     """
 
+    def spec(axes):
+        return P(*(ACTIVATIONS.get(axis) for axis in axes))
+
     def place(x, axes):
-        spec = P(*(ACTIVATIONS.get(axis) for axis in axes))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
 
     specs = {
         "in_specs": (BATCH, P()),
@@ -241,7 +243,12 @@ def _on(mesh: Mesh, step: Callable) -> Callable:
         "check_vma": False,
     }
     split = functools.partial(jax.shard_map, mesh=mesh, **specs)
-    target = Target(mesh.devices.flat[0].platform, place, split)
+
+    def spread(function, axes, result):
+        specs = {"in_specs": tuple(map(spec, axes)), "out_specs": spec(result)}
+        return jax.shard_map(function, mesh=mesh, **specs, check_vma=False)
+
+    target = Target(mesh.devices.flat[0].platform, place, split, spread)
 
     @functools.wraps(step)
     def traced(*arguments):

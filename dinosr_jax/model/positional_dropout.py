@@ -1,0 +1,97 @@
+"""Dropout of attention probabilities by position: every entry's fate is a function of its place.
+
+Whether the probability of a query and a key is dropped depends on a PRNG key, the batch row, the
+head and the two positions, on nothing else: a fused kernel, its backward pass and plain XLA drop
+the same entries, and none of them stores which.
+
+An entry's word is that of its query XOR that of its key, mixed; it is dropped where that, as a
+signed number, is among the lowest of all. The word of a query is its position, times an odd
+constant, plus a seed of the batch row and head, mixed; that of a key the same with one seed for
+all. The seeds are threefry's. Mixing is a bijection of 32 bits, so that over all words exactly the
+share that is asked for drops; each bit of its input flips each upper bit of its output half of the
+time (the constants are "lowbias32" of C. Wellons's search for integer hashes). The tests compare
+pairs of rows, columns, heads and batch rows, neighbours, and the four corners of squares with what
+independent entries would give.
+
+An entry costs 9 integer operations (XOR, 6 of mixing, a comparison, a selection); a word of
+threefry costs about 100.
+
+Shapes: B batch, H heads, T frames, Q queries, K keys.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+_QUERY_STEP, _KEY_STEP = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)  # odd
+_FIRST, _SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+
+
+class Seeds(NamedTuple):
+    """What decides which entries are dropped."""
+
+    rows: Array  # [B, H] uint32
+    keys: Array  # [T] uint32, the words of the keys
+
+
+def threshold(rate: float) -> int:
+    """Of the 2^32 words, those below it drop; 0 where nothing is dropped."""
+    return min(round(rate * 2**32), 2**32 - 1)
+
+
+def scale(rate: float) -> float:
+    """What the kept entries are multiplied with."""
+    return 1.0 / (1.0 - threshold(rate) / 2**32)
+
+
+def draw_seeds(key: Array, *, batch: int, heads: int, frames: int) -> Seeds:
+    """Seeds of every batch row and head, and words of the keys, from a PRNG key."""
+    drawn = jax.random.bits(key, (1 + batch * heads,), jnp.uint32)
+    keys = mix(jnp.arange(frames, dtype=jnp.uint32) * _KEY_STEP + drawn[:1])
+    return Seeds(drawn[1:].reshape(batch, heads), keys)
+
+
+def query_words(seed: Array, positions: Array) -> Array:
+    """Words of queries at positions (uint32); the seed is of their batch row and head."""
+    return mix(positions * _QUERY_STEP + seed)
+
+
+def is_kept(queries: Array, keys: Array, *, rate: float) -> Array:
+    """Whether entries are kept, by the words of their queries and keys, which broadcast."""
+    # the last step of `mix` is left out: it changes the lower half only
+    words = jax.lax.bitcast_convert_type(_mix_upper(queries ^ keys), jnp.int32)
+    return words >= np.int32(threshold(rate) - 2**31)
+
+
+def mix(x: Array) -> Array:
+    """A bijection of uint32 that spreads every bit over all."""
+    x = _mix_upper(x)
+    return x ^ (x >> 16)
+
+
+def _mix_upper(x: Array) -> Array:
+    """A bijection of uint32 that spreads every bit over the upper half."""
+    x = (x ^ (x >> 16)) * _FIRST
+    return (x ^ (x >> 15)) * _SECOND
+
+
+def drop(probabilities: Array, seeds: Seeds, *, rate: float) -> Array:
+    """Inverted dropout by position.
+
+    Args:
+      probabilities: [B, H, Q, K], of all queries and all keys.
+      seeds: Of `draw_seeds`.
+      rate: Probability of a zero, to a multiple of 2^-32.
+
+    Returns:
+      `probabilities` with a share `rate` of the entries zeroed, the others divided by 1 - rate.
+    """
+    places = jnp.arange(probabilities.shape[2], dtype=jnp.uint32)[None, None, :, None]
+    queries = query_words(seeds.rows[:, :, None, None], places)
+    keep = is_kept(queries, seeds.keys[None, None, None, :], rate=rate)
+    scaled = probabilities * np.asarray(scale(rate), probabilities.dtype)
+    return jnp.where(keep, scaled, jnp.zeros_like(probabilities))

@@ -1,0 +1,47 @@
+"""What a configuration asks of the devices, found before a run starts."""
+
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dinosr_jax.data.batching import SAMPLE_RATE
+from dinosr_jax.model.attention import Implementation, implementation
+from dinosr_jax.model.feature_encoder import num_frames
+
+_LOG = logging.getLogger(__name__)
+
+
+def check_attention(config: Any, device: jax.Device) -> Implementation:
+    """What computes the attention of a run on its devices, which is logged.
+
+    Args:
+      config: Parsed configuration.
+      device: One of those that train.
+
+    Returns:
+      The implementation; of 'cudnn' the student's is XLA's where probabilities are dropped.
+
+    Raises:
+      ValueError: The device cannot run what `model.attention` asks for.
+    """
+    model, data = config.model, config.data
+    samples = int(data.max_seconds * SAMPLE_RATE)
+    chosen = implementation(
+        model.attention,
+        platform=device.platform,
+        head_width=model.width // model.num_heads,
+        frames=num_frames(samples, model.conv_layers),
+        dtype=jnp.dtype(config.compute_dtype),
+        capability=getattr(device, "compute_capability", None),
+    )
+    dropped = ""
+    if chosen == "cudnn" and model.attention_dropout:
+        dropped = (
+            "; the student's by xla: cuDNN cannot drop probabilities (model.attention_dropout is "
+            f"{model.attention_dropout:g})"
+        )
+    asked = f"config.model.attention is {model.attention!r}"
+    _LOG.info("attention is computed by %s on %s (%s)%s", chosen, device.platform, asked, dropped)
+    return chosen
