@@ -1,11 +1,17 @@
 """The objectives beside DinoSR's own: their losses, what learns, and every way to compute them."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_step import close, close_runs, moved, noise, tiny_config, train
+from transcribed_prompts import write_prompts
 
+from dinosr_jax.data.corpora import prepare
+from dinosr_jax.inference.model import load
 from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.objective.teacher import teacher_parts
 from dinosr_jax.training.optimizer import make_optimizer
@@ -220,3 +226,52 @@ def test_of_dinosr_the_parameters_are_the_same_as_of_spidr_and_the_update_is_ano
     ]
     close(runs[0].states[0].params, runs[1].states[0].params, atol=0)
     assert abs(np.mean(runs[0].metrics[0]["loss"]) - np.mean(runs[1].metrics[0]["loss"])) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("prepared")
+    write_prompts(source)
+    prepare(source, data_dir=folder)
+    return folder
+
+
+def flags(objective, data_dir, workdir, steps):
+    given = {"objective": objective, "model.layerdrop": 0.0, "num_steps": steps, "eval_steps": 4}
+    given |= {"data.data_dir": data_dir, "data.min_seconds": 0.1, "data.max_rungs": 1}
+    given |= {"eval_batches": 1, "checkpoint_steps": 2}
+    config = Path(__file__).parents[1] / "configs" / "tiny.py"
+    return [f"--config={config}", f"--workdir={workdir}"] + [
+        f"--config.{name}={value}" for name, value in given.items()
+    ]
+
+
+def losses_of(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("objective", OTHERS)
+def test_a_run_is_evaluated_goes_on_and_keeps_its_objective(
+    objective, data_dir, run_main, tmp_path
+):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run_main(*flags(objective, data_dir, whole, 4)) is None
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(last["eval_loss"])
+    expected = {"spidr": "eval_target_perplexity", "data2vec": "eval_explained_variance"}
+    assert {name for name in expected.values() if name in last} == {expected[objective]}
+    trained = load(whole)
+    assert (trained.codebook is None) == (objective == "data2vec")
+    other = "dinosr" if objective == "data2vec" else "data2vec"
+    said = run_main(*flags(other, data_dir, whole, 6))
+    assert f"config.objective: the checkpoint has '{objective}', asked for is '{other}'" in said
+    said = run_main(
+        *flags(other, data_dir, tmp_path / "fine", 6), "--config.task=ctc", f"--config.init={whole}"
+    )
+    assert f"config.objective: found '{other}', but {whole} was trained with" in said
+    assert not (tmp_path / "fine" / "metrics.jsonl").exists()
+    if objective == "spidr":
+        for steps in (2, 4):
+            assert run_main(*flags(objective, data_dir, halves, steps)) is None
+        assert losses_of(halves) == losses_of(whole)

@@ -137,6 +137,7 @@ def curves(run: RunFiles, answer: Answer | None) -> tuple[Section, list[Picture]
     options: dict[str, Any] = {
         "labels": run.codebook_names(),
         "codebook_size": run.whole("model", "codebook_size"),
+        "published": run.value("objective") in (None, "dinosr"),
     }
     pictures = []
     for panel in PANELS:
