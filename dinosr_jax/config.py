@@ -143,6 +143,9 @@ def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> 
     need(fits, "model.conv_layers", m.conv_layers, cepstra)
     layers = f"at most the {m.num_layers} layers"
     need(m.num_codebooks <= m.num_layers, "model.num_codebooks", m.num_codebooks, layers)
+    drops = c.task == "pretrain" and c.objective == "spidr" and m.layerdrop > 0
+    every = "0 where objective is 'spidr', whose heads read every top layer"
+    need(not drops, "model.layerdrop", m.layerdrop, every)
     longer = f"at least min_seconds = {d.min_seconds}"
     need(d.max_seconds >= d.min_seconds, "data.max_seconds", d.max_seconds, longer)
     both = "both, or neither"

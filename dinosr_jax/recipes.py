@@ -81,6 +81,10 @@ class Field(NamedTuple):
 _PUBLISHED_CONVOLUTIONS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
 
 FIELDS: dict[str, Field] = {
+    # what the student predicts (objective/objectives.py): 'dinosr', 'spidr' or 'data2vec'
+    "objective": Field(
+        "dinosr", one_of("dinosr", "spidr", "data2vec"), fixes="checkpoint", older="dinosr"
+    ),
     # or "ctc": fine-tuning to recognise speech (finetuning_recipe)
     "task": Field("pretrain", one_of("pretrain", "ctc"), fixes="checkpoint", older="pretrain"),
     # ctc: the network that is fine-tuned, which is a run, one of its steps, or a checkpoint of
@@ -124,8 +128,11 @@ FIELDS: dict[str, Field] = {
     "model.attention_dropout": Field(0.1, SHARE, fairseq="attention_dropout"),
     "model.activation_dropout": Field(0.0, SHARE, fairseq="activation_dropout"),
     "model.layerdrop": Field(0.05, SHARE, fairseq="encoder_layerdrop"),
+    # top layers of the teacher that make targets; objective 'data2vec' has no codebooks of them
     "model.num_codebooks": Field(8, POSITIVE, fairseq="average_top_k_layers", fixes="network"),
     "model.codebook_size": Field(256, POSITIVE, fairseq="codebook_size", fixes="network"),
+    # False holds the biases of query, key and value at the zeros that they start from, as spidr
+    "model.qkv_bias": Field(True, fixes="checkpoint", older=True),
     # one layer compiled once; False unrolls (same parameters)
     "model.scan_layers": Field(True, may_change=True),
     # the backward pass computes anew: 'none', 'dots' (all but products with weights) or 'full'
@@ -148,6 +155,10 @@ FIELDS: dict[str, Field] = {
         fixes="checkpoint",
     ),
     "teacher.init": Field("copy", one_of("copy", "reinit")),  # 'reinit' is spidr's
+    # how the decay rises: 'linear' from decay to end_decay in decay_steps, or 'exponential' from
+    # decay to 1, 1 - (1 - decay) exp(-update / timescale_steps), as spidr's SpidR
+    "teacher.schedule": Field("linear", one_of("linear", "exponential"), older="linear"),
+    "teacher.timescale_steps": Field(20_000, POSITIVE, scales="steps", older=20_000),
     "teacher.decay": Field(0.999, FRACTION, fairseq="ema_decay", scales="decay"),
     "teacher.end_decay": Field(0.9999, FRACTION, fairseq="ema_end_decay", scales="decay"),
     "teacher.decay_steps": Field(

@@ -122,7 +122,7 @@ def test_missing_field(field):
 def test_the_configuration_of_an_older_run_gets_the_fields_that_came_later():
     fields = recipe()
     later = {"guard": fields.pop("guard"), "alignment": fields["data"].pop("alignment")}
-    later |= {name: fields.pop(name) for name in ("task", "init", "ctc")}
+    later |= {name: fields.pop(name) for name in ("task", "init", "ctc", "objective")}
     for name in ("eval_data_dir", "eval_dataset"):
         del fields["data"][name]
     old = json.loads(json.dumps(fields))
@@ -182,6 +182,9 @@ def test_wrong_type(field, value, expected):
         ("model.conv_layers", (512, 10, 5)),
         ("teacher.scope", "student"),
         ("teacher.init", "zero"),
+        ("teacher.schedule", "cosine"),
+        ("teacher.timescale_steps", 0),
+        ("objective", "hubert"),
         ("teacher.decay", 1.1),
         ("teacher.end_decay", -0.1),
         ("teacher.decay_steps", -1),
@@ -221,6 +224,36 @@ def test_out_of_range(field, value):
     blamed = {"model.num_heads": "model.width", "model.pos_conv_groups": "model.width"}
     found = 768 if field in blamed else value
     assert error.startswith(f"  config.{blamed.get(field, field)}: found {found!r}, expected ")
+
+
+@pytest.mark.parametrize("objective", ["spidr", "data2vec"])
+def test_an_objective_that_needs_more_layers_than_there_are(objective):
+    fields = recipe(objective=objective, model__num_layers=7, model__layerdrop=0.0)
+    (error,) = errors_of(fields)
+    assert error == "  config.model.num_codebooks: found 8, expected at most the 7 layers"
+
+
+def test_no_layer_may_be_dropped_whose_head_is_to_learn():
+    (error,) = errors_of(recipe(objective="spidr"))
+    assert error.startswith("  config.model.layerdrop: found 0.05, expected 0 where objective is")
+    assert parse(recipe(objective="spidr", task="ctc")).model.layerdrop == 0.05
+
+
+def test_spidr_is_as_published():
+    config = runpy.run_path(str(ROOT / "configs" / "spidr.py"))["get_config"]()
+    assert differences(published_recipe().to_dict(), config.to_dict()) == {
+        "objective": ("dinosr", "spidr"),
+        "workdir": ("runs/base", "runs/spidr"),
+        "compute_dtype": ("float32", "bfloat16"),
+        "model.layerdrop": (0.05, 0.0),
+        "model.qkv_bias": (True, False),
+        "teacher.init": ("copy", "reinit"),
+        "teacher.schedule": ("linear", "exponential"),
+        "teacher.freeze_feature_encoder_step": (0, 200_001),
+        "optimizer.b2": (0.98, 0.95),
+        "optimizer.clip_norm": (0.0, 10.0),
+    }
+    assert config.teacher.decay == 0.999 and config.teacher.timescale_steps == 20_000
 
 
 def test_all_errors_are_named_at_once():

@@ -84,6 +84,8 @@ def test_the_published_run_is_not_drawn_where_it_cannot_be_compared(drawn):
     assert published(drawn[-1]) == [] and "begins to say something at 2,500" in picture.caption
     picture = draw("accuracy", 400_000)
     assert published(drawn[-1]) == [] and "published" not in picture.caption
+    picture = draw("loss", 400_000, published=False)  # of another objective
+    assert published(drawn[-1]) == [] and "published" not in picture.caption
 
 
 def test_levels_are_lines_with_names(drawn):

@@ -331,3 +331,20 @@ def test_superb_s_tasks_stand_side_by_side(tmp_path):
     table = text[text.index("SUPERB&#x27;s tasks, on frozen features") :].split("</table>")[0]
     assert "keyword spotting (accuracy)" in table and "97.1%" in table and "81.3%" in table
     assert table.count("keyword spotting") == 1 and "slot filling" not in table
+
+
+@pytest.mark.parametrize(
+    ("objective", "text"),
+    [
+        ("dinosr", "with 3 codebooks of 64 codewords on layers 2 to 4."),
+        ("spidr", "on layers 2 to 4, each predicted from that layer of the student (SpidR)."),
+        ("data2vec", "width 128, trained to regress the mean of layers 2 to 4."),
+    ],
+)
+def test_the_objective_is_said_and_the_published_run_is_that_of_dinosr(objective, text, tmp_path):
+    run = write_training(tmp_path / "run", steps=4_000, every=200)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"objective": objective}))
+    page = write_report(run).read_text()
+    assert text in page
+    assert ("Grey: the published LibriSpeech run" in page) == (objective == "dinosr")

@@ -82,7 +82,8 @@ def test_a_contradiction_names_the_tensor_and_damage_the_file(checkpoint):
 def test_what_was_assumed_is_said_of_the_run_too(checkpoint, tmp_path):
     found = read_checkpoint(checkpoint, choices=Choices(heads=4))
     assumed = [note for note in found.notes if note.startswith("ASSUMED")]
-    assert len(assumed) == 1 and "strides 5, 2, 2" in assumed[0]
+    assert len(assumed) == 2 and "strides 5, 2, 2" in assumed[0]
+    assert "objective 'dinosr'" in assumed[1] and "--objective=spidr" in assumed[1]
     runs.write_run(found, tmp_path / "run")
     assert load(tmp_path / "run").notes == tuple(assumed)
 
@@ -207,3 +208,114 @@ def test_a_teacher_with_its_own_front_end_is_another_there(scope, tmp_path):
         assert len(warnings) == 1 and warnings[0] in card
         assert "front end" in warnings[0] and "a third of the codes" in warnings[0]
         assert "student and heads are exact" in warnings[0]
+
+
+SPIDR = {"objective": "spidr", "model.layerdrop": 0.0, "teacher.schedule": "exponential"}
+
+
+def without_ours(folder):
+    """Takes out of an exported file what is ours; returns its tensors by name."""
+    with TorchFile(folder / "dinosr.pt") as opened:
+        model = {name: np.array(opened.array(t)) for name, t in opened.content["model"].items()}
+    write_torch_file(folder / "dinosr.pt", {"model": model})
+    return model
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_an_export_of_its_successor_comes_back(biases, tmp_path):
+    """By config.json alone: the tensors have the names of DinoSR's."""
+    found = tiny_network(SPIDR | {"teacher.timescale_steps": 123, "model.qkv_bias": biases})
+    if not biases:
+        for params in (found.state.params, found.state.teacher_params):
+            for name in ("query", "key", "value"):
+                params["encoder"]["layers"]["attention"][name]["bias"][:] = 0
+    assert exports.export(found, tmp_path / "out", kind="spidr") == []
+    same_network(found, read_checkpoint(tmp_path / "out"))
+    told = json.loads((tmp_path / "out/config.json").read_text())["model"]
+    mine = {"encoder_layer_drop": 0.0, "encoder_qkv_bias": biases, "freeze_step": 200_001}
+    mine |= {"ema_timescale": 123, "ema_threshold": 1e-7}
+    assert told == TINY | mine
+    names = without_ours(tmp_path / "out")
+    assert any(name.endswith("qkv.bias") for name in names) == biases
+    back = read_checkpoint(tmp_path / "out")
+    same_network(found, back)
+    assert not any(note.startswith("ASSUMED") for note in back.notes)
+    for part in ("objective", "model", "teacher"):
+        assert back.config[part] == found.config[part], part
+    assert "objective: spidr" in (tmp_path / "out/README.md").read_text()
+
+
+def test_its_successor_is_known_by_what_its_training_writes(checkpoint):
+    """A whole config.json, in which the timescale is a number with a point."""
+    model = {"encoder_num_heads": 4, "ema_timescale": 150.0, "encoder_layer_drop": 0.1}
+    beside(checkpoint, {"run": {"model_type": "spidr"}, "model": model})
+    found = read_checkpoint(checkpoint)
+    assert found.config.objective == "spidr" and found.config.model.layerdrop == 0.0
+    assert "model.layerdrop: 0.1 there, 0 here" in found.notes
+    assert found.config.teacher.schedule == "exponential"
+    assert found.config.teacher.timescale_steps == 150
+    beside(checkpoint, {"run": {"model_type": "spidr"}, "model": {"encoder_num_heads": 4}})
+    assert read_checkpoint(checkpoint).config.teacher.timescale_steps == 20_000
+    beside(checkpoint, {"run": {"model_type": "dinosr"}, "model": {"encoder_num_heads": 4}})
+    assert read_checkpoint(checkpoint).config.objective == "dinosr"
+    beside(checkpoint, {"model": model | {"ema_timescale": "fast"}})
+    with pytest.raises(InteropError, match=r"config\.teacher\.timescale_steps: found 'fast'"):
+        read_checkpoint(checkpoint)
+
+
+def test_where_nothing_says_the_objective_a_person_does(checkpoint):
+    found = read_checkpoint(checkpoint, choices=Choices(heads=4, objective="spidr"))
+    assert found.config.objective == "spidr"
+    assert not any("objective" in note for note in found.notes)
+    beside(checkpoint, {"model": {"encoder_num_heads": 4}})
+    with pytest.raises(InteropError, match="--objective: found 'spidr', .*objective 'dinosr'"):
+        read_checkpoint(checkpoint, choices=Choices(objective="spidr"))
+    with pytest.raises(InteropError, match="--objective: found 'data2vec', .*objective 'dinosr'"):
+        read_checkpoint(GOLDEN / "tiny_fairseq.pt", choices=Choices(objective="data2vec"))
+
+
+def test_another_schedule_of_the_teacher_is_said(tmp_path):
+    found = exports.export(
+        tiny_network(SPIDR | {"teacher.schedule": "linear"}), tmp_path / "a", kind="spidr"
+    )
+    assert len(found) == 1 and "exponential, not linear (teacher.schedule)" in found[0]
+    assert found[0] in (tmp_path / "a/README.md").read_text()
+    found = exports.export(
+        tiny_network({"teacher.schedule": "exponential"}), tmp_path / "b", kind="spidr"
+    )
+    assert len(found) == 1 and "linear, not exponential (teacher.schedule)" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"), [("spidr", "fairseq"), ("data2vec", "fairseq"), ("data2vec", "spidr")]
+)
+def test_a_project_without_the_objective_gets_no_export(objective, kind, tmp_path):
+    network = tiny_network(SPIDR | {"objective": objective})
+    with pytest.raises(InteropError, match=f"config.objective is '{objective}', which {kind} does"):
+        exports.export(network, tmp_path / "out", kind=kind)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("objective", ["spidr", "data2vec"])
+def test_the_network_without_heads_is_exported_of_any_objective(objective, tmp_path):
+    found = tiny_network(SPIDR | {"objective": objective})
+    exports.export(found, tmp_path / "out", kind="huggingface")
+    back = read_checkpoint(tmp_path / "out")
+    same_network(found, back)
+    assert back.config.objective == objective
+    exports.export(found, tmp_path / "s3prl", kind="s3prl")
+    card = (tmp_path / "s3prl/README.md").read_text()
+    books = "codebooks: 2 of 16" if objective == "spidr" else "targets: mean of the top 2 layers"
+    assert books in card
+
+
+def test_a_student_alone_is_trained_on_with_the_objective_that_is_asked_for(tmp_path):
+    exports.export(tiny_network({}), tmp_path / "out", kind="huggingface")
+    (tmp_path / "out/dinosr.safetensors").unlink()
+    for objective in ("spidr", "data2vec"):
+        choices = Choices(num_codebooks=3, codebook_size=5, objective=objective)
+        found = read_checkpoint(tmp_path / "out", choices=choices)
+        assert found.config.objective == objective
+        kernel = found.state.params["heads"]["kernel"]
+        assert kernel.shape == ((3, 32, 5) if objective == "spidr" else (1, 32, 32))
+        assert (found.state.codebook is None) == (objective == "data2vec")

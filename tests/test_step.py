@@ -42,8 +42,8 @@ def tiny_config(**changes):
     config.optimizer.warmup_steps = 0
     config.mask.require_same_masks = False  # so that devices have unequal numbers of masked frames
     for field, value in changes.items():
-        room, name = field.split("__")
-        config[room][name] = value
+        *room, name = field.split("__")
+        (config[room[0]] if room else config)[name] = value
     return parse(config)
 
 

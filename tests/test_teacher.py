@@ -1,5 +1,7 @@
 """The teacher's schedule, its average and the normalisation of its targets."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from dinosr_jax.objective.teacher import (
     ema_decay,
+    exponential_ema_decay,
     instance_normalise,
     teacher_parts,
     update_teacher,
@@ -40,6 +43,18 @@ def test_decay_of_the_paper(update, expected):
     assert found.dtype == jnp.float32 and found.shape == ()
     # one update of the schedule is 3e-8, float32 near 1 is 6e-8 apart
     np.testing.assert_allclose(found, expected, rtol=0, atol=6e-8)
+
+
+@pytest.mark.parametrize("update", [1, 100, 20_000, 100_000, 184_206, 184_207, 184_208, 400_000])
+def test_decay_of_spidr_comes_closer_to_1_and_reaches_it(update):
+    schedule = {"start": 0.999, "timescale": 20_000, "freeze_step": 10**9}
+    found = exponential_ema_decay(jnp.asarray(update), **schedule)
+    assert found.dtype == jnp.float32 and found.shape == ()
+    change = (1 - 0.999) * math.exp(-update / 20_000)
+    np.testing.assert_allclose(found, 1 - change, rtol=0, atol=6e-8)
+    assert (found == 1.0) == (change <= 1e-7) == (update > 184_206)
+    frozen = exponential_ema_decay(jnp.asarray(update), **schedule | {"freeze_step": update})
+    assert frozen == 1.0
 
 
 def test_decay_without_a_schedule_is_its_end():

@@ -102,6 +102,39 @@ def test_head_units_are_the_students_guesses_from_its_last_layer(model, waves, a
     np.testing.assert_array_equal(one, found[2])
 
 
+def of_objective(model, objective):
+    """The same network of another objective: student and teacher have the same layout."""
+    changes = {"objective": objective, "model": model.config.model.to_dict() | {"layerdrop": 0.0}}
+    config = parse(model.config.to_dict() | changes)
+    codebook = None if objective == "data2vec" else model.codebook
+    parts = {"params": model.params, "teacher_params": model.teacher_params}
+    return Model(config, **parts, codebook=codebook, path="run")
+
+
+def test_head_units_of_spidr_are_guessed_from_their_own_layers(model, waves, alone):
+    other = of_objective(model, "spidr")
+    kernel, bias = (np.asarray(model.params["heads"][name]) for name in ("kernel", "bias"))
+    found = other.units(waves[2], layer=[3, 2], source="head")
+    ffn = np.asarray(alone(waves[2], "student").ffn[:, 0])
+    for layer, k in ((2, 0), (3, 1)):
+        logits = ffn[layer - 1] @ kernel[k] + bias[k][None]
+        two = np.sort(logits, axis=1)
+        same(found[layer], logits.argmax(1), two[:, -1] - two[:, -2], clear=1e-5)
+    one = other.units(waves[2], layer=2, source="head")
+    np.testing.assert_array_equal(one, found[2])
+    before = model.units(waves[2], layer=2, source="head")
+    assert not np.array_equal(before, found[2])
+    with pytest.raises(ValueError, match="tensor: found 'block'; source head reads 'ffn'"):
+        units.plan(other, layer=2, source="head", tensor="block")
+
+
+@pytest.mark.parametrize("source", ["codebook", "head"])
+def test_an_objective_without_codes_has_no_units(source, model, waves):
+    message = "run: config.objective is 'data2vec', which has no codebooks .*--source=kmeans --fit"
+    with pytest.raises(ValueError, match=message):
+        of_objective(model, "data2vec").units(waves[0], layer=2, source=source)
+
+
 def centroids(model, *, layers, tensor, network, size=7):
     rng = np.random.default_rng(3)
     found = {n: rng.standard_normal((size, 32)).astype(np.float32) for n in layers}

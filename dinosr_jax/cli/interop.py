@@ -18,6 +18,11 @@ _FORMATS = click.Choice(["huggingface", "fairseq", "spidr", "s3prl"])
 @click.option("--num_codebooks", type=click.IntRange(min=1), help="Fresh ones, of a student alone.")
 @click.option("--codebook_size", type=click.IntRange(min=1), help="Codewords of fresh ones.")
 @click.option(
+    "--objective",
+    type=click.Choice(["dinosr", "spidr", "data2vec"]),
+    help="Of a checkpoint that does not say it: spidr's without config.json, a student alone.",
+)
+@click.option(
     "--vocabulary",
     type=shared.LocalPath(),
     help="fairseq's dict.ltr.txt of a fine-tuned checkpoint.  [default: its 32 letters]",

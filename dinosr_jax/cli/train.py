@@ -111,6 +111,11 @@ def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
     from dinosr_jax.interop.runs import read_any
 
     found = read_any(Path(config.init).expanduser())
+    if found.config.objective != config.objective:
+        raise ValueError(
+            f"config.objective: found {config.objective!r}, but {config.init} was trained with "
+            f"{found.config.objective!r}; say --config.objective={found.config.objective}"
+        )
     parts = dict(found.state.params)
     if config.ctc.network == "teacher":
         if not found.state.teacher_params:

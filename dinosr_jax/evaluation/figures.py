@@ -116,6 +116,7 @@ def curve_picture(
     labels: Sequence[str],
     codebook_size: int | None,
     levels: Sequence[tuple[str, float]] = (),
+    published: bool = True,
 ) -> Picture | None:
     """One chart over the updates, with the published run where the two can be compared.
 
@@ -125,6 +126,7 @@ def curve_picture(
       labels: A name of each codebook.
       codebook_size: V, to which the published run is scaled; None where it is not known.
       levels: (name, height) of horizontal lines to compare with.
+      published: False where it was trained with another objective, and cannot be compared.
 
     Returns:
       The picture; None where nothing of it is recorded.
@@ -136,7 +138,7 @@ def curve_picture(
     axes = figure.subplots()
     draw_panel(axes, records, panel, labels=labels)
     last_step = max(points[-1][0] for points in lines.values())
-    note = _draw_published(axes, panel, last_step, codebook_size)
+    note = _draw_published(axes, panel, last_step, codebook_size) if published else ""
     for (name, height), dashes in zip(levels, ("--", ":", "-.") * len(levels), strict=False):
         axes.axhline(height, color="#444444", linestyle=dashes, linewidth=1.4, label=name)
     set_title(axes, panel.title)

@@ -91,10 +91,13 @@ def _what_it_is(run: RunFiles) -> list[str]:
     if layers and width and books and size:
         names = run.codebook_names()
         where = names[0] if books == 1 else f"layers {names[0].split()[-1]} to {layers}"
-        found.append(
-            f"A DinoSR network of {layers} layers of width {width}, with {books} "
-            f"codebook{'s' * (books > 1)} of {size} codewords on {where}."
-        )
+        what = f"with {books} codebook{'s' * (books > 1)} of {size} codewords on {where}"
+        objective = run.value("objective") or "dinosr"
+        if objective == "data2vec":
+            what = f"trained to regress the mean of {where}"
+        elif objective == "spidr":
+            what += ", each predicted from that layer of the student (SpidR)"
+        found.append(f"A DinoSR network of {layers} layers of width {width}, {what}.")
     last, planned = run.last_step(), run.whole("num_steps")
     data = run.value("data", "dataset"), run.value("data", "train_split")
     on = f" on {data[0]} ({data[1]})" if all(data) else ""
@@ -134,6 +137,7 @@ def curves(run: RunFiles, answer: Answer | None) -> tuple[Section, list[Picture]
     options: dict[str, Any] = {
         "labels": run.codebook_names(),
         "codebook_size": run.whole("model", "codebook_size"),
+        "published": run.value("objective") in (None, "dinosr"),
     }
     pictures = []
     for panel in PANELS:

@@ -23,12 +23,12 @@ from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_lay
 from dinosr_jax.model.dinosr import Heads
 from dinosr_jax.model.transformer import Layers
 from dinosr_jax.objective import codebook as codebooks
+from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.objective.teacher import instance_normalise
 
 Array = jax.Array
 Source = Literal["codebook", "head", "kmeans"]
 _EPSILON = 1e-5  # of instance_normalise
-_READS = {"codebook": ("ffn", "teacher"), "head": ("block", "student")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +59,22 @@ class NearestCodes:
 
 @dataclasses.dataclass(frozen=True)
 class HeadCodes:
-    """Most probable code of some heads; a function for `batches.Forward`, which has all layers."""
+    """Most probable code of some heads; a function for `batches.Forward`, which has all layers.
 
-    num_heads: int
+    They read the last layer's `block`, or each the `ffn` of its own of `layers`.
+    """
+
+    layers: tuple[int, ...]
+    tensor: Tensor
 
     def __call__(self, arrays: Any, layers: Layers, padded: Array) -> tuple[Array, ...]:
         """Codes [B, T] of each head; their kernels [N, D, V] and biases [N, V] are the arrays."""
         del padded
-        heads = Heads(self.num_heads, arrays["bias"].shape[1])
-        logits = heads.apply({"params": arrays}, layers.output)
+        heads = Heads(*arrays["bias"].shape)
+        read = layers.output
+        if self.tensor == "ffn":
+            read = jnp.stack([layers.ffn[number - 1] for number in self.layers])
+        logits = heads.apply({"params": arrays}, read)
         return tuple(jnp.argmax(logits, axis=-1).astype(jnp.int32))
 
 
@@ -100,6 +107,11 @@ def codebook_of_layer(model: Any, layer: int) -> int:
       ValueError: The layer has no codebook.
     """
     config = model.config.model
+    if model.codebook is None and model.config.task != "ctc":
+        raise ValueError(
+            f"{model.path}: config.objective is {model.config.objective!r}, which has no codebooks "
+            "and codes; fit k-means on its features (--source=kmeans --fit)"
+        )
     if model.codebook is None:
         raise ValueError(
             f"{model.path}: a fine-tuned network has no codebooks and heads; take the units of the "
@@ -132,7 +144,8 @@ def plan(
     Args:
       model: Of `load`.
       layer: One, several or 'all': those with a codebook, or in the k-means file. The head of
-        layer l predicts the codes of layer l, from the student's last layer.
+        layer l predicts the codes of layer l, from the student's last layer (objective 'dinosr') or
+        from its layer l ('spidr').
       source: 'codebook', 'head' or 'kmeans'.
       kmeans_file: Of `kmeans.fit` or its path, for 'kmeans'.
       tensor: For 'kmeans'; None is what it was fitted on.
@@ -150,9 +163,9 @@ def plan(
         raise ValueError("source kmeans needs a k-means file, and only it takes one")
     if source == "kmeans":
         return _kmeans_plan(model, layer, kmeans_file, tensor, network)
-    for name, found, reads in zip(
-        ("tensor", "model"), (tensor, network), _READS[source], strict=True
-    ):
+    own_layer = source == "codebook" or OBJECTIVES[model.config.objective].reads == "ffn"
+    read = ("ffn" if own_layer else "block", "teacher" if source == "codebook" else "student")
+    for name, found, reads in zip(("tensor", "model"), (tensor, network), read, strict=True):
         if found not in (None, reads):
             raise ValueError(f"{name}: found {found!r}; source {source} reads {reads!r}")
     config = model.config.model
@@ -160,17 +173,17 @@ def plan(
     wanted = list(top) if layer == "all" else layer
     layers = parse_layers(wanted, num_layers=config.num_layers)
     books = np.asarray([codebook_of_layer(model, number) for number in layers])
-    what = (model, source, layers, *_READS[source])
+    what, depth = (model, source, layers, *read), max(layers) if own_layer else config.num_layers
     if source == "head":
         heads = {name: leaf[books] for name, leaf in model.params["heads"].items()}
-        return Plan(*what, HeadCodes(len(books)), heads, config.num_layers, config.codebook_size)
+        return Plan(*what, HeadCodes(layers, read[0]), heads, depth, config.codebook_size)
     some = jax.tree.map(lambda x: jnp.asarray(x)[books], model.codebook)
     words = np.asarray(codebooks.codewords(some))
     for number, array in zip(layers, words, strict=True):
         if not np.isfinite(array).all():
             raise ValueError(f"layer {number}: its codebook has codewords that are not finite")
     compute = NearestCodes(layers, "ffn", "utterance")
-    return Plan(*what, compute, _as_codebooks(words), max(layers), config.codebook_size)
+    return Plan(*what, compute, _as_codebooks(words), depth, config.codebook_size)
 
 
 def _kmeans_plan(

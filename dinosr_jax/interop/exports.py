@@ -24,6 +24,7 @@ from dinosr_jax.model.feature_encoder import receptive_field
 
 Kind = Literal["huggingface", "fairseq", "spidr", "s3prl"]
 Network = Literal["student", "teacher"]
+_OBJECTIVES = {"fairseq": ("dinosr",), "spidr": ("dinosr", "spidr")}  # others: heads stay behind
 _PREPROCESSOR = {
     "feature_extractor_type": "Wav2Vec2FeatureExtractor",
     "feature_size": 1,
@@ -58,6 +59,13 @@ def export(found: Imported, output: Path, *, kind: Kind, model: Network = "stude
         raise InteropError(
             f"config.model.front_end is {found.config.model.front_end!r}: {kind} has convolutions "
             "only; expected a network with 'conv'"
+        )
+    objective = found.config.objective
+    if not recogniser and objective not in _OBJECTIVES.get(kind, (objective,)):
+        raise InteropError(
+            f"config.objective is {objective!r}, which {kind} does not have; expected "
+            f"{' or '.join(_OBJECTIVES[kind])}. --format=huggingface and s3prl hold the network "
+            "without its heads"
         )
     if recogniser and kind in ("spidr", "s3prl"):
         raise InteropError(f"{kind} has no recogniser; expected --format=huggingface or fairseq")
@@ -107,6 +115,8 @@ def _spidr(found: Imported, ours: dict[str, str]) -> dict[str, Any]:
     places = naming.spidr_of_shared_teacher if shared else naming.spidr
     model = fairseq.from_state(found.state, config=found.config, naming=places)
     beside = {k: model.pop(k) for k in list(model) if k.startswith("teacher.feature_")}
+    if not found.config.model.qkv_bias:
+        model = {k: value for k, value in model.items() if not k.endswith("attention.qkv.bias")}
     model["current_step"] = np.asarray([found.step], np.int64)
     return {"model": model, "dinosr_jax_teacher": beside, "dinosr_jax": ours}
 
@@ -117,7 +127,7 @@ def _huggingface(found: Imported, folder: Path, model: Network, ours: dict[str, 
     tensors = fairseq.from_state(found.state, config=found.config)
     full = found.config.teacher.scope == "full"
     main = {}
-    for entry in fairseq.student_entries(found.config.model):
+    for entry in fairseq.student_entries(found.config):
         source = huggingface.in_main_file(entry.name, teacher=model == "teacher", full=full)
         if source is None:
             continue
@@ -161,6 +171,8 @@ def _card(found: Imported, kind: Kind, model: Network, warnings: list[str]) -> s
     holds = f"`model.safetensors` holds the {model}.\n" if kind == "huggingface" else ""
     holds = "`dinosr.pt` holds the student, without its heads.\n" if kind == "s3prl" else holds
     last = f"codebooks: {c.model.num_codebooks} of {c.model.codebook_size}, on the top layers"
+    if found.state.codebook is None:
+        last = f"targets: mean of the top {c.model.num_codebooks} layers, without codebooks"
     kind_of, header = "Self-supervised speech representations", ""
     if c.task == "ctc":
         holds, kind_of = "", "A speech recogniser, fine-tuned with CTC from representations"
@@ -175,6 +187,7 @@ def _card(found: Imported, kind: Kind, model: Network, warnings: list[str]) -> s
 {kind_of} (Liu et al., NeurIPS 2023), written by dinosr_jax for {kind}.
 {holds}Input: 16 kHz mono, each utterance normalised to mean 0 and variance 1; {rate}.
 
+- objective: {c.objective}
 - updates: {found.step}
 - training data: {c.data.dataset} {c.data.train_split} (identity: {seen})
 - {last}

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from dinosr_jax.objective.codebook import Codebook
+from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.recipes import FIELDS, published_recipe
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
@@ -159,14 +160,18 @@ def encoder_entries(model: Any) -> Iterator[Entry]:
         yield from _norm(f"layers.{i}.final_layer_norm", (*path, "ffn_layer_norm"), i)
 
 
-def student_entries(model: Any) -> Iterator[Entry]:
-    """Every parameter of the student."""
+def student_entries(config: Any) -> Iterator[Entry]:
+    """Every parameter of the student; where targets are regressed, the map to them is heads.0."""
     yield Entry("mask_emb", ("mask_embedding", "embedding"), None, "plain")
-    yield from front_end_entries(model)
-    for entry in encoder_entries(model):
+    yield from front_end_entries(config.model)
+    for entry in encoder_entries(config.model):
         yield entry._replace(name=f"encoder.{entry.name}")
-    for k in range(model.num_codebooks):
+    for k in range(config.model.num_codebooks if _has_codes(config) else 1):
         yield from _affine(f"heads.{k}", ("heads",), "linear", k)
+
+
+def _has_codes(config: Any) -> bool:
+    return OBJECTIVES[config.objective].predicts == "codes"
 
 
 def teacher_entries(config: Any) -> Iterator[Entry]:
@@ -179,9 +184,9 @@ def teacher_entries(config: Any) -> Iterator[Entry]:
         yield entry._replace(name=f"_ema.encoder.{entry.name}" if full else f"_ema.{entry.name}")
 
 
-def recogniser_entries(model: Any) -> Iterator[Entry]:
+def recogniser_entries(config: Any) -> Iterator[Entry]:
     """Every parameter of a recogniser: the student without heads, and the output layer."""
-    yield from (e for e in student_entries(model) if not e.name.startswith("heads."))
+    yield from (e for e in student_entries(config) if not e.name.startswith("heads."))
     yield from _affine(PROJ, ("output",), "linear")
 
 
@@ -196,14 +201,14 @@ def _entries(config: Any) -> dict[str, Iterator[Entry]]:
     """The entries of each part of a TrainState; a recogniser has parameters only."""
     if config.task == "ctc":
         return {
-            "params": recogniser_entries(config.model),
+            "params": recogniser_entries(config),
             "teacher_params": iter(()),
             "codebook": iter(()),
         }
     return {
-        "params": student_entries(config.model),
+        "params": student_entries(config),
         "teacher_params": teacher_entries(config),
-        "codebook": codebook_entries(config.model),
+        "codebook": codebook_entries(config.model) if _has_codes(config) else iter(()),
     }
 
 

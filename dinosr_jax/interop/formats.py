@@ -5,7 +5,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +58,7 @@ class Choices(NamedTuple):
     num_codebooks: int | None = None
     codebook_size: int | None = None
     seed: int = 0
+    objective: str | None = None
     symbols: tuple[str, ...] | None = None  # of a fine-tuned fairseq checkpoint
 
 
@@ -83,6 +83,11 @@ def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Impo
             raise InteropError(f"{path}: no such file or folder")
         found = _read_folder(path, choices) if path.is_dir() else _read_file(path, choices)
         _check_vocabulary(found, choices)
+        if choices.objective not in (None, found.config.objective):
+            raise InteropError(
+                f"--objective: found {choices.objective!r}, but {path} is a checkpoint of "
+                f"config.objective {found.config.objective!r}; leave it out"
+            )
         return found
     except InteropError:
         raise
@@ -226,24 +231,13 @@ def _from_spidr(
 ) -> Imported:
     ours = _saved(rest)
     step = tensors.pop("current_step", None)
-    found = {
-        naming.spidr_of_shared_teacher(f"{net}layers.{i}.self_attn.q_proj.bias").name
-        for i in range(_num_layers(tensors))
-        for net in ("encoder.", "_ema.")
-    }
-    missing = [] if found & tensors.keys() else sorted(found)
-    for name in missing:
-        weight = tensors.get(name.removesuffix("bias") + "weight")
-        if weight is not None and weight.ndim:
-            tensors[name] = np.zeros(weight.shape[0], np.float32)
-    if missing:
-        notes.append(f"{len(missing)} biases of query, key and value are not there: zeros")
+    tensors, added = spidr.add_missing_biases(tensors, notes)
     if ours.get("config"):
         config = ml_collections.ConfigDict(json.loads(ours["config"]))
     else:
-        said = spidr.fields_beside(path)
-        config = infer_config(tensors, _spidr_name, choices.heads, notes, said=said)
-        notes.append("network: as config.json beside it says" if said else _PUBLISHED)
+        said = {"heads": choices.heads, "objective": choices.objective}
+        config = spidr.infer(tensors, checkpoint=path, notes=notes, **said)
+        config.model.qkv_bias = not added
     shared = config.teacher.scope == "encoder"
     places = naming.spidr_of_shared_teacher if shared else naming.spidr
     state = _state(tensors, config, naming=places, source="spidr")
@@ -257,16 +251,7 @@ def _from_spidr(
             f"current_step: found {step.dtype}{list(step.shape)}, expected one number from 0"
         )
     notes += _unused(rest, "dinosr_jax" if ours else "")
-    return _imported(config, state, number, "spidr", notes, ours, len(tensors) - len(missing))
-
-
-def _num_layers(tensors: Mapping[str, Any]) -> int:
-    layers = (re.match(r"student\.layers\.(\d+)\.", name) for name in tensors)
-    return len({int(found[1]) for found in layers if found})
-
-
-def _spidr_name(name: str) -> str:
-    return naming.spidr_of_shared_teacher(name).name
+    return _imported(config, state, number, "spidr", notes, ours, len(tensors) - added)
 
 
 def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainState:
@@ -304,6 +289,9 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
         config.model.num_codebooks = choices.num_codebooks or config.model.num_codebooks
         config.model.codebook_size = choices.codebook_size or config.model.codebook_size
         config.seed = choices.seed
+        config.objective = choices.objective or config.objective
+        if config.objective == "spidr":
+            config.model.layerdrop = 0.0
     config = parse(config)
     places = huggingface.naming_of(folder, config=config)
     tensors, unused = huggingface.used_tensors(folder)

@@ -242,7 +242,7 @@ def naming_of(folder: Folder, *, config: Any) -> Naming:
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in folder.tensors) else ""
     teacher, full = folder.metadata.get("model") == "teacher", config.teacher.scope == "full"
     main = {}
-    for entry in student_entries(config.model):
+    for entry in student_entries(config):
         source = in_main_file(entry.name, teacher=teacher, full=full)
         if source is not None:
             main[source] = f"{prefix}{naming.huggingface(entry.name)}"

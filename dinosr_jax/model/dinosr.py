@@ -3,7 +3,7 @@
 Shapes: B batch, S samples, T frames, C channels, D model, L layers, N codebooks, V codewords.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -41,19 +41,20 @@ class MaskEmbedding(nn.Module):
 
 
 class Heads(nn.Module):
-    """One linear classifier a codebook on the student's last layer; logits in float32."""
+    """One linear classifier a codebook; logits in float32."""
 
     num_codebooks: int
     codebook_size: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps x [B, T, D] to logits [N, B, T, V]."""
+        """Maps x [B, T, D], or one [N, B, T, D] a classifier, to logits [N, B, T, V]."""
         width, n, v = x.shape[-1], self.num_codebooks, self.codebook_size
         init = layers.uniform_init(fan_in=width)
         kernel = self.param("kernel", init, (n, width, v))
         bias = self.param("bias", init, (n, v))
-        logits = layers.product("btd,ndv->nbtv", x, kernel.astype(x.dtype))
+        equation = "btd,ndv->nbtv" if x.ndim == 3 else "nbtd,ndv->nbtv"
+        logits = layers.product(equation, x, kernel.astype(x.dtype))
         logits = layers.place(logits, None, "batch", None, "codewords")
         return logits + jnp.broadcast_to(bias[:, None, None, :], logits.shape)
 
@@ -62,11 +63,14 @@ class DinoSR(nn.Module):
     """Feature encoder, projection, mask embedding, transformer and heads (paper section 3).
 
     `config` is the `model` part of the configuration; `dtype` the type of the computation
-    (parameters are float32 in any case).
+    (parameters are float32 in any case). Heads read the 'output' of the last layer, or each the
+    'ffn' of its own of the top layers; they predict 'codes', or one of them the 'targets'.
     """
 
     config: Any
     dtype: jnp.dtype = jnp.float32
+    reads: Literal["output", "ffn"] = "output"
+    predicts: Literal["codes", "targets"] = "codes"
 
     def setup(self):
         """Makes the parts; their names are those of the parameter tree."""
@@ -90,13 +94,14 @@ class DinoSR(nn.Module):
             remat=c.remat,
             attention=c.attention,
         )
-        self.heads = Heads(c.num_codebooks, c.codebook_size)
+        codes = self.predicts == "codes"
+        self.heads = Heads(c.num_codebooks, c.codebook_size) if codes else Heads(1, c.width)
 
     def __call__(self, waveforms: Array) -> Array:
         """Waveforms [B, S] to logits [N, B, T, V]; runs every part, for initialisation."""
         x = self.project(waveforms)
         mask = jnp.zeros(x.shape[:2], bool)
-        return self.predict(self.encode(x, mask=mask).output)
+        return self.predict(self.read(x, mask=mask))
 
     def convolve(self, waveforms: Array) -> Array:
         """Waveforms [B, S] to the feature encoder's output [B, T, C]."""
@@ -146,8 +151,17 @@ class DinoSR(nn.Module):
         keys = {"key": key, "layerdrop_key": layerdrop_key}
         return self.encoder(x, padding_mask, **keys, all_layers=all_layers)
 
+    def read(self, projected: Array, **options: Any) -> Array:
+        """What the heads read of projected features [B, T, D]: [B, T, D], or one [N, B, T, D] each.
+
+        `options` are those of `encode`.
+        """
+        if self.reads == "output":
+            return self.encode(projected, **options).output
+        return self.encode(projected, **options, all_layers=True).ffn[-self.config.num_codebooks :]
+
     def predict(self, x: Array) -> Array:
-        """Last layer's `block` [B, T, D] to the heads' logits [N, B, T, V], float32."""
+        """What `read` gives to logits [N, B, T, V], or targets [1, B, T, D]; float32."""
         return self.heads(x)
 
 

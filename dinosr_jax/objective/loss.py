@@ -1,6 +1,6 @@
-"""Prediction of the codes of the masked frames.
+"""Prediction of the codes, or of the targets, of the masked frames.
 
-Shapes: B batch, T frames, N codebooks, V codewords.
+Shapes: B batch, T frames, D model, N codebooks, V codewords.
 """
 
 import jax
@@ -28,7 +28,7 @@ def prediction_loss(
     """Cross-entropy of each codebook, averaged over the masked frames of the global batch.
 
     Args:
-      logits: [N, B, T, V] float32, of the heads on the student's last layer.
+      logits: [N, B, T, V] float32, of the heads.
       codes: [N, B, T] int32.
       mask: [B, T] bool.
       num_masked: As in `masked_mean`.
@@ -38,3 +38,23 @@ def prediction_loss(
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
     return masked_mean(losses, mask, num_masked=num_masked)
+
+
+def regression_loss(
+    predictions: Array, targets: Array, mask: Array, *, num_masked: Array | None = None
+) -> Array:
+    """Squared error of each frame over sqrt(D), averaged over the masked frames of the batch.
+
+    data2vec's loss for audio: loss_beta 0, and loss_scale 1 / sqrt(D).
+
+    Args:
+      predictions: [1, B, T, D] float32.
+      targets: [1, B, T, D] float32.
+      mask: [B, T] bool.
+      num_masked: As in `masked_mean`.
+
+    Returns:
+      [1] float32.
+    """
+    errors = jnp.sum(jnp.square(predictions - targets), axis=-1) * targets.shape[-1] ** -0.5
+    return masked_mean(errors, mask, num_masked=num_masked)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Scope = Literal["encoder", "full"]
+EXPONENTIAL_THRESHOLD = 1e-7
 
 _PARTS = {
     "encoder": ("encoder",),
@@ -42,6 +43,19 @@ def ema_decay(update: Array, *, start: float, end: float, steps: int, freeze_ste
     share = jnp.minimum(update / max(steps, 1), 1.0).astype(jnp.float32)
     decay = start + (end - start) * share if steps else jnp.full_like(share, end)
     return jnp.where(update >= freeze_step, 1.0, decay)
+
+
+def exponential_ema_decay(
+    update: Array, *, start: float, timescale: float, freeze_step: int
+) -> Array:
+    """The same, coming closer to 1 exponentially: 1 - (1 - start) exp(-update / timescale).
+
+    1 (no change) once it is within 1e-7 of it, and from `freeze_step` on (Poli et al., 2025).
+    float32 scalar.
+    """
+    change = (1.0 - start) * jnp.exp(-update.astype(jnp.float32) / timescale)
+    frozen = (change <= EXPONENTIAL_THRESHOLD) | (update >= freeze_step)
+    return jnp.where(frozen, 1.0, 1.0 - change)
 
 
 @jax.named_scope("teacher_update")

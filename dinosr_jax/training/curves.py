@@ -63,6 +63,21 @@ PANELS = (
         "frequent code would reach.",
     ),
     Panel(
+        "explained-variance",
+        "Variance of the targets explained",
+        "share of the variance",
+        ("explained_variance", "eval_explained_variance"),
+        hint="It rises. One that comes close to 1 at once, with a standard deviation that falls, "
+        "is a collapse.",
+    ),
+    Panel(
+        "target-spread",
+        "Spread of targets and predictions",
+        "standard deviation",
+        ("target_std", "prediction_std"),
+        hint="The targets keep theirs; that of the predictions rises towards it.",
+    ),
+    Panel(
         "accuracy-by-codebook",
         "Accuracy of each codebook",
         "share of masked frames",

@@ -1,10 +1,11 @@
 """What is measured on held-out speech while a run trains.
 
 Loss, predictions, and what codes follow besides phones are measured on the crops of `eval_split`;
-unit quality on its utterances that have phones, whole, at all frames. Every process counts its own
-rows, and the counts are summed over all.
+unit quality, of an objective that has codes, on its utterances that have phones, whole, at all
+frames. Every process counts its own rows, and the counts are summed over all.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -14,11 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinosr_jax.model.feature_encoder import receptive_field
+from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.training import sharding
 from dinosr_jax.training.metrics import prediction_metrics, table_metrics, to_record
 from dinosr_jax.training.programs import Programs
 from dinosr_jax.training.state import TrainState
 from dinosr_jax.training.step import make_eval_step, make_phone_step
+
+_LOG = logging.getLogger(__name__)
 
 
 class EvalData(Protocol):
@@ -68,6 +72,10 @@ class Evaluation:
         num_speakers = len(set(eval_data.speakers.values()))
         eval_step = make_eval_step(config, num_speakers=num_speakers)
         self._eval_step = sharding.jit_eval_step(mesh, eval_step, abstract_state)
+        if OBJECTIVES[config.objective].predicts == "targets":
+            if phone_data is not None:
+                _LOG.warning("config.objective %r has no codes: no PNMI", config.objective)
+            self._phone_data = phone_data = None
         if phone_data is not None:
             phone_step = make_phone_step(config, num_phones=len(phone_data.phones))
             self._phone_step = sharding.jit_phone_step(mesh, phone_step, abstract_state)
@@ -89,6 +97,12 @@ class Evaluation:
           step: Finished updates.
           metrics: Of `Evaluation.measure`.
         """
+        if "eval_explained_variance" in metrics:
+            return (
+                f"update {step}: held-out loss {metrics['eval_loss']:.3f}, explained variance "
+                f"{metrics['eval_explained_variance']:.1%}, standard deviation of the targets "
+                f"{metrics['eval_target_std']:.3f}"
+            )
         parts = [
             f"update {step}: held-out loss {metrics['eval_loss']:.3f}",
             f"accuracy {metrics['eval_accuracy']:.1%} "

@@ -79,23 +79,28 @@ class Guard:
             )
         for bound in of_codebooks:
             for k in range(self._config.model.num_codebooks):
-                yield bound._replace(name=f"{bound.name}_{k}")
+                if f"{bound.name}_{k}" in record:  # not where there are no codebooks
+                    yield bound._replace(name=f"{bound.name}_{k}")
         yield Bound("teacher_std", guard.min_target_std, ".2g")
         yield Bound("feature_encoder_std", guard.min_feature_std, ".2g")
 
     def _text(self, record: Mapping[str, float], seen: list[str]) -> str:
         c = self._config
-        others = "loss accuracy target_perplexity codeword_use teacher_std feature_encoder_std"
-        now = ", ".join(f"{name} {record[name]:.3g}" for name in others.split())
+        others = "loss accuracy target_perplexity codeword_use explained_variance target_std "
+        others += "teacher_std feature_encoder_std"
+        now = ", ".join(f"{name} {record[name]:.3g}" for name in others.split() if name in record)
         causes = [
             "a learning rate too high, or a warm-up too short, for the audio of a batch "
             f"(config.optimizer.learning_rate {c.optimizer.learning_rate:g}, warmup_steps "
             f"{c.optimizer.warmup_steps}, data.max_batch_seconds {c.data.max_batch_seconds:g})",
             f"a teacher that follows too fast (config.teacher.decay {c.teacher.decay:g}, "
             f"decay_steps {c.teacher.decay_steps})",
-            "codewords that died early, far from all frames (config.codebook.decay "
-            f"{c.codebook.decay:g}: start lower, as configs/quickstart.py)",
         ]
+        if "codeword_use" in record:
+            causes.append(
+                "codewords that died early, far from all frames (config.codebook.decay "
+                f"{c.codebook.decay:g}: start lower, as configs/quickstart.py)"
+            )
         if c.teacher.scope == "encoder":
             causes.insert(
                 0,

@@ -15,6 +15,7 @@ import optax
 
 from dinosr_jax.data.batching import SAMPLE_RATE
 from dinosr_jax.objective import information
+from dinosr_jax.objective.loss import regression_loss
 
 Array = jax.Array
 POSITION_BIN_FRAMES = 10
@@ -74,20 +75,26 @@ def position_bins(max_seconds: float, *, hop: int) -> int:
 
 
 @jax.named_scope("metrics")
-def prediction_metrics(statistics: Statistics) -> dict[str, Array]:
-    """Health of codes and predictions.
+def prediction_metrics(statistics: Any) -> dict[str, Array]:
+    """Health of predictions, and of codes.
 
     Args:
       statistics: Of one batch, or the sum of several.
 
     Returns:
-      Each [N], one number a codebook: loss (cross-entropy in nats); accuracy; top_code_share (what
-      always guessing the most frequent code would reach); target_perplexity and
-      prediction_perplexity (2^H of the mean one-hot code, and of the mean softmax); codeword_use
-      (share of the codewords that occur); position_information (I(code; position) / H(position),
-      position in bins of 10 frames: codes that follow the position in the crop are not phones;
-      an estimate of few frames is too high, so compare those of equally many).
+      Of `RegressionStatistics`, scalars: loss; target_std and prediction_std (mean over the
+      channels of the standard deviation over the masked frames, as fairseq's target_var and
+      pred_var); explained_variance (1 - squared error / variance of the targets, of all channels
+      together).
+      Of `Statistics`, each [N], one number a codebook: loss (cross-entropy in nats); accuracy;
+      top_code_share (what always guessing the most frequent code would reach); target_perplexity
+      and prediction_perplexity (2^H of the mean one-hot code, and of the mean softmax);
+      codeword_use (share of the codewords that occur); position_information (I(code; position) /
+      H(position), position in bins of 10 frames: codes that follow the position in the crop are not
+      phones; an estimate of few frames is too high, so compare those of equally many).
     """
+    if isinstance(statistics, RegressionStatistics):
+        return _regression_metrics(statistics)
     frames = jnp.maximum(statistics.frames, 1)
     target = jnp.sum(statistics.codes, axis=1) / frames  # [N, V]
     joint = statistics.codes / frames  # [N, P, V]
@@ -106,7 +113,7 @@ def prediction_metrics(statistics: Statistics) -> dict[str, Array]:
 
 
 class Moments(NamedTuple):
-    """Sums over frames; those of several micro-batches add up."""
+    """Sums over frames; those of several batches add up."""
 
     frames: Array  # []
     sums: Array  # [C]
@@ -150,6 +157,42 @@ def standard_deviations(found: Mapping[str, Moments]) -> dict[str, Array]:
     return {name: of(moments) for name, moments in found.items()}
 
 
+class RegressionStatistics(NamedTuple):
+    """Sums over masked frames, where targets are regressed; those of several batches add up."""
+
+    loss: Array  # []
+    target: Moments
+    prediction: Moments
+
+
+def regression_statistics(predictions: Array, targets: Array, mask: Array) -> RegressionStatistics:
+    """Sums what is known of a regression of targets, without gradient.
+
+    Args:
+      predictions: [1, B, T, D] float32.
+      targets: [1, B, T, D] float32.
+      mask: [B, T] bool.
+
+    Returns:
+      `RegressionStatistics`.
+    """
+    predictions = jax.lax.stop_gradient(predictions)
+    loss = jnp.sum(regression_loss(predictions, targets, mask, num_masked=jnp.ones(())))
+    return RegressionStatistics(
+        loss, **moments({"target": targets[0], "prediction": predictions[0]}, ~mask)
+    )
+
+
+def _regression_metrics(statistics: RegressionStatistics) -> dict[str, Array]:
+    loss, target = statistics.loss, statistics.target
+    frames, width = jnp.maximum(target.frames, 1), target.sums.shape[-1]
+    variance = jnp.sum(target.squares / frames - jnp.square(target.sums / frames))
+    spread = {"target_std": target, "prediction_std": statistics.prediction}
+    found = {"loss": loss / frames} | standard_deviations(spread)
+    explained = 1 - found["loss"] * width**0.5 / jnp.maximum(variance, 1e-6)
+    return found | {"explained_variance": explained}
+
+
 class HeldOut(NamedTuple):
     """Sums over held-out batches; those of several batches add up.
 
@@ -157,7 +200,7 @@ class HeldOut(NamedTuple):
     frames, masked or not.
     """
 
-    prediction: Statistics
+    prediction: Statistics | RegressionStatistics
     tables: dict[str, Array]
 
 

@@ -1,10 +1,13 @@
 """AdamW with fairseq's tri-stage learning rate, and what is frozen when."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from dinosr_jax.objective.objectives import OBJECTIVES
 
 Array = jax.Array
 
@@ -79,6 +82,33 @@ def freeze_from(
     return optax.GradientTransformation(init, update)
 
 
+def without_unused(
+    optimizer: optax.GradientTransformation, config: Any
+) -> optax.GradientTransformation:
+    """Leaves alone what the network of a configuration does not use: no step, no weight decay.
+
+    Those are the biases of query, key and value where `model.qkv_bias` is False, and, where heads
+    read the `ffn` of their layer, the last layer's last LayerNorm (which spidr's SpidR leaves alone
+    too). Their gradients do not count in the norm that the others are clipped by.
+    """
+    last_norm = OBJECTIVES[config.objective].reads == "ffn"
+
+    def hold(path: Any, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not config.model.qkv_bias and re.search(r"attention/(query|key|value)/bias$", name):
+            return jnp.zeros_like(leaf)
+        if last_norm and name.startswith("encoder/layers/ffn_layer_norm/"):
+            return leaf.at[-1].set(0.0)
+        return leaf
+
+    def update(gradients, state, params=None):
+        held = jax.tree_util.tree_map_with_path(hold, gradients)
+        updates, state = optimizer.update(held, state, params)
+        return jax.tree_util.tree_map_with_path(hold, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 class WaitState(NamedTuple):
     """Updates seen, and the state of the optimizer inside."""
 
@@ -126,7 +156,8 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     if c.clip_norm:
         adamw = optax.chain(optax.clip_by_global_norm(c.clip_norm), adamw)
     step = config.teacher.freeze_feature_encoder_step
-    return freeze_from(adamw, step=step or NEVER, parts=FROZEN_PARTS)
+    optimizer = freeze_from(adamw, step=step or NEVER, parts=FROZEN_PARTS)
+    return without_unused(optimizer, config)
 
 
 @jax.named_scope("optimizer")

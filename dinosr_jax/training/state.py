@@ -11,6 +11,7 @@ from dinosr_jax.model.dinosr import DinoSR
 from dinosr_jax.model.feature_encoder import receptive_field
 from dinosr_jax.model.recogniser import Output
 from dinosr_jax.objective import codebook as codebooks
+from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.objective.teacher import teacher_parts
 
 Array = jax.Array
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
 class TrainState:
     """The state of a run. Random keys are derived from the seed and `step`, never stored.
 
-    A recogniser has no teacher and no codebooks.
+    A recogniser has no teacher and no codebooks; objective 'data2vec' has no codebooks.
     """
 
     step: Array  # int32, finished optimizer updates
@@ -59,7 +60,9 @@ def stream_key(seed: int, stream: str, step: Array | int = 0) -> Array:
 
 def make_model(config: Any) -> DinoSR:
     """The network of a configuration, computing in its `compute_dtype`."""
-    return DinoSR(config.model, jnp.dtype(config.compute_dtype))
+    objective = OBJECTIVES[config.objective]
+    heads = {"reads": objective.reads, "predicts": objective.predicts}
+    return DinoSR(config.model, jnp.dtype(config.compute_dtype), **heads)
 
 
 def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> TrainState:
@@ -82,13 +85,15 @@ def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> Train
         return _init_recogniser(config, params, optimizer)
     source = params if config.teacher.init == "copy" else init("teacher")
     teacher = teacher_parts(source, scope=config.teacher.scope)
-    codebook = codebooks.init(
-        stream_key(config.seed, "codebook"),
-        num_codebooks=config.model.num_codebooks,
-        codebook_size=config.model.codebook_size,
-        width=config.model.width,
-        scale=config.codebook.init_scale,
-    )
+    codebook = None
+    if OBJECTIVES[config.objective].predicts == "codes":
+        codebook = codebooks.init(
+            stream_key(config.seed, "codebook"),
+            num_codebooks=config.model.num_codebooks,
+            codebook_size=config.model.codebook_size,
+            width=config.model.width,
+            scale=config.codebook.init_scale,
+        )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -1,8 +1,9 @@
-"""One update of DinoSR, in the order of the paper's algorithm.
+"""One update of DinoSR, or of another of its objectives, in the order of the paper's algorithm.
 
 Shapes: B batch, S samples, T frames, D model, N codebooks, V codewords.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,8 @@ from dinosr_jax.model.dinosr import DinoSR, padding_mask
 from dinosr_jax.model.feature_encoder import num_frames, receptive_field
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective import teacher as teachers
-from dinosr_jax.objective.loss import prediction_loss
 from dinosr_jax.objective.masking import span_mask
+from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.training.metrics import (
     LOUDNESS_BINS,
     HeldOut,
@@ -25,6 +26,7 @@ from dinosr_jax.training.metrics import (
     position_bins,
     prediction_metrics,
     prediction_statistics,
+    regression_statistics,
     standard_deviations,
 )
 from dinosr_jax.training.optimizer import make_optimizer, make_schedule, move
@@ -45,7 +47,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
       Pure function (TrainState, Batch) -> (TrainState, metrics); each is a scalar or [N].
     """
     model, optimizer, schedule = make_model(config), make_optimizer(config), make_schedule(config)
-    bins = position_bins(config.data.max_seconds, hop=receptive_field(config.model.conv_layers)[1])
+    objective, count = OBJECTIVES[config.objective], make_statistics(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         update = state.step + 1
@@ -62,16 +64,16 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
             # 2 teacher targets
             targets, top = teach(config, model, state.teacher_params, projected, batch)
             # 3 codes
-            codes = codebooks.assign(state.codebook, targets)  # [N, B, T]
+            answers = objective.answers(state.codebook, targets)  # [N, B, T]
             # 4 student loss and gradients
             keys = {"key": key, "layerdrop_key": dropout_key}
             inputs = {"mask": mask, "padding_mask": padded} | keys
-            hidden = apply(model, params, projected, **inputs, method="encode").output
+            hidden = apply(model, params, projected, **inputs, method="read")
             logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
-            loss = jnp.mean(prediction_loss(logits, codes, mask, num_masked=num_masked))
-            found = codebooks.statistics(targets, codes, mask, codebook_size=logits.shape[-1])
+            loss = jnp.mean(objective.losses(logits, answers, mask, num_masked=num_masked))
+            found = objective.statistics(targets, answers, mask, codebook_size=logits.shape[-1])
             spread = moments({"teacher_std": top, "feature_encoder_std": features}, padded)
-            return loss, (found, prediction_statistics(logits, codes, mask, bins=bins), spread)
+            return loss, (found, count(logits, answers, mask), spread)
 
         frozen = front_end_is_frozen(config, update)
         gradient = lambda *micro: differentiate(student_loss, state.params, frozen, *micro)
@@ -84,7 +86,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         decay, scope = teacher_decay(config, update), config.teacher.scope
         teacher = teachers.update_teacher(state.teacher_params, params, decay=decay, scope=scope)
         # 7 codebook
-        codebook = codebooks.update(state.codebook, found, decay=codebook_decay(config, state.step))
+        codebook = objective.update(state.codebook, found, decay=codebook_decay(config, state.step))
         # 8 metrics
         metrics = prediction_metrics(statistics) | standard_deviations(spread)
         metrics |= {"learning_rate": schedule(state.step), "ema_decay": decay}
@@ -156,29 +158,41 @@ def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_spea
       Pure function (TrainState, Batch, number of the batch) -> HeldOut; its masks depend on the
       seed and the number of the batch only.
     """
-    model = make_model(config)
-    bins = position_bins(config.data.max_seconds, hop=receptive_field(config.model.conv_layers)[1])
+    model, objective, count = (
+        make_model(config),
+        OBJECTIVES[config.objective],
+        make_statistics(config),
+    )
 
     def eval_step(state: TrainState, batch: Batch, number: Array) -> HeldOut:
         mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
         padded = frame_padding(config, batch)
         projected = apply(model, state.params, batch.waveforms, padded, method="project")
         targets = teacher_targets(config, model, state.teacher_params, projected, batch)
-        codes = codebooks.assign(state.codebook, targets)
+        answers = objective.answers(state.codebook, targets)
         inputs = {"mask": mask, "padding_mask": padded}
-        hidden = apply(model, state.params, projected, **inputs, method="encode").output
-        logits = apply(model, state.params, hidden, method="predict")
-        statistics = prediction_statistics(logits, codes, mask, bins=bins)
-        return HeldOut(statistics, follow_tables(config, batch, codes, num_speakers=num_speakers))
+        hidden = apply(model, state.params, projected, **inputs, method="read")
+        statistics = count(apply(model, state.params, hidden, method="predict"), answers, mask)
+        if objective.predicts == "targets":
+            return HeldOut(statistics, {})
+        return HeldOut(statistics, follow_tables(config, batch, answers, num_speakers=num_speakers))
 
     return eval_step
+
+
+def make_statistics(config: Any) -> Callable[[Array, Array, Array], Any]:
+    """What is counted of (predictions, answers, mask) for the metrics of an objective."""
+    if OBJECTIVES[config.objective].predicts == "targets":
+        return regression_statistics
+    bins = position_bins(config.data.max_seconds, hop=receptive_field(config.model.conv_layers)[1])
+    return functools.partial(prediction_statistics, bins=bins)
 
 
 def make_phone_step(config: Any, *, num_phones: int):
     """Counts of phones and codes, for unit quality; only the teacher runs.
 
     Args:
-      config: Parsed configuration.
+      config: Parsed configuration, of an objective that has codes.
       num_phones: P, kinds of phones.
 
     Returns:
@@ -284,6 +298,9 @@ def mask_group_size(config: Any, batch: Batch) -> int:
 def teacher_decay(config: Any, update: Array) -> Array:
     """EMA decay of the teacher at an update number (from 1)."""
     c = config.teacher
+    if c.schedule == "exponential":
+        schedule = {"start": c.decay, "timescale": c.timescale_steps}
+        return teachers.exponential_ema_decay(update, **schedule, freeze_step=c.freeze_step)
     schedule = {"start": c.decay, "end": c.end_decay, "steps": c.decay_steps}
     return teachers.ema_decay(update, **schedule, freeze_step=c.freeze_step)
 
