@@ -132,7 +132,7 @@ def compile_step(config: Any, waveforms: np.ndarray, *, most_gib: float | None =
     cost["device_gib"] = most_gib or (limit and gib(limit))
     if cost["device_gib"] and cost["needed_gib"] > cost["device_gib"]:
         raise MemoryError(
-            f"the program needs {cost['needed_gib']:.1f} GiB of the {cost['device_gib']:.1f} that "
+            f"the program needs {cost['needed_gib']:.3g} GiB of the {cost['device_gib']:.3g} that "
             "there are"
         )
     written = parse(config.to_dict() | {"model": config.model.to_dict() | {"remat": "none"}})
