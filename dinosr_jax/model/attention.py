@@ -22,7 +22,7 @@ FUSED_OUTPUT = "fused_attention"
 
 # Without dropout, attention over more frames than _LONG is computed by XLA for _QUERY_BLOCK queries
 # at a time: memory grows with the length of a recording, not with its square.
-_LONG, _QUERY_BLOCK = fused_attention.MOST_FRAMES, 512
+_LONG, _QUERY_BLOCK = 4096, 512
 
 # Widths of heads are multiples of the first, up to the second.
 _HEADS_OF_FUSED, _HEADS_OF_CUDNN = (32, 128), (8, 128)
@@ -145,8 +145,11 @@ class SelfAttention(nn.Module):
         drops = seeds is not None
         if not drops and frames > _LONG:
             return _attend_long(q, k, v, padding_mask)
+        asked: Attention = self.attention
+        if asked == "fused" and not drops and frames > fused_attention.MOST_FRAMES:
+            asked = "xla"  # a held-out recording that is longer than any crop
         device = {"platform": layers.platform(), "dtype": q.dtype}
-        chosen = implementation(self.attention, head_width=width, frames=frames, **device)
+        chosen = implementation(asked, head_width=width, frames=frames, **device)
         if chosen == "fused":
             return _attend_fused(q, k, v, padding_mask, seeds, rate=self.dropout)
         if chosen == "cudnn" and not drops:
