@@ -24,6 +24,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -91,8 +92,8 @@ def make_config(kind: str) -> Any:
     config.num_steps = UPDATES
     config.mesh.data = 1
     model = config.model
-    model.conv_layers = tuple((32, kernel, stride) for _, kernel, stride in model.conv_layers)
-    model.width, model.ffn_dim, model.codebook_size = 64, 256, 32
+    model.conv_layers = tuple((24, kernel, stride) for _, kernel, stride in model.conv_layers)
+    model.width, model.ffn_dim, model.codebook_size = 48, 192, 32
     config.teacher.scope = "encoder" if kind == "encoder" else "full"
     config.teacher.decay_steps = 200
     if kind == "dropout":
@@ -101,7 +102,7 @@ def make_config(kind: str) -> Any:
     optimizer = config.optimizer
     optimizer.warmup_steps, optimizer.hold_steps, optimizer.decay_steps = 50, 150, 100
     data = config.data
-    data.max_seconds, data.max_batch_seconds, data.max_rungs = 1.5, 12.0, 1
+    data.max_seconds, data.max_batch_seconds, data.max_rungs = 1.0, 8.0, 1
     return parse(config)
 
 
@@ -392,6 +393,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="PNG to draw")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     stored = args.output / "batches.npz"
     if not stored.exists():
         batches = make_batches(make_config("full"), UPDATES)
@@ -403,8 +405,9 @@ def main() -> None:
     for run in RUNS:
         path = args.output / run.file
         if not path.exists():
+            start = time.monotonic()
             files.replace_text(path, json.dumps(compute(run, batches)) + "\n")
-            print(f"{path}: done", flush=True)
+            print(f"{path}: {time.monotonic() - start:.0f} s", flush=True)
         curves[run] = json.loads(path.read_text())
     print(json.dumps(compare(curves), indent=2))
     if args.figure:

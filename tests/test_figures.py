@@ -27,8 +27,9 @@ def drawn(monkeypatch):
 
 def records(last, books=3):
     steps = [last * k // 20 for k in range(1, 21)]
-    errors = {"eval_wer": 0.9, "eval_cer": 0.4}  # of a recogniser, which has no codes
-    return [record_of(step, books=books, size=64, evaluated=True) | errors for step in steps]
+    others = {"eval_wer": 0.9, "eval_cer": 0.4}  # of a recogniser, which has no codes
+    others |= {"explained_variance": 0.1, "target_std": 0.7, "prediction_std": 0.2}  # of data2vec
+    return [record_of(step, books=books, size=64, evaluated=True) | others for step in steps]
 
 
 def draw(name, last, *, size=64, books=3, **options):

@@ -258,9 +258,10 @@ def test_its_successor_is_known_by_what_its_training_writes(checkpoint):
     assert read_checkpoint(checkpoint).config.teacher.timescale_steps == 20_000
     beside(checkpoint, {"run": {"model_type": "dinosr"}, "model": {"encoder_num_heads": 4}})
     assert read_checkpoint(checkpoint).config.objective == "dinosr"
-    beside(checkpoint, {"model": model | {"ema_timescale": "fast"}})
-    with pytest.raises(InteropError, match=r"config\.teacher\.timescale_steps: found 'fast'"):
-        read_checkpoint(checkpoint)
+    for wrong in ("fast", 1.5, -2, None):
+        beside(checkpoint, {"model": model | {"ema_timescale": wrong}})
+        with pytest.raises(InteropError, match=f"config.json: ema_timescale: found {wrong!r}, exp"):
+            read_checkpoint(checkpoint)
 
 
 def test_where_nothing_says_the_objective_a_person_does(checkpoint):

@@ -121,10 +121,12 @@ def infer(
             notes.append(f"model.layerdrop: {config.model.layerdrop} there, 0 here")
         config.model.layerdrop = 0.0
         timescale = model.get("ema_timescale", _DEFAULT_TIMESCALE)
-        exact = isinstance(timescale, float) and timescale.is_integer()
-        config.teacher.update(
-            schedule="exponential", timescale_steps=int(timescale) if exact else timescale
-        )
+        if not isinstance(timescale, int | float) or timescale % 1 or timescale <= 0:
+            raise ValueError(
+                f"{checkpoint.parent / 'config.json'}: ema_timescale: found {timescale!r}, expected "
+                "a whole number of updates"
+            )
+        config.teacher.update(schedule="exponential", timescale_steps=int(timescale))
     return config
 
 
