@@ -18,6 +18,11 @@ from typing import NamedTuple
 import soundfile
 
 TABLE = "transcripts.tsv"
+# Files of drascula-spanish that hold the recordings of the English package.
+ENGLISH_IN_SPANISH = frozenset(
+    "20 25 26 39 40 45 47 49 51 52 53 62 63 64 99 255 256 257 258 259 462 "
+    "D40 D79 D80 D81 F1 F2 F3".split()
+)
 AUDIO = {".ogg", ".opus", ".wav", ".gsm"}
 
 
@@ -107,7 +112,8 @@ def _drascula(language: str) -> Callable[[Path], Iterator[Recording]]:
     def read(root: Path) -> Iterator[Recording]:
         for path in sorted((root / "usr/share/scummvm/drascula" / language).glob("*.ALS")):
             role = re.sub("[0-9].*", "", path.stem) or "hero"
-            if role != "S" and path.is_file():  # some lead to files of another package
+            english = path.is_symlink() or path.stem in ENGLISH_IN_SPANISH
+            if role != "S" and not (language == "es" and english):
                 speaker = f"drascula-{language}-{role}"
                 # The ends of some hold parts of a RIFF header.
                 samples = path.read_bytes()[32:-32]
