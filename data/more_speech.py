@@ -80,15 +80,13 @@ def _prompts(language: str) -> Callable[[Path], Iterator[Recording]]:
     return read
 
 
-def _by_language(place: str) -> Callable[[Path], Iterator[Recording]]:
+def _by_language(place: str, *, name: str) -> Callable[[Path], Iterator[Recording]]:
     """A folder a language, whose voice is taken for one speaker."""
 
     def read(root: Path) -> Iterator[Recording]:
-        folder = root / place
-        for path, name in _audio_under(folder, "*/**/*"):
-            code = name.split("/")[0]
-            language = re.split("[_@]", code)[0]
-            yield _copied(path, name, f"{folder.parts[-1]}-{code}", language)
+        for path, file in _audio_under(root / place, "*/**/*"):
+            code = file.split("/")[0]
+            yield _copied(path, file, f"{name}-{code}", re.split("[_@]", code)[0])
 
     return read
 
@@ -145,8 +143,8 @@ READERS: dict[str, Callable[[Path], Iterator[Recording]]] = {
     "fillets-ng-data-cs": _fillets("cs"),
     "fillets-ng-data-nl": _fillets("nl"),
     "gcin-voice": _mandarin,
-    "klettres-data": _by_language("usr/share/klettres"),
-    "ktuberling-data": _by_language("usr/share/ktuberling/sounds"),
+    "klettres-data": _by_language("usr/share/klettres", name="klettres"),
+    "ktuberling-data": _by_language("usr/share/ktuberling/sounds", name="ktuberling"),
     "tuxpaint-stamps-default": _tuxpaint,
 }
 

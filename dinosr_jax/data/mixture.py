@@ -213,29 +213,12 @@ def open_mixture(
         twice.
       PipelineError: too few utterances are long enough to fill a batch.
     """
-    weights = dict(data_config.mixture)
-    folders = {name: Path(data_config.data_dir).expanduser() / name for name in weights}
-    manifests, records, left_out, found = {}, [], 0, {}
-    for name, folder in folders.items():
-        where = {"dataset": data_config.dataset, "split": split}
-        try:
-            whole, some = load_manifest(folder, **where), Records(folder, **where)
-        except ManifestError as error:
-            raise ManifestError(f"config.data.mixture, {name!r}: {error}") from None
-        _check_rate(name, folder, dataset=data_config.dataset, records=some)
-        if other := found.get(folder.resolve()):
-            raise ManifestError(
-                f"config.data.mixture: {other!r} and {name!r} are both {folder.resolve()}. Name it "
-                "once; a weight of 2 uses it twice an epoch."
-            )
-        found[folder.resolve()] = name
-        manifests[name] = whole.at_least(data_config.min_seconds)
-        left_out += len(whole) - len(manifests[name])
-        records.append((name, some))
+    wholes, records = _open_sets(data_config, split=split)
+    manifests = {name: some.at_least(data_config.min_seconds) for name, some in wholes.items()}
     try:
         plan = MixturePlan(
             {name: manifest.num_samples for name, manifest in manifests.items()},
-            weights=weights,
+            weights=dict(data_config.mixture),
             seed=seed,
             max_batch_seconds=data_config.max_batch_seconds,
             max_seconds=data_config.max_seconds,
@@ -252,13 +235,36 @@ def open_mixture(
             f"{data_config.min_seconds:g}: {error}"
         ) from None
     return MixedData(
-        _joined(manifests, sizes=[len(some) for _, some in records]),
+        _joined(manifests, sizes=[len(some) for some in wholes.values()]),
         records=_MixedRecords(records),
         plan=plan,
-        left_out=left_out,
+        left_out=sum(map(len, wholes.values())) - sum(map(len, manifests.values())),
         num_workers=data_config.num_workers,
         prefetch_batches=data_config.prefetch_batches,
     )
+
+
+def _open_sets(
+    data_config: Any, *, split: str
+) -> tuple[dict[str, Manifest], list[tuple[str, Records]]]:
+    """A split of every set, by its name: what is known of it, and its records."""
+    manifests, records, names = {}, [], {}
+    where = {"dataset": data_config.dataset, "split": split}
+    for name, _ in data_config.mixture:
+        folder = Path(data_config.data_dir).expanduser() / name
+        if other := names.get(folder.resolve()):
+            raise ManifestError(
+                f"config.data.mixture: {other!r} and {name!r} are both {folder.resolve()}. Name it "
+                "once; a weight of 2 uses it twice an epoch."
+            )
+        names[folder.resolve()] = name
+        try:
+            manifests[name], some = load_manifest(folder, **where), Records(folder, **where)
+        except ManifestError as error:
+            raise ManifestError(f"config.data.mixture, {name!r}: {error}") from None
+        _check_rate(name, folder, dataset=data_config.dataset, records=some)
+        records.append((name, some))
+    return manifests, records
 
 
 def _joined(manifests: Mapping[str, Manifest], *, sizes: Sequence[int]) -> Manifest:
