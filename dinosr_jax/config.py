@@ -151,6 +151,11 @@ def _check_together(c: ml_collections.ConfigDict, need: Callable[..., None]) -> 
     both = "both, or neither"
     where = (d.eval_data_dir, d.eval_dataset)
     need(all(where) or not any(where), "data.eval_data_dir and eval_dataset", where, both)
+    of_mixture = "the dataset of eval_split where mixture names those of training"
+    named = d.eval_data_dir or not (d.mixture and d.eval_split)
+    need(bool(named), "data.eval_data_dir", d.eval_data_dir, of_mixture)
+    one_set = "() where task is 'ctc'"
+    need(c.task == "pretrain" or not d.mixture, "data.mixture", d.mixture, one_set)
     pretrain = (
         "'' where task is 'pretrain' (to go on from a checkpoint: python -m dinosr_jax import)"
     )

@@ -44,6 +44,25 @@ CONVOLUTIONS = Check(
     lambda value: bool(value) and all(map(_is_convolution, value)),
     "(channels, kernel, stride) of each convolution, all more than 0",
 )
+
+
+def _is_mixture(value: Any) -> bool:
+    """Whether a value names folders, each once, with finite weights of more than 0."""
+    if not all(isinstance(part, tuple) and len(part) == 2 for part in value):
+        return False
+    names = [name for name, _ in value]
+    if not all(isinstance(name, str) and name and not is_url(name) for name in names):
+        return False
+    weights = [weight for _, weight in value]
+    numbers = all(type(weight) in (int, float) for weight in weights)
+    return numbers and all(0 < w < math.inf for w in weights) and len(set(names)) == len(names)
+
+
+MIXTURE = Check(
+    _is_mixture,
+    "(folder of a prepared dataset, below data_dir; weight) of each, no folder twice, weights of "
+    "more than 0",
+)
 PATH = Check(lambda value: not is_url(value), LOCAL)
 AXIS = Check(lambda value: value == -1 or value > 0, "-1, or more than 0")
 
@@ -199,6 +218,9 @@ FIELDS: dict[str, Field] = {
     "optimizer.clip_norm": Field(0.0, NOT_NEGATIVE, fairseq="clip_norm", fixes="checkpoint"),
     "data.data_dir": Field("data/prepared/librispeech", PATH, fairseq="data", may_change=True),
     "data.dataset": Field("librispeech/lazy_decode"),  # or "audio_folder"
+    # trains on several datasets: (folder below data_dir, or a whole path; how often an epoch uses
+    # each of its utterances) of each; () is data_dir alone
+    "data.mixture": Field((), MIXTURE, older=()),
     "data.train_split": Field(
         "train_clean100+train_clean360+train_other500", fairseq="train_subset"
     ),

@@ -18,8 +18,17 @@ from dinosr_jax.cli import options as shared
 )
 @click.option(
     "--source",
+    "sources",
+    multiple=True,
     type=shared.LocalPath(),
-    help="Folder of audio, nested or not; for librispeech: a dataset that TFDS prepared earlier.",
+    help="Folder of audio, nested or not; several make one dataset, with ids FOLDER/ID. For "
+    "librispeech: a dataset that TFDS prepared earlier.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="Leave out language=NAME or speaker=NAME, as the folders or their tables name them.",
 )
 @click.option(
     "--data_dir", required=True, type=shared.LocalPath(), help="Where to write the dataset."
@@ -46,7 +55,8 @@ from dinosr_jax.cli import options as shared
 )
 def prepare(
     dataset: str,
-    source: Path | None,
+    sources: tuple[Path, ...],
+    exclude: tuple[str, ...],
     data_dir: Path,
     split: str | None,
     archives: Path | None,
@@ -59,14 +69,18 @@ def prepare(
     LibriSpeech (60 GB) is downloaded, or taken from the archives of OpenSLR. What cannot be used is
     listed with the reason, in skipped.tsv. A killed run goes on where it stopped.
     """
-    if dataset == "audio_folder" and source is None:
+    if dataset == "audio_folder" and not sources:
         raise click.UsageError("--source=FOLDER is missing (or give --dataset=librispeech)")
     if dataset == "audio_folder" and (split or archives):
         raise click.UsageError("--split and --archives are for --dataset=librispeech")
-    if source is not None and archives is not None:
+    if dataset == "librispeech" and (len(sources) > 1 or exclude):
+        raise click.UsageError("several --source, and --exclude, are for folders of audio")
+    if sources and archives is not None:
         raise click.UsageError("give --source or --archives, not both")
 
-    from dinosr_jax.data import corpora, librispeech, manifest, sources
+    from dinosr_jax.data import corpora, librispeech
+    from dinosr_jax.data.manifest import ManifestError
+    from dinosr_jax.data.sources import SourceError
 
     options: dict[str, Any] = {"encoding": encoding, "num_workers": num_workers}
     try:
@@ -76,10 +90,10 @@ def prepare(
                 data_dir,
                 splits=list(dict.fromkeys(filter(None, splits))),
                 archives=archives,
-                source=source,
+                source=sources[0] if sources else None,
                 **options,
             )
         else:
-            corpora.prepare(source, data_dir=data_dir, **options)
-    except (sources.SourceError, manifest.ManifestError) as error:
+            corpora.prepare(*sources, data_dir=data_dir, exclude=exclude, **options)
+    except (SourceError, ManifestError) as error:
         raise click.ClickException(str(error)) from None

@@ -33,6 +33,7 @@ def run(config: Any, *, workdir: str | None) -> None:
 
 def _pretrain(config: Any, workdir: Path) -> None:
     from dinosr_jax.data.labelled import open_labelled
+    from dinosr_jax.data.mixture import open_mixture
     from dinosr_jax.data.pipeline import open_split
     from dinosr_jax.model.feature_encoder import receptive_field
     from dinosr_jax.training.loop import train
@@ -40,7 +41,8 @@ def _pretrain(config: Any, workdir: Path) -> None:
     data, other = config.data, held_out(config.data)
     field, hop = receptive_field(config.model.conv_layers)
     how = {"field": field, "hop": hop}
-    train_data = open_split(data, split=data.train_split, seed=config.seed, **how)
+    open_training = open_mixture if data.mixture else open_split
+    train_data = open_training(data, split=data.train_split, seed=config.seed, **how)
     short = f"  {train_data.left_out} left out: under {data.min_seconds:g} s"
     _say(f"training data: {train_data.plan.summary()}\n{short}")
     eval_data = None

@@ -148,8 +148,10 @@ def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
         if segment is not None:
             end = segment.start_sample + segment.num_samples
             if end > len(waveform) + found.missing:
+                above = (folder / file.path).parents  # of several folders, each has its own
+                index = next(up / INDEX_NAME for up in above if (up / INDEX_NAME).exists())
                 raise SourceError(
-                    f"{folder / INDEX_NAME}, line {segment.line}: ends at sample {end} of "
+                    f"{index}, line {segment.line}: ends at sample {end} of "
                     f"{file.path}, which has {len(waveform)}. Correct start_sample or num_samples."
                 )
             part = waveform[segment.start_sample : end]

@@ -23,9 +23,10 @@ import tensorflow_datasets as tfds
 from dinosr_jax import files
 from dinosr_jax.data import audio
 from dinosr_jax.data.checking import Verdict, check_source, map_in_threads, stored_bytes
+from dinosr_jax.data.combining import named, read_sources
 from dinosr_jax.data.manifest import dataset_folder, load_manifest, quiet_tfds, split_names
 from dinosr_jax.data.source_phones import carry_phones
-from dinosr_jax.data.sources import Source, SourceError, Utterance, read_source
+from dinosr_jax.data.sources import Source, SourceError, Utterance
 from dinosr_jax.progress import progress_bar
 
 _NUM_SHOWN = 20
@@ -101,7 +102,7 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
         write_skipped(Path(self.data_path), skipped)
         _write_missing(Path(self.data_path), self._checked)
         origin = {
-            "folder": str(source.folder),
+            "folder": named(source),
             "fingerprint": source.fingerprint,
             "encoding": self._checked.encoding,
         }
@@ -150,17 +151,18 @@ def _contents(checked: Checked, *, split: str) -> Iterator[tuple[Utterance, int,
 
 
 def prepare(
-    source: str | os.PathLike,
-    *,
+    *sources: str | os.PathLike,
     data_dir: str | os.PathLike,
+    exclude: Sequence[str] = (),
     encoding: Encoding = "original",
     num_workers: int | None = None,
 ) -> Path:
-    """Prepares a folder of audio for training. Goes on where a killed run stopped.
+    """Prepares folders of audio for training. Goes on where a killed run stopped.
 
     Args:
-      source: folder of audio; `sources` says which kinds are understood.
+      *sources: folders of audio; `data.sources` says which kinds are understood.
       data_dir: where to write; made if missing.
+      exclude: what to leave out, as of `read_sources`.
       encoding: 'original' stores 16 kHz mono files as they are, 'pcm16' samples: no decoding when
         they are read, twice the bytes of FLAC.
       num_workers: threads that check files; None for one a core.
@@ -172,7 +174,7 @@ def prepare(
       SourceError: there is no usable audio, a table is malformed, `data_dir` cannot be written,
         holds the dataset of another source, or is in use by another run.
     """
-    contents = read_source(source)
+    contents = read_sources(sources, exclude=exclude)
     data_dir = Path(data_dir).expanduser().resolve()
     work_dir = data_dir / "preparation"
     with locked(work_dir):
@@ -289,15 +291,15 @@ def _is_up_to_date(source: Source, *, data_dir: Path, encoding: Encoding) -> boo
         origin = {"folder": "an unknown folder", "fingerprint": ""}
     same_encoding = origin.get("encoding", "original") == encoding
     if origin["fingerprint"] == source.fingerprint and same_encoding:
-        print(f"{folder} is complete and {source.folder} has not changed: nothing to do.")
+        print(f"{folder} is complete and {named(source)} has not changed: nothing to do.")
         return True
-    if origin["folder"] != str(source.folder):
+    if origin["folder"] != named(source):
         raise SourceError(
             f"--data_dir={data_dir}: holds a dataset made from {origin['folder']}, not from "
-            f"{source.folder}. Choose another --data_dir, or delete {folder}."
+            f"{named(source)}. Choose another --data_dir, or delete {folder}."
         )
     if same_encoding:
-        print(f"{source.folder} has changed since {folder} was written: writing it again.")
+        print(f"{named(source)} has changed since {folder} was written: writing it again.")
     else:
         print(f"{folder} has another encoding than {encoding}: writing it again.")
     return False
@@ -359,7 +361,7 @@ def _nothing_usable_message(checked: Checked) -> str:
     skipped = _skipped(checked)
     examples = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
     return (
-        f"--source={checked.source.folder}: none of its {len(skipped)} utterances can be used. "
+        f"--source={named(checked.source)}: none of its {len(skipped)} utterances can be used. "
         f"The first: {examples}"
     )
 

@@ -143,7 +143,7 @@ def load_manifest(
             for part in instructions
         ]
     )
-    return dataclasses.replace(_join(wholes).take(rows), positions=np.arange(len(rows)))
+    return dataclasses.replace(join_manifests(wholes).take(rows), positions=np.arange(len(rows)))
 
 
 def dataset_folder(data_dir: str | os.PathLike, *, dataset: str = "audio_folder") -> Path | None:
@@ -275,7 +275,7 @@ def _of_split(paths: Sequence[Path], *, split: str, num_rows: int) -> Manifest:
     return whole
 
 
-def _join(parts: Sequence[Manifest]) -> Manifest:
+def join_manifests(parts: Sequence[Manifest]) -> Manifest:
     """One manifest after the other."""
     names = [field.name for field in dataclasses.fields(Manifest)]
     return Manifest(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

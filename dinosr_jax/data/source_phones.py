@@ -26,12 +26,23 @@ def carry_phones(source: Source, *, folder: Path) -> None:
     """Writes the phones of a source into the folder of its dataset; nothing where it has none.
 
     Args:
-      source: as `read_source` gives it.
+      source: as `read_sources` gives it.
       folder: of the prepared dataset.
 
     Raises:
       SourceError: a table is malformed, or does not say which utterance it means.
     """
+    found: dict[str, tuple[Phone, ...]] = {}
+    for name, part in (source.parts or {"": source}).items():
+        prefix = f"{name}/" if name else ""
+        found |= {prefix + id_: phones for id_, phones in _phones_of(part).items()}
+    kept = {utterance.id for file in source.files for utterance in file.utterances}
+    if found := {id_: phones for id_, phones in found.items() if id_ in kept}:
+        _write(found, folder / PHONES_NAME)
+
+
+def _phones_of(source: Source) -> dict[str, tuple[Phone, ...]]:
+    """Phones by id of the utterance, of the tables in one folder."""
     found: dict[str, tuple[Phone, ...]] = {}
     names = [name for name in sorted(os.listdir(source.folder)) if _NAME.fullmatch(name)]
     for name in names:
@@ -46,8 +57,7 @@ def carry_phones(source: Source, *, folder: Path) -> None:
             raise SourceError(f"{path}: phones of {twice[0]} are in another table too. Remove one.")
         print(f"{name}: phones of {len(phones)} utterances ({len(alignment.utterances)} listed).")
         found |= phones
-    if found:
-        _write(found, folder / PHONES_NAME)
+    return found
 
 
 def _candidates(source: Source, language: str | None) -> Iterator[Named]:

@@ -14,8 +14,9 @@ import collections
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dinosr_jax.data.librilight import limited_splits
@@ -70,7 +71,7 @@ class Source(NamedTuple):
     """A source folder: its files with their utterances, files that are left out, and notes.
 
     `left_out` holds (path, reason); `notes` are sentences to print; `fingerprint` changes when
-    the folder does (paths, sizes, times, tables).
+    the folder does (paths, sizes, times, tables). `parts` are those of several folders, by name.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Source(NamedTuple):
     left_out: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     fingerprint: str
+    parts: Mapping[str, "Source"] = MappingProxyType({})
 
 
 def read_source(folder: str | os.PathLike) -> Source:

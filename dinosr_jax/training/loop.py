@@ -248,6 +248,9 @@ class _Run:
         record["audio_seconds"] = pending.seconds
         record["epoch"] = pending.step / self.train_data.batches_per_epoch
         record["num_bad_utterances"] = num_bad  # since the last record
+        if shares := getattr(self.train_data, "shares", None):  # of a mixture
+            since = range(max(pending.step - self.config.log_steps, 0), pending.step)
+            record |= {f"share/{name}": share for name, share in shares(since).items()}
         self.bar.set_postfix(
             loss=f"{record['loss']:.3f}", audio=f"{record['audio_seconds_per_second']:.1f} s/s"
         )
