@@ -300,9 +300,9 @@ def test_what_is_asked_for_is_what_computes():
     [
         ("fused", {"platform": "cpu"}, "needs a TPU, not a CPU"),
         ("fused", {"platform": "gpu", "capability": "9.0"}, "needs a TPU, not a GPU"),
-        ("fused", {"head_width": 48}, "a multiple of 32 up to 128, not 48"),
-        ("fused", {"head_width": 256}, "a multiple of 32 up to 128, not 256"),
-        ("fused", {"frames": 2049}, "takes 2048 frames at most, not 2049"),
+        ("fused", {"head_width": 96}, "a width of 32, 64 or 128, not 96"),
+        ("fused", {"head_width": 256}, "a width of 32, 64 or 128, not 256"),
+        ("fused", {"frames": 1793}, "takes 1792 frames at most, not 1793"),
         ("cudnn", {"platform": "cpu"}, "needs an NVIDIA GPU, not a CPU"),
         ("cudnn", {}, "needs an NVIDIA GPU, not a TPU"),
         ("cudnn", {"platform": "gpu", "dtype": jnp.float32}, "needs compute_dtype 'bfloat16'"),
