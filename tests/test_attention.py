@@ -17,6 +17,8 @@ from dinosr_jax.model.attention import SelfAttention, implementation
 from dinosr_jax.recipes import published_recipe
 from dinosr_jax.training import loop, sharding
 from dinosr_jax.training.devices import check_attention
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.state import init_state
 
 KEY = jax.random.key(11)
 TPU = {"platform": "tpu", "head_width": 64, "frames": 999, "dtype": jnp.bfloat16}
@@ -364,6 +366,15 @@ def test_a_held_out_recording_longer_than_any_crop_is_computed(monkeypatch):
     np.testing.assert_array_equal(run("auto", KEY), run("xla", KEY))
     with pytest.raises(ValueError, match="takes 10 frames at most, not 12"):
         run("fused", KEY)
+
+
+@pytest.mark.parametrize("name", ["fused", "cudnn"])
+def test_a_state_is_made_on_any_device(name):
+    values = tiny_config().to_dict() | {"compute_dtype": "bfloat16"}
+    values["model"]["attention"] = name
+    config = parse(values)
+    state = jax.eval_shape(lambda: init_state(config, optimizer=make_optimizer(config)))
+    assert state.params["encoder"]["layers"]["attention"]["query"]["kernel"].shape == (3, 32, 32)
 
 
 def test_cudnn_attends_to_the_same_and_never_where_probabilities_drop(monkeypatch):
