@@ -24,8 +24,8 @@ FUSED_OUTPUT = "fused_attention"
 # at a time: memory grows with the length of a recording, not with its square.
 _LONG, _QUERY_BLOCK = 4096, 512
 
-# Widths of heads are multiples of the first, up to the second.
-_HEADS_OF_FUSED, _HEADS_OF_CUDNN = (32, 128), (8, 128)
+_HEADS_OF_FUSED = (32, 64, 128)  # widths of heads that fill rows of lanes
+_HEADS_OF_CUDNN = tuple(range(8, 129, 8))
 _OLDEST_GPU = (8, 0)  # compute capability
 
 
@@ -82,7 +82,7 @@ def _problem_of_fused(platform: str, head_width: int, frames: int) -> str:
         return ""
     if platform != "tpu":
         return f"needs a TPU, not a {platform.upper()}"
-    return _problem_of_heads(head_width, *_HEADS_OF_FUSED)
+    return _problem_of_heads(head_width, _HEADS_OF_FUSED, "32, 64 or 128")
 
 
 def _problem_of_cudnn(
@@ -96,13 +96,12 @@ def _problem_of_cudnn(
     if capability and tuple(map(int, capability.split("."))) < _OLDEST_GPU:
         oldest = ".".join(map(str, _OLDEST_GPU))
         return f"needs a GPU of compute capability {oldest} or later, not {capability}"
-    return _problem_of_heads(head_width, *_HEADS_OF_CUDNN)
+    return _problem_of_heads(head_width, _HEADS_OF_CUDNN, "a multiple of 8 up to 128")
 
 
-def _problem_of_heads(head_width: int, multiple: int, most: int) -> str:
-    if head_width % multiple == 0 and head_width <= most:
+def _problem_of_heads(head_width: int, taken: tuple[int, ...], wanted: str) -> str:
+    if head_width in taken:
         return ""
-    wanted = f"a multiple of {multiple} up to {most}"
     return f"takes heads of a width of {wanted}, not {head_width} (model.width / model.num_heads)"
 
 

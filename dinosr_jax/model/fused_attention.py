@@ -35,7 +35,7 @@ from dinosr_jax.model.positional_dropout import Seeds
 Array = jax.Array
 
 # Queries of a block, for utterances of up to so many frames: what VMEM holds (v4 has 16 MiB).
-_BLOCKS = ((1024, 256), (2048, 128))
+_BLOCKS = ((1024, 256), (1792, 128))
 MOST_FRAMES = _BLOCKS[-1][0]
 _LANES = 128
 _LOWEST = float(np.finfo(np.float32).min)

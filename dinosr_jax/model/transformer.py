@@ -167,7 +167,8 @@ class TransformerEncoder(nn.Module):
             keys = split(key)[:, 0], split(layerdrop_key)[:, 1]
 
         rates = (self.dropout, self.attention_dropout, self.activation_dropout)
-        layer = TransformerLayer(self.num_heads, self.ffn_dim, *rates, self.attention, parent=None)
+        attention = "xla" if self.is_initializing() else self.attention  # of one frame, anywhere
+        layer = TransformerLayer(self.num_heads, self.ffn_dim, *rates, attention, parent=None)
 
         def init_layer(init_key):
             plain = layer.clone(attention="xla", parent=None)  # for one frame, in float32
