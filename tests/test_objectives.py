@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 NO_DROPOUT = {"model__dropout": 0.0, "model__attention_dropout": 0.0, "model__layerdrop": 0.0}
 OTHERS = ["spidr", "data2vec"]
+SPIDR_FIRST = ["spidr", pytest.param("data2vec", marks=pytest.mark.slow)]
 SIZE, FRAMES = 4, 24
 
 
@@ -180,7 +181,7 @@ def test_metrics_of_a_regression_are_those_of_its_frames():
     assert "accuracy" not in case.metrics and "target_perplexity" not in case.metrics
 
 
-@pytest.mark.parametrize("objective", OTHERS)
+@pytest.mark.parametrize("objective", SPIDR_FIRST)
 def test_a_mesh_micro_batches_and_unrolled_layers_give_the_same_updates(objective):
     whole = train(objective=objective, updates=3, **NO_DROPOUT)
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -192,7 +193,7 @@ def test_a_mesh_micro_batches_and_unrolled_layers_give_the_same_updates(objectiv
     close_runs(found, whole)
 
 
-@pytest.mark.parametrize("objective", OTHERS)
+@pytest.mark.parametrize("objective", SPIDR_FIRST)
 def test_bfloat16_computes_the_same_loss_nearly(objective):
     losses = []
     for dtype in ("float32", "bfloat16"):
@@ -251,7 +252,7 @@ def losses_of(workdir):
     return {record["step"]: record["loss"] for record in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("objective", OTHERS)
+@pytest.mark.parametrize("objective", SPIDR_FIRST)
 def test_a_run_is_evaluated_goes_on_and_keeps_its_objective(
     objective, data_dir, run_main, tmp_path
 ):
