@@ -318,10 +318,10 @@ def compare(curves: Mapping[Run, Curve]) -> dict[str, dict[str, float]]:
 
     Returns:
       Of each kind: 'exact', the largest relative difference of the losses of the first updates (of
-      both seeds); for loss and target_perplexity 'sides' and 'seeds', the largest distance of the
-      means over 20 updates between the sides, and at that place between the seeds ('dropout':
-      between the sides' means of three seeds, and of the lowest and the highest of all six);
-      'within', the share of the updates where the sides are as close as the seeds.
+      both seeds). For loss and target_perplexity, of means over 20 updates: 'sides', how far the
+      sides are apart where they are farthest for the distance of the seeds, and 'seeds', how far
+      those are apart there ('dropout': the sides' means of three seeds, and the range of the seeds
+      of a side); 'within', the share of the updates where the sides are as close as the seeds.
     """
     found: dict[str, dict[str, float]] = {}
     for kind in ("encoder", "full", "dropout"):
@@ -337,8 +337,8 @@ def compare(curves: Mapping[Run, Curve]) -> dict[str, dict[str, float]]:
             ours, theirs = of("jax", name), of("torch", name)
             if kind == "dropout":
                 sides = np.abs(smooth(ours.mean(0)) - smooth(theirs.mean(0)))
-                each = np.array([smooth(line) for line in (*ours, *theirs)])
-                seeds = each.max(0) - each.min(0)
+                each = np.array([[smooth(line) for line in side] for side in (ours, theirs)])
+                seeds = np.max(each.max(1) - each.min(1), axis=0)
             else:
                 sides = np.max([smooth(line) for line in np.abs(ours - theirs)], axis=0)
                 seeds = np.max([smooth(np.abs(x[0] - x[1])) for x in (ours, theirs)], axis=0)
