@@ -38,7 +38,7 @@ def test_both_sides_make_the_same_updates(kind):
     losses = []
     for _ in range(UPDATES):
         waveforms = random.standard_normal((3, 8_000), np.float32)
-        mask = random.random((3, 23)) < 0.5
+        mask = random.random((3, 24)) < 0.5
         found = [step(waveforms, mask) for step in (ours, theirs, exact)]
         for name in ("loss", "target_perplexity"):
             values = [side[name] for side in found]
@@ -75,9 +75,9 @@ def test_sides_are_compared_with_seeds(tmp_path):
     assert found["full"]["exact"] == pytest.approx(0.02 / 3.775, rel=0.01)
     assert found["full"]["loss_sides"] == pytest.approx(0.02)
     assert found["full"]["loss_seeds"] == pytest.approx(0.1)
-    assert found["dropout"]["loss_seeds"] == pytest.approx(0.22)
+    assert found["dropout"]["loss_seeds"] == pytest.approx(0.2)
     assert all(row[name] == 1 for row in found.values() for name in row if "within" in name)
     found = learning_curve.compare(invented(0.5))
-    assert found["full"]["loss_within"] == 0 and found["dropout"]["loss_within"] == 1
+    assert found["full"]["loss_within"] == found["dropout"]["loss_within"] == 0
     learning_curve.draw(invented(0.02), tmp_path / "a" / "curve.png")
     assert (tmp_path / "a" / "curve.png").read_bytes()[:4] == b"\x89PNG"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_step import close, close_runs, moved, noise, tiny_config, train
+from test_step import close_runs, moved, noise, tiny_config, train
 from transcribed_prompts import write_prompts
 
 from dinosr_jax.data.corpora import prepare
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 NO_DROPOUT = {"model__dropout": 0.0, "model__attention_dropout": 0.0, "model__layerdrop": 0.0}
 OTHERS = ["spidr", "data2vec"]
+SPIDR_FIRST = ["spidr", pytest.param("data2vec", marks=pytest.mark.slow)]
 SIZE, FRAMES = 4, 24
 
 
@@ -180,7 +181,7 @@ def test_metrics_of_a_regression_are_those_of_its_frames():
     assert "accuracy" not in case.metrics and "target_perplexity" not in case.metrics
 
 
-@pytest.mark.parametrize("objective", OTHERS)
+@pytest.mark.parametrize("objective", SPIDR_FIRST)
 def test_a_mesh_micro_batches_and_unrolled_layers_give_the_same_updates(objective):
     whole = train(objective=objective, updates=3, **NO_DROPOUT)
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -192,12 +193,12 @@ def test_a_mesh_micro_batches_and_unrolled_layers_give_the_same_updates(objectiv
     close_runs(found, whole)
 
 
-@pytest.mark.parametrize("objective", OTHERS)
+@pytest.mark.parametrize("objective", SPIDR_FIRST)
 def test_bfloat16_computes_the_same_loss_nearly(objective):
     losses = []
     for dtype in ("float32", "bfloat16"):
         run = train(objective=objective, updates=1, compute_dtype=dtype, **NO_DROPOUT)
-        assert {leaf.dtype for leaf in jax.tree.leaves(run.states[1].params)} == {np.float32}
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(run.states[1].params)} == {"float32"}
         losses.append(np.mean(run.metrics[0]["loss"]))
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
     assert losses[0] != losses[1]
@@ -220,12 +221,18 @@ def test_objectives_are_those_of_the_field():
     )
 
 
-def test_of_dinosr_the_parameters_are_the_same_as_of_spidr_and_the_update_is_another():
-    runs = [
-        train(objective=objective, updates=1, **NO_DROPOUT) for objective in ("dinosr", "spidr")
-    ]
-    close(runs[0].states[0].params, runs[1].states[0].params, atol=0)
-    assert abs(np.mean(runs[0].metrics[0]["loss"]) - np.mean(runs[1].metrics[0]["loss"])) > 1e-3
+def test_parameters_of_dinosr_and_spidr_have_one_layout_and_of_data2vec_another_head():
+    states = {}
+    for objective in OBJECTIVES:
+        config = config_of(objective)
+        init = lambda c=config: init_state(c, optimizer=make_optimizer(c))
+        states[objective] = jax.eval_shape(init)
+    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+    assert shapes(states["dinosr"]) == shapes(states["spidr"])
+    other = shapes(states["data2vec"].params)
+    assert other.pop("heads") == {"kernel": (1, 32, 32), "bias": (1, 32)}
+    kept = shapes(states["dinosr"].params)
+    assert kept.pop("heads")["kernel"] == (2, 32, 16) and kept == other
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +258,7 @@ def losses_of(workdir):
     return {record["step"]: record["loss"] for record in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("objective", OTHERS)
+@pytest.mark.parametrize("objective", SPIDR_FIRST)
 def test_a_run_is_evaluated_goes_on_and_keeps_its_objective(
     objective, data_dir, run_main, tmp_path
 ):

@@ -123,7 +123,7 @@ def infer(
         timescale = model.get("ema_timescale", _DEFAULT_TIMESCALE)
         if not isinstance(timescale, int | float) or timescale % 1 or timescale <= 0:
             raise ValueError(
-                f"{checkpoint.parent / 'config.json'}: ema_timescale: found {timescale!r}, expected "
+                f"{checkpoint.parent}/config.json: ema_timescale: found {timescale!r}, expected "
                 "a whole number of updates"
             )
         config.teacher.update(schedule="exponential", timescale_steps=int(timescale))
