@@ -263,7 +263,12 @@ def rewrite_at_8000(shard):
 
 def run(workdir, root, *flags, expect=0):
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    kept |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    kept |= {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
     command = [
         sys.executable, "main.py", "--config=configs/tiny.py", f"--workdir={workdir}",
         f"--config.data.data_dir={root}", "--config.data.dataset=audio_folder",
@@ -294,9 +299,6 @@ def test_a_run_trains_on_a_mixture_and_goes_on_exactly(root, tmp_path):
     last = whole[-1]
     assert last["share/asterisk_en"] + last["share/asterisk_it"] == pytest.approx(1)
     assert 0 < last["share/asterisk_it"] < 1 and "eval_loss" in last
-    changed = mixture.replace("2.0", "3.0")
-    told = run(tmp_path / "parts", root, changed, "--config.num_steps=8", expect=1)
-    assert "mixture" in told
     unknown = "--config.data.mixture=(('asterisk_en', 1.0), ('asterisk_xx', 2.0))"
     told = run(tmp_path / "none", root, unknown, expect=1)
     assert (
