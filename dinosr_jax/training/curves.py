@@ -32,10 +32,11 @@ PANELS = (
     Panel(
         "loss",
         "Loss: how hard the targets are to predict",
-        "nats a frame (CTC: an utterance)",
+        "loss of a frame (CTC: an utterance)",
         ("loss", "eval_loss"),
-        hint="It falls, on held-out speech too. Under 1 within some thousands of updates, with a "
-        "target perplexity of a few codes, it is a collapse and no success.",
+        hint="In nats; of data2vec a squared error. It falls, on held-out speech too. Under 1 nat "
+        "within some thousands of updates, with a target perplexity of a few codes, it is a "
+        "collapse and no success.",
     ),
     Panel(
         "word-errors",
