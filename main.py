@@ -5,14 +5,12 @@ Fine-tune a network: python main.py --config=configs/finetune_10h.py --config.in
 Run it again with the same workdir and it goes on from its last checkpoint.
 """
 
-import logging
 import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags  # noqa: E402
-from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from dinosr_jax.files import LOCAL, is_url  # noqa: E402
@@ -30,17 +28,14 @@ def main(argv: list[str]) -> None:
     """Checks the configuration, opens the data and trains."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; see python main.py --help")
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a page a checkpoint
-    logger = logging.getLogger("dinosr_jax")
-    logger.addHandler(logging.StreamHandler())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
     from dinosr_jax.cli.train import run
     from dinosr_jax.data.pipeline import PipelineError
+    from dinosr_jax.progress import log_to_terminal
     from dinosr_jax.training.checkpoint import CheckpointError
     from dinosr_jax.training.loop import TrainingError
     from dinosr_jax.training.processes import ProcessError, join
 
+    log_to_terminal()
     try:
         if _DISTRIBUTED.value:
             join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -14,7 +14,6 @@ Python wheels of those that are missing can be named in PYTHONPATH as they are.
 import argparse
 import ast
 import itertools
-import logging
 import os
 import runpy
 import sys
@@ -26,16 +25,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from absl import logging as absl_logging
 
 from dinosr_jax.config import held_out, parse
 from dinosr_jax.data import audio
-from dinosr_jax.data.batching import BatchPlan
+from dinosr_jax.data.batching import BatchPlan, plan_options
 from dinosr_jax.data.checking import map_in_threads
 from dinosr_jax.data.held_out import HeldOutPlan
 from dinosr_jax.data.manifest import Manifest
 from dinosr_jax.data.pipeline import SpeechBatch, SpeechData
 from dinosr_jax.model.feature_encoder import receptive_field
+from dinosr_jax.progress import log_to_terminal
 
 _MU = 255.0
 
@@ -147,22 +146,18 @@ def open_packed(path: Path, config: Any, *, use: str) -> PackedData:
     """A packed split with the batches of `open_split`; `use` is 'train' or 'eval'."""
     with np.load(path) as found:
         part = {name.removeprefix(f"{use}_"): found[name] for name in found if name.startswith(use)}
-    samples, c = part.pop("samples"), config.data
+    samples = part.pop("samples")
     manifest = Manifest(**part, positions=np.arange(len(part["ids"])))
     field, hop = receptive_field(config.model.conv_layers)
     plan = (BatchPlan if use == "train" else HeldOutPlan)(
         manifest.num_samples,
         seed=config.seed if use == "train" else 0,
-        max_batch_seconds=c.max_batch_seconds,
-        max_seconds=c.max_seconds,
-        max_rungs=c.max_rungs,
-        batch_multiple=c.batch_multiple,
-        max_ladder_loss=c.max_ladder_loss,
         field=field,
         hop=hop,
+        **plan_options(config.data),
     )
     records = PackedRecords(manifest, samples)
-    return PackedData(manifest, records=records, plan=plan, num_workers=c.num_workers)
+    return PackedData(manifest, records=records, plan=plan, num_workers=config.data.num_workers)
 
 
 def train(path: Path, config: Any, *, workdir: Path) -> int:
@@ -192,11 +187,7 @@ def main() -> None:
         command.add_argument("--config", required=True, help="a .py file")
         command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     arguments = parser.parse_args()
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a page a checkpoint
-    logger = logging.getLogger("dinosr_jax")
-    logger.addHandler(logging.StreamHandler())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    log_to_terminal()
     try:
         config = runpy.run_path(arguments.config)["get_config"]()
         for given in arguments.set:

@@ -1,9 +1,11 @@
-"""Progress bars: a bar on a terminal, now and then a line of its own in a file."""
+"""Progress bars, as a bar on a terminal and as lines in a file; and the log on stderr."""
 
+import logging
 import sys
 import time
 from typing import Any
 
+from absl import logging as absl_logging
 from tqdm import auto, std
 
 _LINE_SECONDS = 30
@@ -18,6 +20,15 @@ def progress_bar(*args: Any, **options: Any) -> std.tqdm:
     if sys.stderr.isatty():
         return auto.tqdm(*args, **({"dynamic_ncols": True} | options))
     return _Lines(*args, **options)
+
+
+def log_to_terminal() -> None:
+    """Shows the log of this package on stderr, and of absl, which orbax writes to, warnings."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a page a checkpoint
+    logger = logging.getLogger("dinosr_jax")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 class _Lines(std.tqdm):

@@ -12,7 +12,7 @@ Shapes: N utterances, P pieces (an utterance, or a part of one), R rungs, B piec
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -163,6 +163,12 @@ def _pieces(lengths: np.ndarray, *, rungs: tuple[int, ...], max_ladder_loss: flo
         np.concatenate([lengths[whole], firsts[pair[cut]], seconds[pair[cut]]]),
         len(whole),
     )
+
+
+def plan_options(data_config: Any) -> dict[str, Any]:
+    """What a configuration's `data` says of batches, as the plans take it by name."""
+    names = "max_batch_seconds", "max_seconds", "max_rungs", "batch_multiple", "max_ladder_loss"
+    return {name: getattr(data_config, name) for name in names}
 
 
 class BatchPlan:

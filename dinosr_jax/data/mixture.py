@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.audio import SAMPLE_RATE
-from dinosr_jax.data.batching import Batch, BatchPlan
+from dinosr_jax.data.batching import Batch, BatchPlan, plan_options
 from dinosr_jax.data.decoder import opened
 from dinosr_jax.data.lengths import FIELD, HOP
 from dinosr_jax.data.manifest import (
@@ -220,13 +220,9 @@ def open_mixture(
             {name: manifest.num_samples for name, manifest in manifests.items()},
             weights=dict(data_config.mixture),
             seed=seed,
-            max_batch_seconds=data_config.max_batch_seconds,
-            max_seconds=data_config.max_seconds,
-            max_rungs=data_config.max_rungs,
-            batch_multiple=data_config.batch_multiple,
-            max_ladder_loss=data_config.max_ladder_loss,
             field=field,
             hop=hop,
+            **plan_options(data_config),
         )
     except ValueError as error:
         counts = ", ".join(f"{len(some)} of {name!r}" for name, some in manifests.items())

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.batching import Batch, BatchPlan
+from dinosr_jax.data.batching import Batch, BatchPlan, plan_options
 from dinosr_jax.data.held_out import HeldOutPlan
 from dinosr_jax.data.lengths import FIELD, HOP
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
@@ -377,13 +377,9 @@ def open_split(
         plan = (BatchPlan if use == "training" else HeldOutPlan)(
             manifest.num_samples,
             seed=seed,
-            max_batch_seconds=data_config.max_batch_seconds,
-            max_seconds=data_config.max_seconds,
-            max_rungs=data_config.max_rungs,
-            batch_multiple=data_config.batch_multiple,
-            max_ladder_loss=data_config.max_ladder_loss,
             field=field,
             hop=hop,
+            **plan_options(data_config),
         )
     except ValueError as error:
         raise PipelineError(
