@@ -177,6 +177,14 @@ def test_a_whole_compilation():
     assert 2 * count(state.params) < size < 4 * count(state.params) + 2**16
 
 
+@needs_libtpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_attention_of_xla_that_drops(dtype):
+    changes = [f"--config.compute_dtype={dtype}", "--config.model.attention=xla"]
+    result = command("--topology=v5e:2x2", *changes, "--config.model.attention_dropout=0.1")
+    assert result.exit_code == 0, result.output
+
+
 TRACE = """
 from dinosr_jax.model import layers
 from dinosr_jax.training import ahead, costs, sharding

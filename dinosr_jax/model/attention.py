@@ -174,6 +174,8 @@ def _attend(
     probabilities = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     if seeds is not None:
         probabilities = positional_dropout.drop(probabilities, seeds, rate=rate)
+        if layers.platform() == "tpu":  # libtpu 0.0.42 ends with signal 11 where a product fuses it
+            probabilities = jax.lax.optimization_barrier(probabilities)
     return jnp.einsum("bhqk,bhkd->bhqd", probabilities, v).swapaxes(1, 2)
 
 
