@@ -123,12 +123,14 @@ def test_which_entries_drop_is_a_function_of_seeds_and_positions():
         return x ^ x >> 16
 
     sizes = {"batch": 2, "heads": 3, "frames": 11}
-    drawn = [int(word) for word in jax.random.bits(KEY, (7,), jnp.uint32)]
+    of_rows, of_keys = jax.random.split(KEY)
+    rows = jax.random.bits(of_rows, (2, 3), jnp.uint32).tolist()
+    first = int(jax.random.bits(of_keys, (1,), jnp.uint32)[0])
     seeds = positional_dropout.draw_seeds(KEY, **sizes)
     found = np.asarray(positional_dropout.drop(jnp.ones((2, 3, 9, 11)), seeds, rate=0.4))
     for b, h, q, k in np.ndindex(found.shape):
-        row = mix(q * 0x9E3779B1 + drawn[1 + b * 3 + h] & mask)
-        column = mix(k * 0x85EBCA77 + drawn[0] & mask)
+        row = mix(q * 0x9E3779B1 + rows[b][h] & mask)
+        column = mix(k * 0x85EBCA77 + first & mask)
         word = mix(row ^ column)
         word ^= word >> 16  # the last step undone
         kept = word - 2**32 * (word >> 31) >= round(0.4 * 2**32) - 2**31

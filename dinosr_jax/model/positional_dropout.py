@@ -50,9 +50,11 @@ def scale(rate: float) -> float:
 
 def draw_seeds(key: Array, *, batch: int, heads: int, frames: int) -> Seeds:
     """Seeds of every batch row and head, and words of the keys, from a PRNG key."""
-    drawn = jax.random.bits(key, (1 + batch * heads,), jnp.uint32)
-    keys = mix(jnp.arange(frames, dtype=jnp.uint32) * _KEY_STEP + drawn[:1])
-    return Seeds(drawn[1:].reshape(batch, heads), keys)
+    # drawn apart: devices would exchange parts of one array to cut it
+    of_rows, of_keys = jax.random.split(key)
+    rows = jax.random.bits(of_rows, (batch, heads), jnp.uint32)
+    first = jax.random.bits(of_keys, (1,), jnp.uint32)
+    return Seeds(rows, mix(jnp.arange(frames, dtype=jnp.uint32) * _KEY_STEP + first))
 
 
 def query_words(seed: Array, positions: Array) -> Array:
