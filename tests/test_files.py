@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 URLS = ("gs://x/y", "s3://x/y", "https://x/y", "file://x/y", "GS://x/y", "hdfs:///x")
 # Options and arguments that take text which is no path.
 TEXTS = """split train_split valid_split prefix tier shard layer name language frame_rate topology
-    overrides learning_rates task""".split()
+    overrides learning_rates task exclude""".split()
 
 
 def commands(group=cli, name=()):
