@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import soundfile
 from absl import flags
 from click.testing import CliRunner
 from documented import CHECKED_ONLY, RUN, write_checkout
@@ -298,6 +299,11 @@ def test_commands_run(tmp_path, monkeypatch, run_main, compile_quickly, compile_
             assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
         else:
             assert run_main(*words[2:]) is None, line
+    for page in ("README.md", "docs/features.md"):
+        for block in blocks((ROOT / page).read_text(), "python"):
+            names = {"waveform": soundfile.read(next(Path("FOLDER").glob("*.flac")))[0]}
+            exec(block, names)
+            assert names["features"].shape == (len(names["codes"]), 32)
     for name in ("features/features.json", "units.jsonl", "runs/quickstart/report/report.html"):
         assert (tmp_path / name).is_file()
 
