@@ -301,9 +301,9 @@ def test_commands_run(tmp_path, monkeypatch, run_main, compile_quickly, compile_
             assert run_main(*words[2:]) is None, line
     for page in ("README.md", "docs/features.md"):
         for block in blocks((ROOT / page).read_text(), "python"):
-            names = {"waveform": soundfile.read(next(Path("FOLDER").glob("*.flac")))[0]}
-            exec(block, names)
-            assert names["features"].shape == (len(names["codes"]), 32)
+            space = {"waveform": soundfile.read(next(Path("FOLDER").glob("*.flac")))[0]}
+            exec(block, space)
+            assert space["features"].shape == (len(space["codes"]), 32)
     for name in ("features/features.json", "units.jsonl", "runs/quickstart/report/report.html"):
         assert (tmp_path / name).is_file()
 
