@@ -28,8 +28,8 @@ def main(argv: list[str]) -> None:
     """Checks the configuration, opens the data and trains."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; see python main.py --help")
-    from dinosr_jax.cli.train import run
-    from dinosr_jax.data.pipeline import PipelineError
+    from dinosr_jax.cli.start_run import run
+    from dinosr_jax.data.batches.pipeline import PipelineError
     from dinosr_jax.progress import log_to_terminal
     from dinosr_jax.training.checkpoint import CheckpointError
     from dinosr_jax.training.loop import TrainingError

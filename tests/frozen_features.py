@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dinosr_jax.evaluation.feature_sources import Held
-from dinosr_jax.evaluation.learning import Part, Settings
+from dinosr_jax.evaluation.features.sources import Held
+from dinosr_jax.evaluation.probes.head_training import Part, Settings
 
 P, L, D = 4, 3, 12
 SETTINGS = Settings(

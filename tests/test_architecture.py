@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "objective": set(),
     "training": {"config", "recipes", "data", "files", "model", "objective", "progress"},
     "inference": {"config", "data", "files", "interop", "model", "objective", "training"},
-    "evaluation": {"config", "recipes", "data", "files", "model", "objective", "training"}
-    | {"inference"},
+    "evaluation": {"config", "data", "files", "model", "objective", "training", "inference"},
+    "report": {"config", "recipes", "data", "files", "model", "training", "inference"}
+    | {"evaluation"},
     "interop": {"config", "files", "recipes", "model", "objective", "training"},
 }
 FREE = {"cli", "__main__", "__init__"}
@@ -189,7 +190,7 @@ def test_only_cli_knows_command_lines():
 
 
 def test_training_and_inference_run_without_tensorflow_and_soundfile():
-    loaded = ("inference", "interop", "evaluation")
+    loaded = ("inference", "interop", "evaluation", "report")
     script = "\n".join(
         [
             "import sys",

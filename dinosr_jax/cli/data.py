@@ -78,9 +78,9 @@ def prepare(
     if sources and archives is not None:
         raise click.UsageError("give --source or --archives, not both")
 
-    from dinosr_jax.data import corpora, librispeech
     from dinosr_jax.data.manifest import ManifestError
-    from dinosr_jax.data.sources import SourceError
+    from dinosr_jax.data.prepare import audio_folder, librispeech
+    from dinosr_jax.data.prepare.sources import SourceError
 
     options: dict[str, Any] = {"encoding": encoding, "num_workers": num_workers}
     try:
@@ -94,6 +94,6 @@ def prepare(
                 **options,
             )
         else:
-            corpora.prepare(*sources, data_dir=data_dir, exclude=exclude, **options)
+            audio_folder.prepare(*sources, data_dir=data_dir, exclude=exclude, **options)
     except (SourceError, ManifestError) as error:
         raise click.ClickException(str(error)) from None

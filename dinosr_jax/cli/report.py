@@ -17,8 +17,8 @@ def report(run: Path, output: Path | None) -> None:
     `evaluate` in RUN/evaluation. The page needs no network; its figures lie beside it as PNG. What
     is not measured is said in its place, with the command that measures it.
     """
-    from dinosr_jax.evaluation.report import write_report
-    from dinosr_jax.evaluation.run_files import ReportError
+    from dinosr_jax.report.page import write_report
+    from dinosr_jax.report.run_files import ReportError
 
     try:
         written = write_report(run, output)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.alignments import Alignment
-from dinosr_jax.evaluation import baselines
+from dinosr_jax.data.phones.alignments import Alignment
+from dinosr_jax.evaluation.units import baselines
 from dinosr_jax.evaluation.utterances import LabelError, Labelled, read_split
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.inputs import Recording
-from dinosr_jax.inference.model import Model
+from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.recordings import Recording
 
 _EXAMPLE_SECONDS = (2.0, 6.0)
 

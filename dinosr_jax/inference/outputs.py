@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from dinosr_jax import files
-from dinosr_jax.inference.inputs import printable
+from dinosr_jax.inference.recordings import printable
 
 SKIPPED = "skipped.tsv"
 

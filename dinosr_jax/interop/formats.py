@@ -25,7 +25,7 @@ from dinosr_jax.interop import (
     tokenizers,
 )
 from dinosr_jax.interop.shapes import infer_config
-from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
+from dinosr_jax.interop.torch_file.reader import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
 

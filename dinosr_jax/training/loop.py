@@ -19,18 +19,18 @@ from dinosr_jax.progress import progress_bar
 from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.best import Best
 from dinosr_jax.training.checkpoint import Checkpoints, Restored, check_same_run
+from dinosr_jax.training.compiled import Programs
+from dinosr_jax.training.ctc.step import make_finetuning_step
+from dinosr_jax.training.ctc.word_errors import TranscribedEvalData, WordErrors
 from dinosr_jax.training.devices import check_attention
 from dinosr_jax.training.environment import record_environment
-from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData
-from dinosr_jax.training.finetuning import make_finetuning_step
 from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.logs import RunLog
 from dinosr_jax.training.metrics import to_record
 from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.programs import Programs
 from dinosr_jax.training.state import TrainState, init_state
 from dinosr_jax.training.step import make_train_step
-from dinosr_jax.training.word_errors import TranscribedEvalData, WordErrors
+from dinosr_jax.training.validation import EvalData, Evaluation, PhoneData
 
 _LOG = logging.getLogger(__name__)
 

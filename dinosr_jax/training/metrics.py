@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinosr_jax.data.batching import SAMPLE_RATE
+from dinosr_jax.data.batches.crops import SAMPLE_RATE
 from dinosr_jax.objective import information
 from dinosr_jax.objective.loss import regression_loss
 
