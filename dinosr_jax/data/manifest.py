@@ -22,7 +22,7 @@ from absl import logging
 from dinosr_jax import files
 from dinosr_jax.data.audio import SAMPLE_RATE
 from dinosr_jax.data.decoder import AudioError, opened
-from dinosr_jax.data.prepare.checking import map_in_threads
+from dinosr_jax.data.threads import map_in_threads
 from dinosr_jax.progress import progress_bar
 
 CACHE_NAME = "manifest_{split}.tsv"

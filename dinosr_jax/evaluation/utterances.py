@@ -9,8 +9,7 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifests
-from dinosr_jax.data.batches.labelled import PHONES_NAME, phones_path
-from dinosr_jax.data.phones.alignments import Alignment, read_alignment
+from dinosr_jax.data.phones.alignments import PHONES_NAME, Alignment, phones_path, read_alignment
 from dinosr_jax.data.phones.phones import Phone, Stress, frame_labels, read_lexicon
 from dinosr_jax.data.text_files import nfc
 from dinosr_jax.inference.recordings import Recording, open_inputs

@@ -12,11 +12,11 @@ Shapes: N utterances, P pieces (an utterance, or a part of one), R rungs, B piec
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinosr_jax.data.batches.epochs import Epochs
 from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
 
 SAMPLE_RATE = 16_000
@@ -397,3 +397,31 @@ def _fill(
 def _kept(rungs: tuple[Rung, ...]) -> int:
     """Samples of audio in an epoch."""
     return sum(rung.num_samples * rung.batch_size * rung.num_batches for rung in rungs)
+
+
+_KEPT = 2
+
+
+class Epochs:
+    """Epochs by number, each a pure function of it; threads may share them."""
+
+    def __init__(self, draw: Callable[[int], Any], *, num_batches: int):
+        """`draw` makes an epoch, which has `num_batches` batches."""
+        self._draw, self._num_batches = draw, num_batches
+        self._found: dict[int, Any] = {}
+
+    def at(self, step: int) -> tuple[Any, int]:
+        """The epoch of a step, and which of its batches that is.
+
+        Raises:
+          ValueError: step is negative.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}, expected 0 or more: steps count from 0.")
+        number, position = divmod(int(step), self._num_batches)
+        epoch = self._found.get(number)
+        if epoch is None:
+            epoch = self._draw(number)
+            kept = list(self._found.items())[1 - _KEPT :]
+            self._found = dict([*kept, (number, epoch)])  # replaced, not changed: many threads
+        return epoch, position

@@ -9,19 +9,17 @@ Shapes: B rows of the batch that this host reads, S samples, T frames.
 import functools
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.manifest import Manifest, Records, dataset_folder, load_manifest
-from dinosr_jax.data.phones.alignments import read_alignment
+from dinosr_jax.data.manifest import Manifest, Records, load_manifest
+from dinosr_jax.data.phones.alignments import phones_path, read_alignment
 from dinosr_jax.data.phones.phones import Phone, frame_labels
-from dinosr_jax.data.prepare.checking import map_in_threads
 from dinosr_jax.data.text_files import nfc
+from dinosr_jax.data.threads import map_in_threads
 
-PHONES_NAME = "phones.tsv"
 _LOG = logging.getLogger(__name__)
 
 
@@ -172,9 +170,3 @@ def open_labelled(data_config: Any) -> LabelledData | None:
         batch_samples=int(data_config.max_batch_seconds * audio.SAMPLE_RATE),
         num_workers=data_config.num_workers,
     )
-
-
-def phones_path(data_dir: str | Path, *, dataset: str) -> Path | None:
-    """Where the phones of a prepared dataset are, if it has any; None without a dataset."""
-    folder = dataset_folder(data_dir, dataset=dataset)
-    return None if folder is None else folder / PHONES_NAME

@@ -12,8 +12,7 @@ import math
 
 import numpy as np
 
-from dinosr_jax.data.batches.crops import SAMPLE_RATE, Batch, Rung
-from dinosr_jax.data.batches.epochs import Epochs
+from dinosr_jax.data.batches.crops import SAMPLE_RATE, Batch, Epochs, Rung
 from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
 
 EMPTY = -1  # index of a row that only fills its batch

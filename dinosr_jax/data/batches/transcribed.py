@@ -14,11 +14,10 @@ import numpy as np
 
 from dinosr_jax.data import vocabulary as vocabularies
 from dinosr_jax.data.audio import SAMPLE_RATE
-from dinosr_jax.data.batches.labelled import phones_path
 from dinosr_jax.data.batches.padding import PaddedPlan
 from dinosr_jax.data.batches.pipeline import PipelineError, SpeechData
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
-from dinosr_jax.data.phones.alignments import read_alignment
+from dinosr_jax.data.phones.alignments import phones_path, read_alignment
 from dinosr_jax.data.phones.phones import SILENCE, read_lexicon
 from dinosr_jax.data.vocabulary import Vocabulary, VocabularyError, frames_needed
 

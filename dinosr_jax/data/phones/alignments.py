@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from dinosr_jax.data.phones import praat, tables
+from dinosr_jax.data.manifest import dataset_folder
+from dinosr_jax.data.phones import tables, textgrid
 from dinosr_jax.data.phones.phones import (
     SILENCE,
     Phone,
@@ -34,6 +35,7 @@ from dinosr_jax.data.phones.phones import (
 from dinosr_jax.data.text_files import TextError, nfc, read_text
 
 __all__ = ["Alignment", "Phone", "TextError", "count_frames", "frame_labels", "read_alignment"]
+PHONES_NAME = "phones.tsv"  # beside the records of a prepared dataset
 Kind = Literal["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,8}")
 
@@ -192,7 +194,7 @@ def _read_textgrid(
     text: str, path: Path, tier: str, named: Callable[[str], str]
 ) -> tuple[Phone, ...]:
     """The phones of a TextGrid: the tier, or one that ends so (MFA: `speaker - phones`)."""
-    tiers = praat.interval_tiers(text, path=path)
+    tiers = textgrid.interval_tiers(text, path=path)
     wanted = tier.lower()
     fits = [spans for name, spans in tiers if name.lower() == wanted]
     fits = fits or [spans for name, spans in tiers if name.lower().endswith(f"- {wanted}")]
@@ -228,3 +230,9 @@ def _kind_of(text: str, path: Path) -> Kind:
         "(id<tab>PH,PH), CPC (id int int), spidr (JSON lines), discophon (#file onset offset "
         "#phone), or with the columns file, start_s, end_s, phone"
     )
+
+
+def phones_path(data_dir: str | Path, *, dataset: str) -> Path | None:
+    """Where the phones of a prepared dataset are, if it has any; None without a dataset."""
+    folder = dataset_folder(data_dir, dataset=dataset)
+    return None if folder is None else folder / PHONES_NAME

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dinosr_jax.data.phones.praat import Span
+from dinosr_jax.data.phones.textgrid import Span
 from dinosr_jax.data.text_files import TextError, nfc, read_text
 
 Stress = Literal["strip", "keep"]

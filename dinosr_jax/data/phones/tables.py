@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dinosr_jax.data.phones.phones import Phone, in_order
-from dinosr_jax.data.phones.praat import Span
+from dinosr_jax.data.phones.textgrid import Span
 from dinosr_jax.data.text_files import TextError, nfc
 
 ID_KEYS = ("file", "name", "fileid", "audio")

@@ -23,10 +23,11 @@ import tensorflow_datasets as tfds
 from dinosr_jax import files
 from dinosr_jax.data import audio
 from dinosr_jax.data.manifest import dataset_folder, load_manifest, quiet_tfds, split_names
-from dinosr_jax.data.prepare.checking import Verdict, check_source, map_in_threads, stored_bytes
+from dinosr_jax.data.prepare.checking import Verdict, check_source, stored_bytes
 from dinosr_jax.data.prepare.combining import named, read_sources
 from dinosr_jax.data.prepare.source_phones import carry_phones
 from dinosr_jax.data.prepare.sources import Source, SourceError, Utterance
+from dinosr_jax.data.threads import map_in_threads
 from dinosr_jax.progress import progress_bar
 
 _NUM_SHOWN = 20

@@ -5,29 +5,23 @@ what has no true length in its header are converted to 16 kHz mono FLAC here, on
 appended to the journal as they come, so that a killed run goes on where it stopped.
 """
 
-import collections
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from dinosr_jax import files
 from dinosr_jax.data import audio
 from dinosr_jax.data.prepare.sources import INDEX_NAME, AudioFile, Source, SourceError
+from dinosr_jax.data.threads import map_in_threads
 from dinosr_jax.progress import progress_bar
 
 MIN_SAMPLES = 400  # the receptive field of one frame
 _JOURNAL_FORMAT = 2
-_AHEAD_PER_WORKER = 8
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Verdict(NamedTuple):
@@ -196,21 +190,3 @@ def _read_journal(path: Path) -> dict[str, Verdict]:
                 spans = spans and tuple((first, size) for first, size in spans)
                 known[key] = Verdict(tuple(reasons), tuple(num_samples), spans, missing)
     return known
-
-
-def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int | None
-) -> Iterator[Result]:
-    """Maps in threads, in order, a bounded number of items ahead; stops at once when closed."""
-    num_workers = num_workers or os.cpu_count() or 1
-    pending: collections.deque[futures.Future[Result]] = collections.deque()
-    pool = futures.ThreadPoolExecutor(num_workers)
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= num_workers * _AHEAD_PER_WORKER:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

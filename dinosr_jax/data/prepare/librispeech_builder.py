@@ -18,8 +18,9 @@ from tensorflow_datasets.datasets.librispeech import librispeech_dataset_builder
 from dinosr_jax.data import audio
 from dinosr_jax.data.prepare.archives import ROOT
 from dinosr_jax.data.prepare.audio_folder import Encoding, write_skipped
-from dinosr_jax.data.prepare.checking import MIN_SAMPLES, map_in_threads
+from dinosr_jax.data.prepare.checking import MIN_SAMPLES
 from dinosr_jax.data.prepare.sources import SourceError
+from dinosr_jax.data.threads import map_in_threads
 from dinosr_jax.progress import progress_bar
 
 URLS = official._DL_URLS  # by split; TFDS has no public list

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from dinosr_jax import files
-from dinosr_jax.data.batches.labelled import PHONES_NAME
-from dinosr_jax.data.phones.alignments import Alignment, read_alignment
+from dinosr_jax.data.phones.alignments import PHONES_NAME, Alignment, read_alignment
 from dinosr_jax.data.phones.phones import Phone
 from dinosr_jax.data.prepare.sources import Source, SourceError, Utterance
 from dinosr_jax.data.text_files import TextError, nfc

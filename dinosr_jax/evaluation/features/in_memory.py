@@ -3,11 +3,8 @@
 Shapes: T frames, L layers, D width.
 """
 
-import collections
-import concurrent.futures
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +12,7 @@ import optax
 
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
+from dinosr_jax.data.threads import ahead
 from dinosr_jax.evaluation.features import mfcc_deltas
 from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference.forward import batched
@@ -160,18 +158,3 @@ def mfcc_statistics(recordings: Sequence[Recording], *, model: Model) -> mfcc_de
     found = of_mfcc(recordings, model=model, statistics=nothing)
     frames = np.concatenate([array[0] for array in found.arrays.values()]).astype(np.float64)
     return mfcc_deltas.Statistics(frames.mean(axis=0), frames.std(axis=0))
-
-
-def ahead(compute: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Items and the futures of what is computed of them in threads, a bounded number ahead."""
-    workers = os.cpu_count() or 1
-    waiting: collections.deque = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(compute, item)))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft()
-            yield from waiting
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dinosr_jax.data import audio
+from dinosr_jax.data.threads import ahead
 from dinosr_jax.evaluation.features import in_memory, mfcc_deltas
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.pretrained import Model
@@ -145,7 +146,7 @@ def checked(
     """
     found = []
     count = lambda recording: len(recording.load())
-    for recording, future in in_memory.ahead(count, recordings):
+    for recording, future in ahead(count, recordings):
         progress(1)
         try:
             samples = future.result()

@@ -8,9 +8,8 @@ it is.
 Shapes: B batch, S samples, T frames, D model.
 """
 
+import bisect
 import collections
-import concurrent.futures
-import os
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinosr_jax.data import audio
+from dinosr_jax.data.batches.padding import padded_lengths
+from dinosr_jax.data.threads import ahead
 from dinosr_jax.inference.forward import long_audio
-from dinosr_jax.inference.forward.ladder import Ladder
 from dinosr_jax.inference.recordings import Bad, Recording
 from dinosr_jax.model import layers
 from dinosr_jax.model.dinosr import DinoSR, padding_mask
@@ -84,6 +84,57 @@ class _Piece(NamedTuple):
     first: int
     num_frames: int
     num_samples: int
+
+
+_RATIO = 2**0.25  # of neighbouring lengths: at most 19 % of a batch is padding for it
+_SHORTEST_SECONDS = 0.5
+_LONGEST_FITTED_SECONDS = 60
+_MOST_FITTED = 48
+# Audio that is computed while one more length is compiled, about: base, on two cores or one GPU.
+_PRICE_SECONDS = {"cpu": 60.0, "other": 20_000.0}
+
+
+class Ladder:
+    """Fixed lengths, each 2^(1/4) times the one before, or others that fit given recordings.
+
+    Args:
+      shortest: Samples that a pass needs at least.
+      longest_seconds: Of one pass.
+      exact: Nothing is padded.
+      platform: That computes.
+    """
+
+    def __init__(self, *, shortest: int, longest_seconds: float, exact: bool, platform: str):
+        self._needed, self._exact = shortest, exact
+        seconds = _PRICE_SECONDS.get(platform, _PRICE_SECONDS["other"])
+        self._price = seconds * audio.SAMPLE_RATE
+        self._shortest = max(int(_SHORTEST_SECONDS * audio.SAMPLE_RATE), shortest)
+        self._longest = int(longest_seconds * audio.SAMPLE_RATE)
+        self._fitted: tuple[int, ...] = ()
+
+    def fit(self, lengths: Sequence[int]) -> None:
+        """Chooses lengths that pad these utterances least.
+
+        As many as they would take else, and more where that saves more than compiling takes.
+        """
+        self._fitted = ()
+        longest = min(_LONGEST_FITTED_SECONDS * audio.SAMPLE_RATE, self._longest)
+        some = [n for n in lengths if self._needed <= n <= longest]
+        if some and not self._exact:
+            number = len({self.rung(n) for n in some})
+            how = {"max_rungs": max(number, _MOST_FITTED), "free": number, "price": self._price}
+            self._fitted = padded_lengths(np.asarray(some), **how)
+
+    def rung(self, samples: int) -> int:
+        """The length that audio of S samples is padded to."""
+        if self._exact or samples > self._longest:
+            return samples
+        if self._fitted and samples <= self._fitted[-1]:
+            return self._fitted[bisect.bisect_left(self._fitted, samples)]
+        length = float(self._shortest)
+        while length < samples:
+            length *= _RATIO
+        return max(samples, min(int(length), self._longest))
 
 
 class Forward:
@@ -335,11 +386,9 @@ def _pieces(
     """Decoded audio, a bounded number of recordings ahead."""
     options = forward.options
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
-    workers = options.num_workers or os.cpu_count() or 1
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    waiting: collections.deque = collections.deque()
 
-    def prepare(recording: Recording, header: long_audio.Header) -> np.ndarray | long_audio.Scan:
+    def prepare(pair: tuple[Recording, long_audio.Header]) -> np.ndarray | long_audio.Scan:
+        recording, header = pair
         keep = lambda seconds: missing.update({recording.name: seconds})
         with audio.explained(recording.name):
             if header.num_samples > longest:
@@ -349,20 +398,11 @@ def _pieces(
                 return long_audio.scan(recording)
             return audio.normalise(waveform)
 
-    try:
-        ordered = iter(pairs)
-        while True:
-            while len(waiting) < 2 * workers + 2 and (pair := next(ordered, None)):
-                waiting.append((pair[0], pool.submit(prepare, *pair)))
-            if not waiting:
-                return
-            recording, future = waiting.popleft()
-            try:
-                yield from _cut(forward, recording, future.result())
-            except (audio.AudioError, OSError) as error:
-                on_bad(recording, str(error))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for (recording, _), future in ahead(prepare, pairs, num_workers=options.num_workers):
+        try:
+            yield from _cut(forward, recording, future.result())
+        except (audio.AudioError, OSError) as error:
+            on_bad(recording, str(error))
 
 
 def _cut(forward: Forward, recording: Recording, ready: Any) -> Iterator[_Piece]:

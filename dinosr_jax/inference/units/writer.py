@@ -18,10 +18,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
+from dinosr_jax.data.phones import textgrid
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.features.writer import of_shard, parse_shard, skipped_name
 from dinosr_jax.inference.recordings import Recording, open_inputs, printable, refuse
-from dinosr_jax.inference.units import kmeans, quantise, statistics, textgrid
+from dinosr_jax.inference.units import kmeans, quantise, statistics
 from dinosr_jax.model.feature_encoder import receptive_field
 
 Key = Literal["file", "name", "fileid", "audio"]
@@ -287,7 +288,7 @@ class _Writer(NamedTuple):
         layers = self.wanted.layers
         name = lambda layer: "units" if len(layers) == 1 else f"units-layer{layer:02}"
         tiers = {
-            name(layer): textgrid.unit_intervals(row, hop_seconds=hop, end=end)
+            name(layer): unit_intervals(row, hop_seconds=hop, end=end)
             for layer, row in zip(layers, codes, strict=True)
         }
         text = textgrid.to_textgrid(tiers, end=end)
@@ -365,3 +366,23 @@ def to_text(summary: UnitSummary) -> str:
     hours = summary.seconds / 3600
     written = f"{summary.num_utterances} utterances, {hours:.2f} h{left_out}"
     return "\n".join([*lines, written, *map(str, summary.files)])
+
+
+def unit_intervals(units: np.ndarray, *, hop_seconds: float, end: float) -> list[textgrid.Interval]:
+    """Runs of equal units as intervals without gaps from 0 to the utterance's end.
+
+    Args:
+      units: [T]; unit i begins at i * hop_seconds.
+      hop_seconds: Step of the frames.
+      end: Length of the utterance in seconds; the last unit lasts until then.
+
+    Returns:
+      One interval a run.
+    """
+    values, durations = statistics.run_lengths(units)
+    ends = [min(frames * hop_seconds, end) for frames in np.cumsum(durations).tolist()[:-1]]
+    bounds = [0.0, *ends, end]
+    return [
+        textgrid.Interval(start, stop, str(unit))
+        for start, stop, unit in zip(bounds[:-1], bounds[1:], values.tolist(), strict=True)
+    ]

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from dinosr_jax.data.batches.crops import BatchPlan, ladder
+from dinosr_jax.data.batches.crops import BatchPlan, Epochs, ladder
 from dinosr_jax.data.batches.lengths import lengths_of_frames, shortest_length
 from dinosr_jax.recipes import published_recipe
 
@@ -389,3 +389,16 @@ def test_crops_are_of_whole_frames_whatever_the_network(field, hop, frames):
         make_plan(np.full(9, shortest), field=field, hop=hop, **few)
     with pytest.raises(ValueError, match=f"the shortest rung has {shortest}"):
         ladder(np.full(9, shortest - 1), field=field, hop=hop)
+
+
+def test_epochs_are_drawn_once_while_in_use():
+    drawn = []
+    epochs = Epochs(lambda number: drawn.append(number) or f"epoch {number}", num_batches=3)
+    assert [epochs.at(step) for step in (0, 2, 3, 1)] == [
+        ("epoch 0", 0), ("epoch 0", 2), ("epoch 1", 0), ("epoch 0", 1),
+    ]  # fmt: skip
+    assert drawn == [0, 1]
+    epochs.at(30)
+    assert epochs.at(0) == ("epoch 0", 0) and drawn == [0, 1, 10, 0]
+    with pytest.raises(ValueError, match="step is -1"):
+        epochs.at(-1)

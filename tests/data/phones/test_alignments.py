@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dinosr_jax.data.phones.alignments import Phone, TextError, frame_labels, read_alignment
-from dinosr_jax.inference.units.textgrid import Interval, to_textgrid
+from dinosr_jax.data.phones.textgrid import Interval, to_textgrid
 
 ROOT = Path(__file__).parents[3]
 PHONES = (Phone(0.0, 3.57, "SIL"), Phone(3.57, 3.6, "AH"), Phone(3.6, 3.61, "T"))

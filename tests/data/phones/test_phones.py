@@ -14,7 +14,7 @@ from dinosr_jax.data.phones.phones import (
     frame_phones,
     in_order,
 )
-from dinosr_jax.data.phones.praat import Span
+from dinosr_jax.data.phones.textgrid import Span
 from dinosr_jax.data.text_files import TextError
 
 

@@ -15,7 +15,7 @@ import dinosr_jax
 from dinosr_jax.data import audio
 from dinosr_jax.inference.features.writer import extract_files
 from dinosr_jax.inference.forward import batched
-from dinosr_jax.inference.forward.ladder import Ladder
+from dinosr_jax.inference.forward.batched import Ladder
 from dinosr_jax.inference.pretrained import Model, load
 from dinosr_jax.inference.recordings import Recording, open_inputs
 from dinosr_jax.inference.selection import Selection

@@ -16,6 +16,7 @@ from configs import tiny
 from dinosr_jax import files
 from dinosr_jax.config import parse, to_text
 from dinosr_jax.data import audio
+from dinosr_jax.data.phones import textgrid
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.pretrained import Model
 from dinosr_jax.inference.units import kmeans, writer
@@ -394,3 +395,18 @@ def test_errors_are_one_line(
     done = CliRunner().invoke(cli.cli, arguments)
     assert done.exit_code in (1, 2) and message in done.output
     assert "Traceback" not in done.output and list(tmp_path.iterdir()) == []
+
+
+def test_units_are_contiguous_to_the_end():
+    units = np.array([7, 7, 7, 3, 3, 0])
+    found = writer.unit_intervals(units, hop_seconds=0.02, end=0.1333125)
+    assert found == [(0.0, 0.06, "7"), (0.06, 0.1, "3"), (0.1, 0.1333125, "0")]
+    text = textgrid.to_textgrid({"units": found}, end=0.1333125)
+    ((name, spans),) = textgrid.interval_tiers(text, path="x")
+    assert name == "units" and [span[:3] for span in spans] == found
+
+
+def test_a_single_frame_and_frames_beyond_the_end():
+    assert writer.unit_intervals(np.array([4]), hop_seconds=0.02, end=0.025) == [(0.0, 0.025, "4")]
+    found = writer.unit_intervals(np.array([4, 4, 1]), hop_seconds=0.02, end=0.035)
+    assert [interval.end for interval in found] == [0.035, 0.035]

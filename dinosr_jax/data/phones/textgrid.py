@@ -1,4 +1,4 @@
-"""Reads Praat's TextGrid files, long and short.
+"""Reads Praat's TextGrid files, long and short, and writes long ones.
 
 Praat itself reads both as one stream of texts in quotes, numbers that stand alone, and flags such
 as <exists>, and skips every other word; so does this. Sizes are checked: a file that is cut is no
@@ -7,6 +7,7 @@ shorter file, but an error.
 
 import bisect
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,3 +121,56 @@ class _Tokens:
         if self._newlines is None:
             self._newlines = [match.start() for match in re.finditer("\n", self._text)]
         return bisect.bisect_left(self._newlines, offset) + 1
+
+
+class Interval(NamedTuple):
+    """A text from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+def to_textgrid(tiers: Mapping[str, Sequence[Interval]], *, end: float) -> str:
+    """The text of a TextGrid.
+
+    Args:
+      tiers: Name -> intervals without gaps from 0 to `end`.
+      end: Length in seconds.
+
+    Returns:
+      The file's text; quotes within names and texts are doubled, as Praat has it.
+    """
+    quoted = lambda text: '"' + text.replace('"', '""') + '"'
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        f"xmax = {_seconds(end)}",
+        "tiers? <exists>",
+        f"size = {len(tiers)}",
+        "item []:",
+    ]
+    for i, (name, intervals) in enumerate(tiers.items(), start=1):
+        lines += [
+            f"    item [{i}]:",
+            '        class = "IntervalTier"',
+            f"        name = {quoted(name)}",
+            "        xmin = 0",
+            f"        xmax = {_seconds(end)}",
+            f"        intervals: size = {len(intervals)}",
+        ]
+        for j, interval in enumerate(intervals, start=1):
+            lines += [
+                f"        intervals [{j}]:",
+                f"            xmin = {_seconds(interval.start)}",
+                f"            xmax = {_seconds(interval.end)}",
+                f"            text = {quoted(interval.text)}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _seconds(value: float) -> str:
+    """Up to ten decimals: no 0.060000000000000005, no exponent."""
+    return f"{value:.10f}".rstrip("0").rstrip(".") or "0"

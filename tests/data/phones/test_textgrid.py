@@ -1,11 +1,16 @@
-"""TextGrids: long and short, those of the writer here, and broken ones."""
+"""TextGrids: long and short, those of the writer here, and broken ones.
+
+What is written is also read by a reader that knows Praat's long format and nothing of the writer.
+"""
+
+import re
 
 import numpy as np
 import pytest
 
-from dinosr_jax.data.phones.praat import interval_tiers
+from dinosr_jax.data.phones.textgrid import Interval, interval_tiers, to_textgrid
 from dinosr_jax.data.text_files import TextError
-from dinosr_jax.inference.units.textgrid import to_textgrid, unit_intervals
+from dinosr_jax.inference.units.writer import unit_intervals
 
 LONG = '''File type = "ooTextFile"
 Object class = "TextGrid"
@@ -129,3 +134,43 @@ def test_broken(old, new, expected):
     assert old in LONG
     with pytest.raises(TextError, match=expected):
         interval_tiers(LONG.replace(old, new, 1), path="x")
+
+
+FIELD = re.compile(r'^\s*(?:item \[\d+\]:|intervals \[\d+\]:|(.*?) ?= ?("(?:[^"]|"")*"|\S+) ?)$')
+
+
+def read(text):
+    """[(name, xmin, xmax, [(xmin, xmax, text)])] of a TextGrid; the fields in Praat's order."""
+    lines = text.splitlines()
+    assert lines[:3] == ['File type = "ooTextFile"', 'Object class = "TextGrid"', ""]
+    assert lines[5] == "tiers? <exists>" and lines[7] == "item []:"
+    fields = [(m[1], m[2]) for line in [*lines[3:5], lines[6], *lines[8:]]
+              if (m := FIELD.match(line)) and m[1]]  # fmt: skip
+    take = lambda name: (fields[0][0] == name or pytest.fail(str(fields[0]))) and fields.pop(0)[1]
+    quoted = lambda value: value[1:-1].replace('""', '"')
+    end = (float(take("xmin")), float(take("xmax")))
+    tiers = []
+    for _ in range(int(take("size"))):
+        assert take("class") == '"IntervalTier"'
+        name = quoted(take("name"))
+        assert (float(take("xmin")), float(take("xmax"))) == end
+        intervals = [
+            (float(take("xmin")), float(take("xmax")), quoted(take("text")))
+            for _ in range(int(take("intervals: size")))
+        ]
+        tiers.append((name, intervals))
+    assert not fields
+    return tiers
+
+
+def test_tiers_quotes_and_long_recordings():
+    tiers = {
+        'say "units"': [Interval(0.0, 36_000.02, 'a "b" ""')],
+        "é": [Interval(0.0, 0.06 + 1e-13, ""), Interval(0.06 + 1e-13, 36_000.02, "x")],
+    }
+    text = to_textgrid(tiers, end=36_000.02)
+    assert read(text) == [
+        ('say "units"', [(0.0, 36_000.02, 'a "b" ""')]),
+        ("é", [(0.0, 0.06, ""), (0.06, 36_000.02, "x")]),
+    ]
+    assert '"say ""units"""' in text and "xmin = 0\n" in text and "e-" not in text
