@@ -12,51 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dinosr_jax"
-# Room -> the rooms it may import besides itself; `cli` and `__main__` may import everything.
-# A room is a folder: "data" is what lies in data/ itself. docs/architecture.md has this table, too.
-MAY_IMPORT = {
-    "files": set(),
-    "progress": set(),
-    "recipes": {"files"},
-    "config": {"recipes"},
-    "data": {"files", "progress"},
-    "data/phones": {"data"},
-    "data/prepare": {"data", "data/phones", "files", "progress"},
-    "data/batches": {"data", "data/phones"},
-    "model": set(),
-    "objective": set(),
-    "training": {"config", "recipes", "files", "progress", "data/batches", "model", "objective"}
-    | {"training/ctc"},
-    "training/ctc": {"data", "model", "objective", "training"},
-    "training/planning": {"config", "recipes", "data", "data/batches", "model", "training"}
-    | {"training/ctc"},
-    "interop": {"config", "recipes", "files", "model", "objective", "training"}
-    | {"interop/torch_file"},
-    "interop/torch_file": set(),
-    "inference": {"config", "files", "data", "data/prepare", "model", "objective", "training"}
-    | {"interop", "inference/forward", "inference/units", "inference/recognition"},
-    "inference/forward": {"data", "data/batches", "model", "training", "inference"},
-    "inference/features": {"data", "model", "inference", "inference/forward"},
-    "inference/units": {"data", "data/phones", "model", "objective", "inference"}
-    | {"inference/forward", "inference/features"},
-    "inference/recognition": {"data", "files", "model", "inference", "inference/forward"}
-    | {"inference/features", "inference/units"},
-    "evaluation": {"data", "data/phones", "model", "inference"}
-    | {"evaluation/features", "evaluation/units", "evaluation/probes"},
-    "evaluation/features": {"config", "data", "model", "training", "inference", "inference/forward"}
-    | {"evaluation"},
-    "evaluation/units": {"data", "data/phones", "model", "objective", "inference"}
-    | {"inference/units", "evaluation", "evaluation/features"},
-    "evaluation/abx": {"data", "data/phones", "inference", "inference/features"}
-    | {"inference/units"},
-    "evaluation/probes": {"data", "data/phones", "model", "objective", "inference"}
-    | {"evaluation", "evaluation/features"},
-    "evaluation/superb": {"data", "data/prepare", "inference", "evaluation"}
-    | {"evaluation/features", "evaluation/probes"},
-    "evaluation/wer": {"data", "data/phones", "training/ctc"},
-    "report": {"config", "recipes", "files", "model", "training", "evaluation", "report/figures"},
-    "report/figures": {"training", "report"},
-}
+DRAWING = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def drawn_rooms(text):
+    """Room -> the rooms it may import besides itself: the table of docs/architecture.md.
+
+    A room is a folder: "data" is what lies in data/ itself.
+    """
+    rows = re.findall(r"^\| `([a-z/_]+)` \|[^|]*\|([^|]*)\|$", text, re.MULTILINE)
+    return {name: set(re.findall(r"`([a-z/_]+)`", others)) for name, others in rows}
+
+
+MAY_IMPORT = drawn_rooms(DRAWING)
+# these may import everything
 FREE = {"cli", "__main__", "__init__"}
 MAX_FUNCTION_LINES = 60
 
@@ -199,6 +168,18 @@ def test_a_cycle_is_found():
     assert {"dinosr_jax.training.loop", "dinosr_jax.training.metrics"} <= set(cycle(modules))
 
 
+def test_all_errors_are_for_users():
+    """Of a class of its own is what a command tells in one line; the rest are mistakes in here."""
+    bases = {
+        f"{module}.{node.name}": {getattr(base, "id", "") for base in node.bases}
+        for module, text in sources().items()
+        for node in nodes(text)
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    }
+    assert len(bases) > 20 and bases.pop("dinosr_jax.errors.UserError") == {"Exception"}
+    assert [name for name, of in bases.items() if "UserError" not in of] == []
+
+
 def test_only_data_imports_tensorflow():
     for library in ("tensorflow", "tensorflow_datasets"):
         found = users(sources(), of=library)
@@ -292,17 +273,14 @@ def test_tests_lie_where_what_they_test_lies():
     assert list(astray([Path("training/test_loop_at_night.py")], files)) == []
 
 
-def test_what_is_allowed_is_made_use_of_and_drawn():
-    """Otherwise the table, here and in docs/architecture.md, says little of how things are."""
+def test_what_is_drawn_is_there():
+    """Otherwise docs/architecture.md says little of how things are."""
     modules, used = sources(), {name: set() for name in MAY_IMPORT}
     for module in modules:
         if room(module) not in FREE:
             others = {room(other) for other in own_imports(module, modules)}
             used[room(module)] |= others - FREE - {room(module)}
     assert used == MAY_IMPORT
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    cells = re.findall(r"^\| `([a-z/_]+)` \|[^|]*\|([^|]*)\|$", text, re.MULTILINE)
-    assert {name: set(re.findall(r"`([a-z/_]+)`", others)) for name, others in cells} == MAY_IMPORT
-    drawn = set(re.findall(r"`((?!tests/)[a-z_]+/[a-z_/]+\.py)`", text))
-    assert len(drawn) > 10
-    assert {path for path in drawn if not (ROOT / PACKAGE / path).is_file()} == set()
+    named = set(re.findall(r"`((?!tests/)[a-z_]+/[a-z_/]+\.py)`", DRAWING))
+    assert len(named) > 10
+    assert {path for path in named if not (ROOT / PACKAGE / path).is_file()} == set()

@@ -76,9 +76,7 @@ def abx(**options: Any) -> None:
     path; chance is 50 %. ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5
     (500 and 5 for any context).
     """
-    from dinosr_jax.inference.outputs import OutputError
-
-    with one_line(ValueError, OutputError, OSError):
+    with one_line():
         _evaluate_abx(options, command_text(click.get_current_context()))
 
 
@@ -209,16 +207,14 @@ def items(**options: Any) -> None:
     has it; those with silence or spoken noise in them are left out. OUTPUT may end in .csv or
     .jsonl; else it is ZeroSpeech's format. Alignments as in `evaluate units`.
     """
-    from dinosr_jax.data.manifest import ManifestError
     from dinosr_jax.evaluation.abx.items import (
         make_items,
         named_by_stem,
         sharing_a_stem,
         write_items,
     )
-    from dinosr_jax.inference.outputs import OutputError
 
-    with one_line(ValueError, ManifestError, OutputError, OSError):
+    with one_line():
         aligned = shared.read_given_alignment(options)
         speakers = _speakers(options["speakers"], options["split"])
         everything = aligned.utterances

@@ -77,10 +77,7 @@ def units(context: click.Context, **options: Any) -> None:
     the columns file, start_s, end_s, phone. An utterance is found by its name, or by its name
     without folders where that is unambiguous; --prefix says the folder of the alignment.
     """
-    from dinosr_jax.evaluation.result_files import ResultError
-    from dinosr_jax.inference.outputs import OutputError
-
-    with one_line(ValueError, ResultError, OutputError, OSError):
+    with one_line():
         _evaluate_units(options, command_text(context))
 
 

@@ -157,18 +157,12 @@ def network(
     """The network, and settings with progress and batches; errors become one line."""
     import logging
 
-    from dinosr_jax.data import audio, manifest
-    from dinosr_jax.inference import outputs, pretrained
+    from dinosr_jax.inference import pretrained
     from dinosr_jax.inference.forward import batched
     from dinosr_jax.interop import runs
     from dinosr_jax.progress import progress_bar
-    from dinosr_jax.training.checkpoint import CheckpointError
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    errors = (
-        audio.AudioError, CheckpointError, manifest.ManifestError, outputs.OutputError, ValueError,
-        OSError,
-    )  # fmt: skip
     fields = {field: options.pop(field) for field in batched.Options._fields}
     number = options.pop("heads")
     shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -178,7 +172,7 @@ def network(
         bar.total = total
         bar.update(min(done, total - bar.n))  # sums round
 
-    with one_line(*errors), bar:
+    with one_line(), bar:
         trained = pretrained.load(checkpoint, heads=number)
         place = runs.step_folder(checkpoint, trained.config, trained.step)
         bar.write(f"{place}: the network after {trained.step} updates")

@@ -284,10 +284,7 @@ def _run_of(checkpoint: Path) -> Path:
 def following() -> Iterator[Any]:
     """Notices and progress; errors become one line."""
     from dinosr_jax.evaluation.comparison import Telling
-    from dinosr_jax.evaluation.result_files import ResultError
-    from dinosr_jax.inference.outputs import OutputError
     from dinosr_jax.progress import progress_bar
-    from dinosr_jax.training.checkpoint import CheckpointError
 
     shown = "{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     bar = progress_bar(bar_format=shown, desc="reading", unit="", unit_scale=True)
@@ -297,5 +294,5 @@ def following() -> Iterator[Any]:
         bar.set_description(name)
         return lambda done: bar.update(min(done, bar.total - bar.n))  # sums round
 
-    with one_line(ValueError, ResultError, OutputError, CheckpointError, OSError), bar:
+    with one_line(), bar:
         yield Telling(bar.write, stage)

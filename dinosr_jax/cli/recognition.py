@@ -124,9 +124,9 @@ def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given:
     import json
 
     from dinosr_jax.evaluation.wer import rates, references
-    from dinosr_jax.inference.outputs import OutputError, write_text
+    from dinosr_jax.inference.outputs import write_text
 
-    with one_line(ValueError, OSError, OutputError):
+    with one_line():
         said = references.read_transcripts(hypotheses)
         where = {name: given.pop(name) for name in ("split", "language")}
         known = references.read_transcripts(reference, **where)
@@ -205,10 +205,10 @@ def ngram(
     """
     from dinosr_jax.data import vocabulary as vocabularies
     from dinosr_jax.evaluation.wer.references import read_transcripts
-    from dinosr_jax.inference.outputs import OutputError, write_text
+    from dinosr_jax.inference.outputs import write_text
     from dinosr_jax.inference.recognition.ngram import Bigram
 
-    with one_line(ValueError, OSError, OutputError):
+    with one_line():
         if language and not split:
             raise ValueError("--language is of a prepared dataset, with --split")
         found = read_transcripts(transcripts, split=split, language=language)

@@ -155,7 +155,7 @@ def asr(context: click.Context, **options: Any) -> None:
 
     apply_recipe(context, options, options.pop("config"))
     splits = {name: options.pop(name) for name in ("train_split", "valid_split", "split")}
-    with one_line(ValueError):
+    with one_line():
         check_splits(options["data"], splits)
     symbols, vocabulary = options.pop("symbols"), []
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import EXPECTED
 
 
 @click.command("compile", context_settings={"ignore_unknown_options": True})
@@ -53,7 +54,7 @@ def compile_command(
     try:
         values = read_file(config, overrides)
         found = tpu_compile.compile_ahead(values, libtpu=libtpu, progress=progress, **options)
-    except (tpu_compile.AheadError, ValueError, OSError) as error:
+    except EXPECTED as error:
         raise click.ClickException(str(error)) from None
     click.echo("\n" * terminal, nl=False, err=True)
     click.echo(json.dumps(found.to_dict()) if as_json else found.to_text(values["num_steps"]))

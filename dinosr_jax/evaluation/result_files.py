@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from dinosr_jax import __version__
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.recordings import printable
 
@@ -40,7 +41,7 @@ class Validated(NamedTuple):
     split: str
 
 
-class ResultError(ValueError):
+class ResultError(UserError, ValueError):
     """A file of results cannot be written or read; the message names file and field."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.evaluation.result_files import ResultError, read_result
 from dinosr_jax.training.logs import read_records
 
@@ -17,7 +18,7 @@ _MOST_SECONDS = 60.0
 SAMPLE_RATE = 16_000
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """There is nothing to report of, or it cannot be written; the message says what to do."""
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from dinosr_jax import files
 from dinosr_jax.config import complete, to_text
+from dinosr_jax.errors import UserError
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.progress import progress_bar
 from dinosr_jax.training import processes, sharding
@@ -35,7 +36,7 @@ from dinosr_jax.training.validation import EvalData, Evaluation, PhoneData
 _LOG = logging.getLogger(__name__)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message says what was seen and what to do."""
 
 

@@ -23,6 +23,7 @@ from dinosr_jax.data.batches.held_out import HeldOutPlan
 from dinosr_jax.data.batches.lengths import FIELD, HOP
 from dinosr_jax.data.batches.padding import EMPTY, PaddedPlan
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
+from dinosr_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _OPEN: "weakref.WeakSet[BatchIterator]" = weakref.WeakSet()
@@ -41,7 +42,7 @@ def _tensorflow() -> Any:
     return tf
 
 
-class PipelineError(RuntimeError):
+class PipelineError(UserError, RuntimeError):
     """Batches cannot be made; the message says of which data, why, and what to do."""
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from dinosr_jax.data.prepare.librilight import limited_splits
 from dinosr_jax.data.text_files import TextError, nfc, read_text
+from dinosr_jax.errors import UserError
 
 AUDIO_EXTENSIONS = frozenset(
     ".flac .wav .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64".split()
@@ -35,7 +36,7 @@ _NUM_NAMED = 3  # of what fits nothing
 _SPLIT_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
-class SourceError(ValueError):
+class SourceError(UserError, ValueError):
     """A source folder cannot be used; the message says where, what was expected, what to do."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from dinosr_jax.data.audio import AudioError
 from dinosr_jax.data.text_files import nfc, read_text
+from dinosr_jax.errors import UserError
 from dinosr_jax.evaluation.abx import dtw
 from dinosr_jax.evaluation.abx.distances import Distance, Frames, equal_frames, prepare
 from dinosr_jax.evaluation.abx.items import Items, frame_slices
@@ -33,7 +34,7 @@ Short = Literal["raise", "skip"]
 End = Literal["raise", "repeat"]
 
 
-class FeatureError(ValueError):
+class FeatureError(UserError, ValueError):
     """Features cannot be used; the message names the file and what was expected."""
 
 

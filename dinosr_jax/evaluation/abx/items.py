@@ -20,6 +20,7 @@ import numpy as np
 
 from dinosr_jax.data.phones.phones import SILENCE, Phone
 from dinosr_jax.data.text_files import TextError, nfc, read_table, read_text
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference import outputs
 
 Context = Literal["triphone", "phoneme"]
@@ -31,7 +32,7 @@ NO_PHONE = (SILENCE, "SPN")
 _TOUCHING = 1e-6  # seconds; neighbours that are further apart have silence between them
 
 
-class ItemError(ValueError):
+class ItemError(UserError, ValueError):
     """An item file cannot be used, or made; the message says where and what was expected."""
 
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.evaluation.abx import dtw
 from dinosr_jax.evaluation.abx.distances import Distance
 from dinosr_jax.evaluation.abx.item_features import End, Gathered
@@ -25,7 +26,7 @@ Context = Literal["triphone", "any"]
 _CHUNK = 4_000_000  # distances of cells that are held at a time
 
 
-class AbxError(ValueError):
+class AbxError(UserError, ValueError):
     """There is nothing to be compared; the message says why."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.forward import batched
 from dinosr_jax.inference.recordings import Recording, printable, refuse
@@ -40,7 +41,7 @@ _SETTINGS = {
 }
 
 
-class KMeansError(ValueError):
+class KMeansError(UserError, ValueError):
     """A k-means file cannot be used; the message says which field, or what to do."""
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dinosr_jax.errors import UserError
+
 TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2")
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 _KNOWN = {
@@ -32,7 +34,7 @@ MAX_BYTES = 64 * 2**20  # of a pickle without its tensors; that of a base model 
 _MAX_OPCODES = 2_000_000
 
 
-class TorchFileError(ValueError):
+class TorchFileError(UserError, ValueError):
     """A file is not one of PyTorch's, is damaged, or asks for what a checkpoint never needs."""
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from dinosr_jax.config import parse
 from dinosr_jax.data.batches.crops import SAMPLE_RATE
 from dinosr_jax.data.batches.lengths import lengths_of_frames
+from dinosr_jax.errors import UserError
 from dinosr_jax.model.feature_encoder import receptive_field
 from dinosr_jax.training.planning.estimate import CHIPS, GIB, Estimate
 
@@ -30,7 +31,7 @@ _LABELS_A_SECOND = 20  # of a transcript, at most; speech has 15 letters a secon
 Optimization = Literal["O0", "O1", "O2", "O3"]
 
 
-class AheadError(Exception):
+class AheadError(UserError):
     """It cannot be compiled; the message says why and what to do."""
 
 
