@@ -35,7 +35,7 @@ def greedy(_):
 
 def flashlight(arguments, *, log_add=False):
     """The decoder of `transcribe`: the best path, or all paths."""
-    settings = beam_search.Settings(
+    settings = beam_search.BeamSettings(
         arguments.lm,
         beam=arguments.beam,
         lm_weight=arguments.lm_weight,

@@ -41,14 +41,14 @@ def make_jax_pass(files: Path, arguments: argparse.Namespace) -> dict[str, Pass]
     from benchmarks.train_step import make_config
     from dinosr_jax.inference.features.writer import extract_files
     from dinosr_jax.inference.forward import batched
-    from dinosr_jax.inference.pretrained import Model
+    from dinosr_jax.inference.pretrained import Pretrained
     from dinosr_jax.training.optimizer import make_optimizer
     from dinosr_jax.training.state import init_state
 
     jax.config.update("jax_platforms", "cpu")
     config = make_config(arguments.shape)
     state = init_state(config, optimizer=make_optimizer(config))
-    model = Model(
+    model = Pretrained(
         config,
         params=state.params,
         teacher_params=state.teacher_params,

@@ -180,6 +180,21 @@ def test_all_errors_are_for_users():
     assert [name for name, of in bases.items() if "UserError" not in of] == []
 
 
+def twice(modules):
+    """Public classes that two modules define under one name."""
+    seen = {}
+    for module, text in modules.items():
+        for node in nodes(text):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                seen.setdefault(node.name, []).append(module)
+    return {name: where for name, where in seen.items() if len(where) > 1}
+
+
+def test_a_class_has_a_name_of_its_own():
+    assert twice(sources()) == {}
+    assert twice({"a": "class X: pass", "b": "class X: pass"}) == {"X": ["a", "b"]}
+
+
 def test_only_data_imports_tensorflow():
     for library in ("tensorflow", "tensorflow_datasets"):
         found = users(sources(), of=library)

@@ -136,7 +136,7 @@ def units(
     if given and fit is None:
         raise click.UsageError(f"--{sorted(given)[0]} is for --fit")
     take = lambda *fields: {field: options.pop(field) for field in fields}
-    wish = writer.Wish(
+    wish = writer.UnitOptions(
         fit=fit,
         network=options.pop("model"),
         kmeans_file=options.pop("kmeans"),

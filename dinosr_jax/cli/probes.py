@@ -77,7 +77,7 @@ def frames_command(context: click.Context, **options: Any) -> None:
     from dinosr_jax.evaluation.probes import frame_classifier
 
     names = ("num_steps", "batch_frames", "learning_rate")
-    settings = frame_classifier.Settings(**{name: options.pop(name) for name in names})
+    settings = frame_classifier.ClassifierSettings(**{name: options.pop(name) for name in names})
     _compare(context, options, tasks=("frames",), wish={"of_frames": settings})
 
 
@@ -112,7 +112,7 @@ def recognition_command(
     options["learning_rates"] = learning_rates
     apply_recipe(context, options, config)
     names = ("num_steps", "eval_steps", "batch_size")
-    settings = head_training.Settings(
+    settings = head_training.HeadSettings(
         learning_rates=parse_rates(options.pop("learning_rates")),
         seed=options["seed"],
         **{name: options.pop(name) for name in names},
@@ -136,7 +136,9 @@ def _recognise(context: click.Context, options: dict[str, Any], settings: Any) -
             kind="recognition",
             output=output,
             command=command_text(context),
-            wish=systems.Wish(settings, int(options["max_memory"] * 2**30), options["cache"]),
+            wish=systems.TaskOptions(
+                settings, int(options["max_memory"] * 2**30), options["cache"]
+            ),
             telling=telling,
         )
     click.echo(f"{options['checkpoint']}, {trained.step} updates; {options['data_dir']}")
@@ -192,7 +194,7 @@ def _compare(
             corpus,
             output=output,
             command=command,
-            wish=comparison.Wish(
+            wish=comparison.ComparisonOptions(
                 tasks=tasks,
                 seed=options["seed"],
                 max_bytes=int(options["max_memory"] * 2**30),

@@ -160,7 +160,7 @@ def asr(context: click.Context, **options: Any) -> None:
     symbols, vocabulary = options.pop("symbols"), []
 
     def read(data: Path) -> Any:
-        examples = letters.read_transcripts(data, **splits)
+        examples = letters.read_letters(data, **splits)
         vocabulary.append(letters.vocabulary_of(examples, symbols=symbols))
         return letters.spelt(examples, vocabulary=vocabulary[0])
 
@@ -188,7 +188,7 @@ def _run(
     masks = {name: options.pop(name) for name in heads.Augment._fields if name in options}
     rates = parse_rates(options.pop("learning_rates"))
     augment = heads.Augment(**masks) if masks else None
-    settings = head_training.Settings(learning_rates=rates, augment=augment, **options)
+    settings = head_training.HeadSettings(learning_rates=rates, augment=augment, **options)
     with following() as telling:
         trained = pretrained.load(checkpoint)
         rows = systems.evaluate(
@@ -198,7 +198,7 @@ def _run(
             kind=kind,
             output=output,
             command=command_text(context),
-            wish=systems.Wish(settings, max_bytes, **kept),
+            wish=systems.TaskOptions(settings, max_bytes, **kept),
             telling=telling,
         )
     click.echo(f"{checkpoint}, {trained.step} updates; {data}")

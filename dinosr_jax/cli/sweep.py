@@ -56,7 +56,7 @@ def tune(
     if not rows:
         raise ValueError("none of the recordings has a reference")
     settings["say"](f"{len(rows)} utterances, {number} trials")
-    task = sweep.Task(trained.vocabulary, clock_of(trained), start, *zip(*rows, strict=True))
+    task = sweep.SweepTask(trained.vocabulary, clock_of(trained), start, *zip(*rows, strict=True))
     with progress_bar(total=number, unit="trial") as bar:
         how = {"num_workers": settings["options"].num_workers, "progress": bar.update}
         trials = sweep.sweep(task, sweep.draw(number, seed=seed), **how)
@@ -87,4 +87,4 @@ def settings_of(wish: dict[str, Any]) -> Any:
 
     given = {name: value for name, value in wish.items() if value is not None}
     file = given.pop("settings", None)
-    return beam_search.Settings(**((beam_search.read_settings(file) if file else {}) | given))
+    return beam_search.BeamSettings(**((beam_search.read_settings(file) if file else {}) | given))

@@ -19,29 +19,29 @@ from dinosr_jax.evaluation.probes.examples import Example, Examples, gather
 from dinosr_jax.evaluation.result_files import Validated
 from dinosr_jax.evaluation.units import baselines
 from dinosr_jax.evaluation.utterances import Division, LabelError, Labelled, describe, divide
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 
-Task = Literal["units", "frames", "recognition"]
+TaskName = Literal["units", "frames", "recognition"]
 # name of a stage and all that is to be done -> what is told how much more is done
 Stage = Callable[[str, float], Callable[[float], None]]
 _EXAMPLE = "utterance.npz"
 _VALID_SHARE = 0.15  # of the training utterances, where no validation split is named
 
 
-class Wish(NamedTuple):
+class ComparisonOptions(NamedTuple):
     """What to compare, and how much of it.
 
     `fit_minutes` of the training split are clustered (None: 256 frames a cluster); `max_bytes` of
     features are held; `seed` is that of the untrained network, of k-means and of the classifiers.
     """
 
-    tasks: tuple[Task, ...] = ("units", "frames", "recognition")
+    tasks: tuple[TaskName, ...] = ("units", "frames", "recognition")
     fit_minutes: float | None = None
     max_bytes: int = in_memory.MAX_BYTES
     seed: int = 0
-    of_frames: frame_classifier.Settings = frame_classifier.Settings()
-    of_recognition: head_training.Settings = head_training.Settings()
+    of_frames: frame_classifier.ClassifierSettings = frame_classifier.ClassifierSettings()
+    of_recognition: head_training.HeadSettings = head_training.HeadSettings()
 
 
 class Telling(NamedTuple):
@@ -52,14 +52,14 @@ class Telling(NamedTuple):
 
 
 def compare(
-    model: Model,
+    model: Pretrained,
     corpus: Corpus,
     *,
     output: Path,
     command: str,
-    wish: Wish | None = None,
+    wish: ComparisonOptions | None = None,
     telling: Telling | None = None,
-) -> dict[Task, list[dict[str, Any]]]:
+) -> dict[TaskName, list[dict[str, Any]]]:
     """Computes what is wished, and writes OUTPUT/units.json, frames.json, recognition.json.
 
     Args:
@@ -79,7 +79,7 @@ def compare(
       AudioError: A recording cannot be read.
       OutputError: The folder cannot be written to.
     """
-    wish, telling = wish or Wish(), telling or Telling()
+    wish, telling = wish or ComparisonOptions(), telling or Telling()
     write = functools.partial(
         result_files.write_results,
         command=command,
@@ -89,7 +89,7 @@ def compare(
     )
     of_units = baselines.rule(model).to_text() if "units" in wish.tasks else ""
     fresh = in_memory.untrained(model, seed=wish.seed)
-    found: dict[Task, list[dict[str, Any]]] = {}
+    found: dict[TaskName, list[dict[str, Any]]] = {}
     if "units" in wish.tasks:
         found["units"], data = compare_units(model, fresh, corpus, wish, telling)
         rule = f"{of_units}; {corpus.phones_are()}"
@@ -107,7 +107,7 @@ def compare(
 
 
 def compare_units(
-    model: Model, fresh: Model, corpus: Corpus, wish: Wish, telling: Telling
+    model: Pretrained, fresh: Pretrained, corpus: Corpus, wish: ComparisonOptions, telling: Telling
 ) -> tuple[list[dict[str, Any]], str]:
     """Unit quality: codes of every codebook; k-means on this network, MFCC, the untrained network.
 
@@ -147,8 +147,8 @@ def _seconds(recordings: Sequence[Recording]) -> float:
 
 
 def _probe(
-    model: Model, fresh: Model, corpus: Corpus, wish: Wish, telling: Telling
-) -> dict[Task, tuple[list[dict[str, Any]], str]]:
+    model: Pretrained, fresh: Pretrained, corpus: Corpus, wish: ComparisonOptions, telling: Telling
+) -> dict[TaskName, tuple[list[dict[str, Any]], str]]:
     """Rows, and on what they are, of both probes; features are computed once for each system."""
     division, valid = divide(corpus.train, corpus.test), tuple(corpus.valid)
     if "recognition" in wish.tasks and not valid:
@@ -156,7 +156,9 @@ def _probe(
     division, valid, dtype = _that_fit(model, division, valid, wish, telling)
     frame_division = division._replace(train=(*division.train, *valid))
     everyone = [*frame_division.train, *division.test]
-    rows: dict[Task, list[dict[str, Any]]] = {task: [] for task in wish.tasks if task != "units"}
+    rows: dict[TaskName, list[dict[str, Any]]] = {
+        task: [] for task in wish.tasks if task != "units"
+    }
     for system, network in (("codebook", model), ("mfcc", model), ("untrained", fresh)):
         held = _features(system, network, everyone, dtype, telling)
         if "frames" in rows:
@@ -201,7 +203,7 @@ def to_recognise(corpus: Corpus) -> Examples:
     return gather({part: said(some) for part, some in parts.items()}, data=data)
 
 
-def _rule(task: Task, wish: Wish, corpus: Corpus) -> str:
+def _rule(task: TaskName, wish: ComparisonOptions, corpus: Corpus) -> str:
     if task == "frames":
         text = "the phone at the centre of what the network's frame reads, silence too; linear "
         text += "classifiers of layers (0: what the first one reads) and of SUPERB's weighted sum"
@@ -219,7 +221,11 @@ def _with_validation(division: Division) -> tuple[Division, tuple[Labelled, ...]
 
 
 def _that_fit(
-    model: Model, division: Division, valid: Sequence[Labelled], wish: Wish, telling: Telling
+    model: Pretrained,
+    division: Division,
+    valid: Sequence[Labelled],
+    wish: ComparisonOptions,
+    telling: Telling,
 ) -> tuple[Division, tuple[Labelled, ...], type]:
     """The utterances whose features can be held, and in which type."""
     parts = (division.train, division.test, tuple(valid))
@@ -236,7 +242,7 @@ def _that_fit(
 
 
 def _features(
-    system: str, network: Model, everyone: Sequence[Labelled], dtype: type, telling: Telling
+    system: str, network: Pretrained, everyone: Sequence[Labelled], dtype: type, telling: Telling
 ) -> in_memory.Features:
     recordings = [utterance.recording for utterance in everyone]
     told = telling.stage(f"features of {NAMES[system]}", _seconds(recordings))
@@ -254,7 +260,7 @@ NAMES = {
 
 
 def summary(
-    found: Mapping[Task, Sequence[Mapping[str, Any]]], validated: Validated | None = None
+    found: Mapping[TaskName, Sequence[Mapping[str, Any]]], validated: Validated | None = None
 ) -> str:
     """The best of each system side by side, as a table; PER is best where it is least.
 

@@ -29,7 +29,7 @@ from dinosr_jax.training.checkpoint import CheckpointError
 _LOG = logging.getLogger(__name__)
 
 
-class Model:
+class Pretrained:
     """A trained network: configuration, parameters of student and teacher, codebooks, step.
 
     A recogniser has neither teacher nor codebooks ({} and None), and a `vocabulary`.
@@ -278,7 +278,7 @@ def as_mono(waveform: Any, *, name: str) -> np.ndarray:
     return wave
 
 
-def load(path: str | Path, *, heads: int | None = None) -> Model:
+def load(path: str | Path, *, heads: int | None = None) -> Pretrained:
     """Reads a trained network.
 
     Args:
@@ -314,7 +314,7 @@ def load(path: str | Path, *, heads: int | None = None) -> Model:
     return _import(path, expected, heads)
 
 
-def _import(path: Path, expected: str, heads: int | None) -> Model:
+def _import(path: Path, expected: str, heads: int | None) -> Pretrained:
     """Reads the checkpoint of another project."""
     from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
 
@@ -323,7 +323,7 @@ def _import(path: Path, expected: str, heads: int | None) -> Model:
     except InteropError as error:
         raise CheckpointError(f"{error}\n{path} is not a run either: {expected}") from None
     state = found.state
-    return Model(
+    return Pretrained(
         found.config,
         params=state.params,
         teacher_params=state.teacher_params,
@@ -343,10 +343,10 @@ def _read_config(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read as a configuration: {error}") from None
 
 
-def _restore(checkpoints: Path, config: Any, *, step: int | None, path: Path) -> Model:
+def _restore(checkpoints: Path, config: Any, *, step: int | None, path: Path) -> Pretrained:
     restored = runs.restore(checkpoints, config, step=step)
     state = restored.state
-    return Model(
+    return Pretrained(
         config,
         params=state.params,
         teacher_params=state.teacher_params,

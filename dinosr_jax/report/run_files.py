@@ -22,7 +22,7 @@ class ReportError(UserError, ValueError):
     """There is nothing to report of, or it cannot be written; the message says what to do."""
 
 
-class Utterance(NamedTuple):
+class ExampleUtterance(NamedTuple):
     """One utterance with its phones and codes. N layers, T frames, S samples, n phones."""
 
     name: str
@@ -43,7 +43,7 @@ class RunFiles(NamedTuple):
     records: list[dict[str, Any]]  # finite numbers and not; thinned out where they are many
     num_lines: int  # of metrics.jsonl
     results: list[dict[str, Any]]
-    utterance: Utterance | None
+    utterance: ExampleUtterance | None
     environments: list[dict[str, Any]]  # where it ran, a start each
     checkpoints: list[int]
     problems: list[str]  # files that cannot be read
@@ -183,7 +183,7 @@ def _results(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _utterance(path: Path, problems: list[str]) -> Utterance | None:
+def _utterance(path: Path, problems: list[str]) -> ExampleUtterance | None:
     """The utterance to show, checked; None, with a problem where it is there but cannot be used."""
     if not path.exists():
         return None
@@ -193,7 +193,7 @@ def _utterance(path: Path, problems: list[str]) -> Utterance | None:
                 raise ValueError("it is compressed")  # it may be of any size unpacked
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
-        utterance = Utterance(
+        utterance = ExampleUtterance(
             name=str(fields["id"]),
             text=str(fields.get("text", "")),
             waveform=np.asarray(fields["waveform"], np.float32),
@@ -214,7 +214,7 @@ def _utterance(path: Path, problems: list[str]) -> Utterance | None:
     return utterance
 
 
-def _wrong(u: Utterance) -> str:
+def _wrong(u: ExampleUtterance) -> str:
     """What does not fit in an utterance, or ''."""
     seconds = u.waveform.size / SAMPLE_RATE
     phones: Sequence[Any] = (u.phone_starts, u.phone_ends)

@@ -18,7 +18,7 @@ from dinosr_jax.evaluation.probes import frame_classifier, head_training
 from dinosr_jax.evaluation.result_files import Validated
 from dinosr_jax.evaluation.units import baselines
 from dinosr_jax.evaluation.utterances import LabelError, Labelled
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 from dinosr_jax.inference.units import kmeans
 from dinosr_jax.objective import information
@@ -50,7 +50,7 @@ def model(compile_quickly):
     config = parse(config)
     state = jax.jit(lambda: init_state(config, optimizer=optax.identity()))()
     parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Model(config, **parts, codebook=state.codebook, step=3, path="runs/x")
+    return Pretrained(config, **parts, codebook=state.codebook, step=3, path="runs/x")
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def corpus():
 @pytest.fixture(scope="module")
 def compared(model, corpus, tmp_path_factory, compile_quickly):
     output = tmp_path_factory.mktemp("run") / "evaluation"
-    wish = comparison.Wish(
-        of_frames=frame_classifier.Settings(num_steps=150, batch_frames=64),
-        of_recognition=head_training.Settings(
+    wish = comparison.ComparisonOptions(
+        of_frames=frame_classifier.ClassifierSettings(num_steps=150, batch_frames=64),
+        of_recognition=head_training.HeadSettings(
             num_steps=60, eval_steps=30, batch_size=8, project_width=16, learning_rates=(3e-2,)
         ),
     )
@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_said(model, corpus):
             model,
             comparison.divide(corpus.train, corpus.test),
             (),
-            comparison.Wish(max_bytes=1),
+            comparison.ComparisonOptions(max_bytes=1),
             comparison.Telling(),
         )
 
@@ -206,7 +206,7 @@ def test_frames_that_fit_no_10_ms_are_refused_before_anything_is_computed(model,
     config["model"]["conv_layers"] = ((16, 10, 5), (16, 48, 48))
     other = copy.copy(model)
     other.config = parse(config)
-    wish = comparison.Wish(tasks=("frames", "units"))
+    wish = comparison.ComparisonOptions(tasks=("frames", "units"))
     with pytest.raises(ValueError, match=r"model\.conv_layers: .* a frame every 15 ms"):
         comparison.compare(other, corpus, output=tmp_path / "out", command="", wish=wish)
     assert not (tmp_path / "out").exists()

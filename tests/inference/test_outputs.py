@@ -17,7 +17,7 @@ from dinosr_jax.config import parse
 from dinosr_jax.data.audio import AudioError
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.features.writer import extract_files
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state
 
@@ -29,7 +29,7 @@ def model(compile_quickly):
     config = parse(tiny.get_config())
     state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     fields = ("params", "teacher_params", "codebook")
-    return Model(config, **{name: getattr(state, name) for name in fields})
+    return Pretrained(config, **{name: getattr(state, name) for name in fields})
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dinosr_jax.data.batches.labelled import open_labelled
 from dinosr_jax.data.batches.pipeline import open_split
 from dinosr_jax.data.manifest import Records
 from dinosr_jax.data.prepare.audio_folder import prepare
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.objective import information
 from dinosr_jax.training import sharding
 from dinosr_jax.training.compiled import Programs
@@ -124,7 +124,7 @@ def label_at(phones, seconds):
 def test_pnmi_and_purity_are_those_of_the_units_of_whole_utterances(data_dir, measured):
     config, state, found, _ = measured
     data = open_labelled(config.data)
-    model = Model(
+    model = Pretrained(
         config,
         params=jax.device_get(state.params),
         teacher_params=jax.device_get(state.teacher_params),

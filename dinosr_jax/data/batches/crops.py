@@ -23,7 +23,7 @@ SAMPLE_RATE = 16_000
 _SHORTEST_PART = 2 * SAMPLE_RATE  # no utterance is cut into parts shorter than this
 
 
-class Batch(NamedTuple):
+class Crops(NamedTuple):
     """One batch of crops.
 
     `indices` [B] int64 and `starts` [B] int64 (first sample of the crop); every crop is
@@ -242,7 +242,7 @@ class BatchPlan:
         self._ladder_loss += int(lengths.sum()) - in_pieces
         self._epochs = Epochs(self._draw, num_batches=self.num_batches)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Crops:
         """Gives the batch of one training step.
 
         Args:
@@ -256,7 +256,7 @@ class BatchPlan:
         """
         epoch, position = self._epochs.at(step)
         rung, row = int(epoch.rungs[position]), int(epoch.rows[position])
-        return Batch(
+        return Crops(
             indices=epoch.indices[rung][row],
             starts=epoch.starts[rung][row],
             num_samples=self.rungs[rung].num_samples,

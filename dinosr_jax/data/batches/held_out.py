@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinosr_jax.data.batches.crops import SAMPLE_RATE, Batch, BatchPlan
+from dinosr_jax.data.batches.crops import SAMPLE_RATE, BatchPlan, Crops
 from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
 from dinosr_jax.data.batches.padding import EMPTY
 
@@ -75,22 +75,22 @@ class HeldOutPlan:
 
     def _cropped(
         self, some: np.ndarray, *, longest: int, most: int, random: np.random.Generator
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Crops]:
         """Batches of some utterances, of `most` samples each, cropped to the shortest of them."""
         shortest = min(longest, int(self.num_samples[some].min()))
         crop = int(lengths_of_frames(shortest, **self._frame)[-1])
         size = most // crop // self._multiple * self._multiple
         for first in range(0, len(some), size):
             rows = some[first : first + size]
-            yield Batch(rows, random.integers(0, self.num_samples[rows] - crop + 1), crop)
+            yield Crops(rows, random.integers(0, self.num_samples[rows] - crop + 1), crop)
 
-    def _filled(self, batch: Batch) -> Batch:
+    def _filled(self, batch: Crops) -> Crops:
         """The batch with as many empty rows as make its size a multiple."""
         rows = (0, -len(batch.indices) % self._multiple)
         indices = np.pad(batch.indices, rows, constant_values=EMPTY)
-        return Batch(indices, np.pad(batch.starts, rows), batch.num_samples)
+        return Crops(indices, np.pad(batch.starts, rows), batch.num_samples)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Crops:
         """Gives the batch of one step: `indices` [B], -1 where a row is empty.
 
         Args:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.audio import SAMPLE_RATE
-from dinosr_jax.data.batches.crops import Batch, BatchPlan, plan_options
+from dinosr_jax.data.batches.crops import BatchPlan, Crops, plan_options
 from dinosr_jax.data.batches.lengths import FIELD, HOP
 from dinosr_jax.data.batches.pipeline import PipelineError, SpeechData
 from dinosr_jax.data.decoder import opened
@@ -35,7 +35,7 @@ _TURNS = 2**64 - 1  # an epoch that is never reached: its random number says who
 _GOLDEN = (5**0.5 - 1) / 2  # multiples of it, without their whole part, fill 0 to 1 evenly
 
 
-class Places(NamedTuple):
+class MixturePlaces(NamedTuple):
     """Places of an epoch, each filled by one utterance of a few of about the same length.
 
     Place p takes its turns among `order[first[p]:stop[p]]`. It has position `start[p]`, and moves
@@ -59,7 +59,7 @@ class Places(NamedTuple):
         return lengths[self.order[self.first]]
 
 
-def places_of(lengths: np.ndarray, *, weight: float) -> Places:
+def places_of(lengths: np.ndarray, *, weight: float) -> MixturePlaces:
     """The places of one set.
 
     Args:
@@ -77,7 +77,7 @@ def places_of(lengths: np.ndarray, *, weight: float) -> Places:
         num_shared = max(num_shared, 1)
     each, shared = np.tile(np.arange(size), whole), np.arange(num_shared)
     bounds = shared * size, (shared + 1) * size
-    return Places(
+    return MixturePlaces(
         order=np.concatenate([np.arange(size), np.argsort(lengths, kind="stable")]),
         first=np.concatenate([each, size + bounds[0] // max(num_shared, 1)]),
         stop=np.concatenate([each + 1, size - -bounds[1] // max(num_shared, 1)]),
@@ -119,10 +119,10 @@ class MixturePlan:
         sizes = [len(num_samples[name]) for name in weights]
         before = np.cumsum([0, *sizes])  # utterances of the sets before
         shifted = [  # `order` has every utterance twice
-            Places(p.order + n, p.first + 2 * n, p.stop + 2 * n, p.start + 2 * n, p.width)
+            MixturePlaces(p.order + n, p.first + 2 * n, p.stop + 2 * n, p.start + 2 * n, p.width)
             for p, n in zip(places, before, strict=False)
         ]
-        self._places = Places(*map(np.concatenate, zip(*shifted, strict=True)))
+        self._places = MixturePlaces(*map(np.concatenate, zip(*shifted, strict=True)))
         lengths = np.concatenate([num_samples[name] for name in weights])
         self._plan = BatchPlan(self._places.num_samples(lengths), seed=seed, **options)
         self._ends = np.cumsum(sizes)
@@ -132,7 +132,7 @@ class MixturePlan:
         ]
         self.num_batches, self.rungs = self._plan.num_batches, self._plan.rungs
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Crops:
         """Gives the batch of one step; `indices` count the utterances of all sets, in their order.
 
         Args:

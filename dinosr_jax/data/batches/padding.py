@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from dinosr_jax.data.batches.crops import SAMPLE_RATE, Batch, Epochs, Rung
+from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Epochs, Rung
 from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
 
 EMPTY = -1  # index of a row that only fills its batch
@@ -132,7 +132,7 @@ class PaddedPlan:
             filled.append(Rung(int(length), size, number))
         return tuple(filled)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Crops:
         """Gives the batch of one step: `indices` [B], -1 where a row is empty, `starts` [B] of 0.
 
         Args:
@@ -146,7 +146,7 @@ class PaddedPlan:
         """
         epoch, position = self._epochs.at(step)
         length, indices = epoch[position]
-        return Batch(indices, np.zeros(len(indices), np.int64), length)
+        return Crops(indices, np.zeros(len(indices), np.int64), length)
 
     def _draw(self, number: int) -> list[tuple[int, np.ndarray]]:
         """The batches of one epoch, in order: length, and indices [B]."""

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.batches.crops import Batch, BatchPlan, plan_options
+from dinosr_jax.data.batches.crops import BatchPlan, Crops, plan_options
 from dinosr_jax.data.batches.held_out import HeldOutPlan
 from dinosr_jax.data.batches.lengths import FIELD, HOP
 from dinosr_jax.data.batches.padding import EMPTY, PaddedPlan
@@ -199,7 +199,7 @@ class SpeechData:
         """Whether the global batch of a step is filled up with empty rows."""
         return bool((self.plan.batch(step).indices == EMPTY).any())
 
-    def _first_good(self, batch: Batch, *, step: int) -> tuple[int, np.ndarray]:
+    def _first_good(self, batch: Crops, *, step: int) -> tuple[int, np.ndarray]:
         """The first row of the global batch whose record is good."""
         crop = np.empty(batch.num_samples, np.float32)
         rows = np.flatnonzero(batch.indices != EMPTY)
@@ -211,7 +211,7 @@ class SpeechData:
             "warnings above). Check the disk, and prepare the dataset again."
         )
 
-    def _crop(self, batch: Batch, *, row: int, out: np.ndarray) -> bool:
+    def _crop(self, batch: Crops, *, row: int, out: np.ndarray) -> bool:
         """Reads, checks, normalises and crops one row into `out`; False, and a warning, if bad."""
         index, start = batch.indices[row], batch.starts[row]
         if index == EMPTY:

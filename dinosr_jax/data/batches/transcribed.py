@@ -113,7 +113,7 @@ class TranscribedData:
                 )
 
 
-def read_transcripts(
+def transcripts_of_split(
     data_config: Any, ctc_config: Any, *, split: str
 ) -> tuple[Manifest, dict[str, str]]:
     """Utterances of a split and their transcripts as they are; phones with spaces between.
@@ -168,13 +168,13 @@ def find_vocabulary(data_config: Any, ctc_config: Any) -> Vocabulary:
 
     Raises:
       VocabularyError: There is none to be found.
-      ManifestError, TextError: As `read_transcripts`.
+      ManifestError, TextError: As `transcripts_of_split`.
     """
     if ctc_config.vocabulary == "letters":
         return vocabularies.letters()
     if ctc_config.vocabulary not in ("characters", "phones"):
         return vocabularies.read_dictionary(ctc_config.vocabulary)
-    _, texts = read_transcripts(data_config, ctc_config, split=data_config.train_split)
+    _, texts = transcripts_of_split(data_config, ctc_config, split=data_config.train_split)
     if ctc_config.vocabulary == "characters":
         return vocabularies.characters(texts.values())
     known = ([p for p in text.split() if not p.startswith("<")] for text in texts.values())
@@ -212,7 +212,7 @@ def open_transcribed(
       ManifestError: the dataset or the split is not there.
       PipelineError: no utterance can be used, or a batch does not hold the longest.
     """
-    manifest, texts = read_transcripts(data_config, ctc_config, split=split)
+    manifest, texts = transcripts_of_split(data_config, ctc_config, split=split)
     references = {id_: vocabulary.normalise(text) for id_, text in texts.items()}
     bounds = (data_config.min_seconds, data_config.max_seconds) if use == "training" else None
     how = {"field": field, "hop": hop}

@@ -116,7 +116,7 @@ def _tables(
     return lax.fori_loop(0, count, fill, jnp.zeros((size, width, width))).reshape(-1)
 
 
-class Items(NamedTuple):
+class ItemFrames(NamedTuple):
     """Where the items are in the frames: starts and lengths [n], in frames."""
 
     starts: np.ndarray
@@ -125,7 +125,7 @@ class Items(NamedTuple):
 
 def pair_distances(
     frames: Frames,
-    items: Items,
+    items: ItemFrames,
     first: np.ndarray,
     second: np.ndarray,
     *,
@@ -193,7 +193,7 @@ class _Tiles:
     of the frames.
     """
 
-    def __init__(self, items: Items, used: np.ndarray):
+    def __init__(self, items: ItemFrames, used: np.ndarray):
         lengths = items.lengths[used]
         self.width = max(_TILE, -(-int(lengths.max()) // 64) * 64)
         ends, begin, tile = np.cumsum(lengths), 0, []

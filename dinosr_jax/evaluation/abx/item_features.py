@@ -38,7 +38,7 @@ class FeatureError(UserError, ValueError):
     """Features cannot be used; the message names the file and what was expected."""
 
 
-class Part(NamedTuple):
+class FileRows(NamedTuple):
     """Rows of a file of features; all where `last` is None."""
 
     path: Path
@@ -59,7 +59,7 @@ class FeatureSet:
     """
 
     path: Path
-    entries: Mapping[str, Part | np.ndarray]
+    entries: Mapping[str, FileRows | np.ndarray]
     frame_rate: Fraction
     layer: int | None
     about: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Gathered(NamedTuple):
     """Frames of the recordings, the items in them, and which items these are."""
 
     frames: Frames
-    items: dtw.Items
+    items: dtw.ItemFrames
     kept: np.ndarray
 
 
@@ -159,7 +159,7 @@ def _rate(about: Mapping[str, Any], path: Path) -> Fraction:
     return Fraction(str(found)).limit_denominator(10_000)  # 66.66666666666667 is 200 / 3
 
 
-def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, Part]:
+def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, FileRows]:
     files = sorted(path for path in folder.rglob("*.npy") if not path.name.startswith("."))
     if not files:
         raise FeatureError(f"{folder}: found no .npy, expected one a recording, [T, D]")
@@ -171,16 +171,16 @@ def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, Part]:
             f"{shards[0]}: fairseq's files have no names of recordings; give --manifest=FILE.tsv "
             "with the recordings in their order"
         )
-    return {path.relative_to(folder).with_suffix("").as_posix(): Part(path) for path in files}
+    return {path.relative_to(folder).with_suffix("").as_posix(): FileRows(path) for path in files}
 
 
-def _find_in_shards(shards: Sequence[Path], folder: Path, manifest: Path) -> dict[str, Part]:
+def _find_in_shards(shards: Sequence[Path], folder: Path, manifest: Path) -> dict[str, FileRows]:
     """Recordings of fairseq's NAME_i_n.npy and .len."""
     try:
         names = [str(Path(name).with_suffix("")) for _, name in read_manifest(manifest)[1]]
     except AudioError as error:
         raise FeatureError(str(error)) from None
-    found: dict[str, Part] = {}
+    found: dict[str, FileRows] = {}
     for path in shards:
         match = _SHARD.fullmatch(path.stem)
         part = (int(match[2]), int(match[3])) if match else (0, 1)
@@ -198,7 +198,7 @@ def _find_in_shards(shards: Sequence[Path], folder: Path, manifest: Path) -> dic
         ends = np.cumsum(counts)
         for name, end, count in zip(here, ends.tolist(), counts, strict=True):
             if count:
-                found[name] = Part(path, end - count, end)
+                found[name] = FileRows(path, end - count, end)
     if not found:
         raise FeatureError(f"{folder}: found no .npy with a .len beside it")
     return found
@@ -256,7 +256,7 @@ def gather(
     frames = Frames(*map(np.concatenate, zip(*pieces, strict=True)))
     if distance != "identical":
         frames = frames._replace(ids=equal_frames(frames.values))
-    return Gathered(frames, dtw.Items(begins[kept], (ends - starts)[kept]), kept)
+    return Gathered(frames, dtw.ItemFrames(begins[kept], (ends - starts)[kept]), kept)
 
 
 def _slices(
@@ -282,7 +282,7 @@ def _slices(
     return starts, ends, kept
 
 
-def _match(names: Iterable[str], source: FeatureSet) -> dict[str, Part | np.ndarray]:
+def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.ndarray]:
     """The recording of each name: its own, or one whose name without folders is the same."""
     by_name: dict[str, list[str]] = {}
     for id_ in source.entries:
@@ -314,7 +314,7 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, Part | np.ndar
     return found
 
 
-def _load(part: Part) -> np.ndarray:
+def _load(part: FileRows) -> np.ndarray:
     name = printable(str(part.path))
     try:
         found = np.load(part.path, mmap_mode="r", allow_pickle=False)
@@ -328,7 +328,7 @@ def _load(part: Part) -> np.ndarray:
     return np.asarray(found[part.first : part.last])
 
 
-def _read_values(entry: Part | np.ndarray, distance: Distance, other: Frames | None) -> Frames:
+def _read_values(entry: FileRows | np.ndarray, distance: Distance, other: Frames | None) -> Frames:
     if isinstance(entry, np.ndarray):
         raise FeatureError(f"units have no {distance} distance; expected 'identical'")
     array, name = _load(entry), printable(str(entry.path))
@@ -351,7 +351,7 @@ def _read_values(entry: Part | np.ndarray, distance: Distance, other: Frames | N
     return Frames(np.zeros(len(values), np.int32), values, own)
 
 
-def _read_units(entry: Part | np.ndarray, distance: Distance, other: Frames | None) -> Frames:
+def _read_units(entry: FileRows | np.ndarray, distance: Distance, other: Frames | None) -> Frames:
     del distance, other
     units = entry
     if not isinstance(entry, np.ndarray):

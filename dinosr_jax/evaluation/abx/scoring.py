@@ -119,7 +119,7 @@ def measure(
         )
     # neighbours in a group are compared, and are quickest so when they are neighbours
     gathered = gathered._replace(
-        items=dtw.Items(*(column[groups.members] for column in gathered.items))
+        items=dtw.ItemFrames(*(column[groups.members] for column in gathered.items))
     )
     errors = _score(gathered, groups, cells, distance, progress)
     return AbxScore(_collapse(groups, cells, errors, context), len(cells.a), len(groups.members))

@@ -16,7 +16,7 @@ from dinosr_jax.data.threads import ahead
 from dinosr_jax.evaluation.features import mfcc_deltas
 from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference.forward import batched
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Bad, Recording, refuse
 from dinosr_jax.inference.selection import Network, Selection
 from dinosr_jax.training.state import init_state
@@ -34,18 +34,20 @@ class Features(NamedTuple):
     arrays: Mapping[str, np.ndarray]
 
 
-def untrained(model: Model, *, seed: int = 0) -> Model:
+def untrained(model: Pretrained, *, seed: int = 0) -> Pretrained:
     """A network of the same configuration, as it is before the first update."""
     config = parse(model.config.to_dict() | {"seed": seed})
     state = jax.jit(lambda: init_state(config, optimizer=optax.identity()))()
     parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Model(config, **parts, codebook=state.codebook, path="untrained", source="untrained")
+    return Pretrained(
+        config, **parts, codebook=state.codebook, path="untrained", source="untrained"
+    )
 
 
 def room(
     recordings: Sequence[Recording],
     *,
-    model: Model,
+    model: Pretrained,
     max_bytes: int = MAX_BYTES,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Recording], type]:
@@ -85,7 +87,7 @@ def room(
 
 
 def of_network(
-    model: Model,
+    model: Pretrained,
     recordings: Sequence[Recording],
     *,
     layers: Sequence[int] | None = None,
@@ -122,8 +124,8 @@ def of_network(
 def of_mfcc(
     recordings: Sequence[Recording],
     *,
-    model: Model,
-    statistics: mfcc_deltas.Statistics | None = None,
+    model: Pretrained,
+    statistics: mfcc_deltas.MfccStatistics | None = None,
     on_bad: Bad = refuse,
     progress: Progress = lambda seconds: None,
 ) -> Features:
@@ -152,9 +154,11 @@ def of_mfcc(
     return Features((None,), arrays)
 
 
-def mfcc_statistics(recordings: Sequence[Recording], *, model: Model) -> mfcc_deltas.Statistics:
+def mfcc_statistics(
+    recordings: Sequence[Recording], *, model: Pretrained
+) -> mfcc_deltas.MfccStatistics:
     """Mean and deviation of MFCC over the frames of some recordings."""
-    nothing = mfcc_deltas.Statistics(np.zeros(mfcc_deltas.WIDTH), np.ones(mfcc_deltas.WIDTH))
+    nothing = mfcc_deltas.MfccStatistics(np.zeros(mfcc_deltas.WIDTH), np.ones(mfcc_deltas.WIDTH))
     found = of_mfcc(recordings, model=model, statistics=nothing)
     frames = np.concatenate([array[0] for array in found.arrays.values()]).astype(np.float64)
-    return mfcc_deltas.Statistics(frames.mean(axis=0), frames.std(axis=0))
+    return mfcc_deltas.MfccStatistics(frames.mean(axis=0), frames.std(axis=0))

@@ -18,7 +18,7 @@ _DELTA_FRAMES = 9
 _EPSILON = 1e-5
 
 
-class Statistics(NamedTuple):
+class MfccStatistics(NamedTuple):
     """Mean and standard deviation of coefficients, [39] each."""
 
     mean: np.ndarray
@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
 
 
 def mfcc(
-    waveform: np.ndarray, *, conv_layers: ConvLayers, statistics: Statistics | None = None
+    waveform: np.ndarray, *, conv_layers: ConvLayers, statistics: MfccStatistics | None = None
 ) -> np.ndarray:
     """Coefficients with first and second differences, normalised.
 
@@ -57,6 +57,6 @@ def mfcc(
         static, width=_DELTA_FRAMES, order=order, mode="nearest"
     )
     found = np.concatenate([static, delta(1), delta(2)]).T  # [T, 39]
-    own = statistics or Statistics(found.mean(axis=0), found.std(axis=0))
+    own = statistics or MfccStatistics(found.mean(axis=0), found.std(axis=0))
     centred = found - own.mean[None]
     return (centred / (own.deviation[None] + _EPSILON)).astype(np.float32)

@@ -15,14 +15,14 @@ from dinosr_jax.data import audio
 from dinosr_jax.data.threads import ahead
 from dinosr_jax.evaluation.features import in_memory, mfcc_deltas
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Bad, Recording
 
 _GROUP_SECONDS = 600.0  # of audio whose features are held before they are written
 Compute = Callable[..., in_memory.Features]  # of recordings, and `progress`
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """Where features come from."""
 
     def lengths(self) -> Mapping[str, int]:
@@ -97,7 +97,7 @@ class System(NamedTuple):
 
 
 def systems(
-    model: Model, fresh: Model, *, statistics: mfcc_deltas.Statistics | None = None
+    model: Pretrained, fresh: Pretrained, *, statistics: mfcc_deltas.MfccStatistics | None = None
 ) -> list[System]:
     """The network, MFCC, and the same network untrained.
 
@@ -129,7 +129,7 @@ def systems(
 def checked(
     recordings: Sequence[Recording],
     *,
-    model: Model,
+    model: Pretrained,
     on_bad: Bad,
     progress: in_memory.Progress = lambda seconds: None,
 ) -> list[Recording]:
@@ -163,12 +163,12 @@ def open_source(
     system: System,
     recordings: Sequence[Recording],
     *,
-    model: Model,
+    model: Pretrained,
     max_bytes: int,
     cache: Path | None,
     say: Callable[[str], None] = lambda text: None,
     progress: in_memory.Progress = lambda seconds: None,
-) -> Source:
+) -> FeatureSource:
     """Features of recordings: in memory where they fit, else computed again for every batch.
 
     Args:

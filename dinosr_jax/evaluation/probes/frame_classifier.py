@@ -24,7 +24,7 @@ _EPSILON = 1e-5
 _TEST_FRAMES = 4096  # classified at a time
 
 
-class Settings(NamedTuple):
+class ClassifierSettings(NamedTuple):
     """How classifiers are trained: Adam with a cosine to 0, on frames drawn by chance."""
 
     num_steps: int = 1000
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-class Frames(NamedTuple):
+class LabelledFrames(NamedTuple):
     """Frames of a set of utterances: features [n, L, D] of one type, phones [n] as numbers."""
 
     features: np.ndarray
@@ -55,7 +55,7 @@ class Accuracy(NamedTuple):
 
 def gather(
     features: Features, labels: Mapping[str, np.ndarray], *, phones: Sequence[str]
-) -> Frames:
+) -> LabelledFrames:
     """Frames of utterances, one after the other.
 
     Args:
@@ -79,15 +79,15 @@ def gather(
         numbers.append(found[found >= 0])
     if not arrays or not sum(map(len, numbers)):
         raise LabelError("no frame has a phone; expected utterances with phones")
-    return Frames(np.concatenate(arrays), np.concatenate(numbers))
+    return LabelledFrames(np.concatenate(arrays), np.concatenate(numbers))
 
 
 def probe(
-    train: Frames,
-    test: Frames,
+    train: LabelledFrames,
+    test: LabelledFrames,
     *,
     num_phones: int,
-    settings: Settings | None = None,
+    settings: ClassifierSettings | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Accuracy:
     """Trains classifiers of frames, and tests them.
@@ -102,7 +102,7 @@ def probe(
     Returns:
       The accuracies.
     """
-    settings = settings or Settings()
+    settings = settings or ClassifierSettings()
     scale = Scale.of(train.features)
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps))
     params = init(train.features.shape[1], train.features.shape[2], num_phones)
@@ -112,7 +112,7 @@ def probe(
     size = min(settings.batch_frames, len(train.phones))
     for _ in range(settings.num_steps):
         rows = generator.integers(0, len(train.phones), size)
-        batch = Frames(train.features[rows], train.phones[rows])
+        batch = LabelledFrames(train.features[rows], train.phones[rows])
         params, state = update(params, state, batch, scale)
         progress(1)
     right = _right(params, test, scale) / len(test.phones)
@@ -164,13 +164,13 @@ def logits(params: Mapping[str, Array], features: Array, scale: Scale) -> Array:
 
 
 def _compile_update(optimizer: optax.GradientTransformation) -> Callable:
-    def loss(params: Any, batch: Frames, scale: Scale) -> Array:
+    def loss(params: Any, batch: LabelledFrames, scale: Scale) -> Array:
         found = logits(params, batch.features, scale)
         wanted = jnp.broadcast_to(batch.phones[None], found.shape[:2])
         return optax.softmax_cross_entropy_with_integer_labels(found, wanted).mean(axis=1).sum()
 
     @jax.jit
-    def update(params: Any, state: Any, batch: Frames, scale: Scale) -> tuple[Any, Any]:
+    def update(params: Any, state: Any, batch: LabelledFrames, scale: Scale) -> tuple[Any, Any]:
         updates, state = optimizer.update(jax.grad(loss)(params, batch, scale), state, params)
         return optax.apply_updates(params, updates), state
 
@@ -183,7 +183,7 @@ def _count_right(params: Any, features: Array, phones: Array, scale: Scale) -> A
     return jnp.sum(found == phones[None], axis=1)
 
 
-def _right(params: Any, test: Frames, scale: Scale) -> np.ndarray:
+def _right(params: Any, test: LabelledFrames, scale: Scale) -> np.ndarray:
     """How many test frames each classifier has right [L + 1]; the last block is padded with -1."""
     total = np.zeros(len(params["kernel"]), np.int64)
     size = min(_TEST_FRAMES, len(test.phones))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinosr_jax.evaluation.features.sources import Source
+from dinosr_jax.evaluation.features.sources import FeatureSource
 from dinosr_jax.evaluation.probes.heads import Augment, Head
 from dinosr_jax.evaluation.utterances import LabelError
 
@@ -25,7 +25,7 @@ Params = Any
 _MAX_LENGTHS = 5  # that utterances are padded to; each is compiled once
 
 
-class Settings(NamedTuple):
+class HeadSettings(NamedTuple):
     """SUPERB's recipe, shortened to a small corpus; its own is in configs/evaluation/superb_*.py.
 
     `lstm_width` is that of each of `lstm_layers`; 0 layers for none.
@@ -55,14 +55,14 @@ class Settings(NamedTuple):
         )
 
 
-class Part(NamedTuple):
+class FeaturePart(NamedTuple):
     """Utterances of one part: the labels [U] of each, as numbers."""
 
-    source: Source
+    source: FeatureSource
     labels: Mapping[str, np.ndarray]
 
 
-class Batch(NamedTuple):
+class FeatureBatch(NamedTuple):
     """Features and labels of one shape; a row that only fills the batch has length 0."""
 
     ids: tuple[str, ...]
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
     label_lengths: np.ndarray  # [B]
 
 
-class Task(NamedTuple):
+class HeadTask(NamedTuple):
     """What a head is for.
 
     `loss` of logits and batch, a mean over its real rows; `read` makes what is said of an
@@ -83,7 +83,7 @@ class Task(NamedTuple):
     """
 
     head: Head
-    loss: Callable[[Array, Batch], Array]
+    loss: Callable[[Array, FeatureBatch], Array]
     read: Callable[[np.ndarray], Any]
     measure: Callable[[Sequence[np.ndarray], Sequence[Any]], Mapping[str, float]]
     chosen_by: str
@@ -146,8 +146,8 @@ def plan(lengths: Mapping[str, int], ids: Sequence[str], *, batch_size: int) -> 
 
 
 def fill(
-    part: Part, ids: Sequence[str], frames: int, *, batch_size: int, num_labels: int = 0
-) -> Batch:
+    part: FeaturePart, ids: Sequence[str], frames: int, *, batch_size: int, num_labels: int = 0
+) -> FeatureBatch:
     """A batch of the full size, labels padded to `num_labels` (0: without them).
 
     Rows that are missing repeat the first, without weight.
@@ -158,7 +158,7 @@ def fill(
     for row, id_ in enumerate(ids if num_labels else ()):
         labels[row, : len(part.labels[id_])] = part.labels[id_]
     pad = lambda numbers: np.pad(np.asarray(numbers, np.int32), (0, missing))
-    return Batch(
+    return FeatureBatch(
         tuple(ids),
         part.source.batch([*ids, *[ids[0]] * missing], frames=frames),
         pad([lengths[id_] for id_ in ids]),
@@ -167,13 +167,13 @@ def fill(
     )
 
 
-def mean_of_rows(each: Array, batch: Batch) -> Array:
+def mean_of_rows(each: Array, batch: FeatureBatch) -> Array:
     """Mean of [B] over the rows that are utterances."""
     real = batch.lengths > 0
     return jnp.where(real, each, 0.0).sum() / real.sum()
 
 
-def make_update(task: Task, settings: Settings) -> tuple[Callable, Callable]:
+def make_update(task: HeadTask, settings: HeadSettings) -> tuple[Callable, Callable]:
     """Functions that make the optimizer's state, and an update, of all learning rates at once.
 
     Parameters and state have R as first axis; an update is also given its number.
@@ -181,12 +181,12 @@ def make_update(task: Task, settings: Settings) -> tuple[Callable, Callable]:
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.scale_by_adam())
     rates = jnp.asarray(settings.learning_rates)
 
-    def loss(params: Params, batch: Batch, key: Array) -> Array:
+    def loss(params: Params, batch: FeatureBatch, key: Array) -> Array:
         keys = dict(zip(("augment", "dropout"), jax.random.split(key), strict=True))
         found = task.head.apply(params, batch.features, batch.lengths, learning=True, rngs=keys)
         return task.loss(found, batch)
 
-    def one(params: Params, state: Any, rate: Array, batch: Batch, key: Array) -> tuple:
+    def one(params: Params, state: Any, rate: Array, batch: FeatureBatch, key: Array) -> tuple:
         gradient = jax.grad(loss)(params, batch, key)
         updates, state = optimizer.update(gradient, state, params)
         return jax.tree.map(lambda p, u: p - rate * u, params, updates), state
@@ -194,15 +194,15 @@ def make_update(task: Task, settings: Settings) -> tuple[Callable, Callable]:
     several = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None)))
     key = jax.random.key(settings.seed)
 
-    def update(params: Params, state: Any, batch: Batch, step: int) -> tuple[Params, Any]:
+    def update(params: Params, state: Any, batch: FeatureBatch, step: int) -> tuple[Params, Any]:
         own = jax.random.fold_in(key, step)
         return several(params, state, rates, batch._replace(ids=()), own)
 
     return jax.vmap(optimizer.init), update
 
 
-def make_predict(task: Task) -> Callable[[Params, Batch], Array]:
-    """A function that computes the outputs as `Task.read` takes them, of every learning rate.
+def make_predict(task: HeadTask) -> Callable[[Params, FeatureBatch], Array]:
+    """A function that computes the outputs as `HeadTask.read` takes them, of every learning rate.
 
     Those of frames are [R, B, T], the most probable; those of utterances the logits [R, B, C].
     """
@@ -216,7 +216,7 @@ def make_predict(task: Task) -> Callable[[Params, Batch], Array]:
 
 
 def log_probabilities(
-    task: Task, params: Params, part: Part, *, batch_size: int
+    task: HeadTask, params: Params, part: FeaturePart, *, batch_size: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(id, [T, C] float32) of every utterance, of the one learning rate that was chosen."""
     one = lambda params, features, lengths: jax.nn.log_softmax(
@@ -231,7 +231,7 @@ def log_probabilities(
 
 
 def decode(
-    task: Task, predict: Callable, params: Params, part: Part, *, batch_size: int
+    task: HeadTask, predict: Callable, params: Params, part: FeaturePart, *, batch_size: int
 ) -> list[dict[str, Any]]:
     """What is said of every utterance, with the parameters of each learning rate."""
     found: list[dict[str, Any]] = [{} for _ in range(len(jax.tree.leaves(params)[0]))]
@@ -246,7 +246,7 @@ def decode(
 
 
 def measure(
-    task: Task, predict: Callable, params: Params, part: Part, *, batch_size: int
+    task: HeadTask, predict: Callable, params: Params, part: FeaturePart, *, batch_size: int
 ) -> list[Mapping[str, float]]:
     """Metrics of a part, with the parameters of each learning rate."""
     references = list(part.labels.values())
@@ -254,7 +254,9 @@ def measure(
     return [task.measure(references, [found[id_] for id_ in part.labels]) for found in decoded]
 
 
-def _shuffled(train: Part, ids: Sequence[str], settings: Settings) -> Iterator[Batch]:
+def _shuffled(
+    train: FeaturePart, ids: Sequence[str], settings: HeadSettings
+) -> Iterator[FeatureBatch]:
     """Endless: all batches in an order of chance, again and again."""
     generator = np.random.default_rng(settings.seed)
     planned = plan(train.source.lengths(), ids, batch_size=settings.batch_size)
@@ -268,7 +270,9 @@ def _shuffled(train: Part, ids: Sequence[str], settings: Settings) -> Iterator[B
             yield fill(train, some, frames, **size)
 
 
-def _balanced(train: Part, ids: Sequence[str], settings: Settings) -> Iterator[Batch]:
+def _balanced(
+    train: FeaturePart, ids: Sequence[str], settings: HeadSettings
+) -> Iterator[FeatureBatch]:
     """Endless: utterances drawn one by one, those of every class (its first label) as often."""
     generator = np.random.default_rng(settings.seed)
     lengths = train.source.lengths()
@@ -286,7 +290,7 @@ def _balanced(train: Part, ids: Sequence[str], settings: Settings) -> Iterator[B
         yield fill(train, some, frames, batch_size=settings.batch_size, num_labels=1)
 
 
-def _start(task: Task, batch: Batch, settings: Settings) -> Params:
+def _start(task: HeadTask, batch: FeatureBatch, settings: HeadSettings) -> Params:
     """The same parameters for every learning rate."""
     shape = (1, 1, *batch.features.shape[2:])
     key = jax.random.key(settings.seed)
@@ -294,7 +298,7 @@ def _start(task: Task, batch: Batch, settings: Settings) -> Params:
     return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(settings.learning_rates)), one)
 
 
-class Programs(NamedTuple):
+class HeadPrograms(NamedTuple):
     """What is compiled of a task, for every shape once: of `make_update` and `make_predict`."""
 
     init: Callable
@@ -302,9 +306,9 @@ class Programs(NamedTuple):
     predict: Callable
 
 
-def make_programs(task: Task, settings: Settings) -> Programs:
+def make_programs(task: HeadTask, settings: HeadSettings) -> HeadPrograms:
     """The programs of a task; features of the same shapes can share them."""
-    return Programs(*make_update(task, settings), make_predict(task))
+    return HeadPrograms(*make_update(task, settings), make_predict(task))
 
 
 class _Best(NamedTuple):
@@ -317,13 +321,13 @@ class _Best(NamedTuple):
 
 
 def learn(
-    task: Task,
-    train: Part,
-    valid: Part,
-    test: Part,
+    task: HeadTask,
+    train: FeaturePart,
+    valid: FeaturePart,
+    test: FeaturePart,
     *,
-    settings: Settings,
-    programs: Programs | None = None,
+    settings: HeadSettings,
+    programs: HeadPrograms | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Learnt:
     """Trains for every learning rate, chooses on `valid`, tests on `test`.
@@ -378,7 +382,7 @@ def learn(
 
 
 def _better(
-    task: Task, before: _Best, metrics: Mapping[str, float], step: int, params: Params, i: int
+    task: HeadTask, before: _Best, metrics: Mapping[str, float], step: int, params: Params, i: int
 ) -> _Best:
     """The better of what was, and of the parameters of learning rate i as they are now."""
     cost = task.cost(metrics)

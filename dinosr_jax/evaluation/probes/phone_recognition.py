@@ -16,7 +16,12 @@ import numpy as np
 from dinosr_jax.data.phones.phones import SILENCE, Phone
 from dinosr_jax.data.vocabulary import frames_needed
 from dinosr_jax.evaluation.probes.examples import Examples
-from dinosr_jax.evaluation.probes.head_training import Batch, Settings, Task, mean_of_rows
+from dinosr_jax.evaluation.probes.head_training import (
+    FeatureBatch,
+    HeadSettings,
+    HeadTask,
+    mean_of_rows,
+)
 from dinosr_jax.evaluation.utterances import LabelError
 from dinosr_jax.objective.ctc import best_path, ctc_loss
 
@@ -63,7 +68,7 @@ def error_rate(references: Sequence[Sequence], hypotheses: Sequence[Sequence]) -
     return sum(Levenshtein.distance(list(r), list(h)) for r, h in pairs) / total
 
 
-def loss(logits: Array, batch: Batch) -> Array:
+def loss(logits: Array, batch: FeatureBatch) -> Array:
     """CTC: mean over the utterances of the loss by label (torch's default, which SUPERB uses)."""
     padding_mask = jnp.arange(logits.shape[1])[None] >= batch.lengths[:, None]
     each = ctc_loss(logits, padding_mask, batch.labels, batch.label_lengths)
@@ -73,11 +78,11 @@ def loss(logits: Array, batch: Batch) -> Array:
 def ctc_task(
     num_symbols: int,
     *,
-    settings: Settings,
+    settings: HeadSettings,
     measure: Callable[[Sequence[np.ndarray], Sequence[Any]], Mapping[str, float]],
     chosen_by: str,
     best: str = "least",
-) -> Task:
+) -> HeadTask:
     """What is learnt with CTC: sequences of symbols.
 
     Args:
@@ -90,7 +95,7 @@ def ctc_task(
     Returns:
       The task; utterances without labels, or with fewer frames than they need, do not fit.
     """
-    return Task(
+    return HeadTask(
         settings.head(num_symbols),
         loss,
         read=best_path,
@@ -101,7 +106,9 @@ def ctc_task(
     )
 
 
-def recognise(examples: Examples, *, settings: Settings) -> tuple[Task, Mapping[str, np.ndarray]]:
+def recognise(
+    examples: Examples, *, settings: HeadSettings
+) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
     """What is learnt, and phones as numbers.
 
     Args:
@@ -116,7 +123,7 @@ def recognise(examples: Examples, *, settings: Settings) -> tuple[Task, Mapping[
     return phones_task(len(phones), settings=settings), encode(said, phones=phones)
 
 
-def phones_task(num_phones: int, *, settings: Settings) -> Task:
+def phones_task(num_phones: int, *, settings: HeadSettings) -> HeadTask:
     """Phone recognition: the phone error rate counts.
 
     Args:

@@ -17,7 +17,7 @@ def probe_frames(
     division: Division,
     *,
     conv_layers: ConvLayers,
-    settings: frame_classifier.Settings,
+    settings: frame_classifier.ClassifierSettings,
     progress: Callable[[float], None] = lambda steps: None,
 ) -> list[dict[str, Any]]:
     """Accuracy of every layer, and of their weighted sum where there are several.
@@ -35,7 +35,7 @@ def probe_frames(
     everyone = (*division.train, *division.test)
     phones = sorted({p.label for u in everyone for p in u.phones} | {SILENCE})
 
-    def gather(some: Sequence[Labelled]) -> frame_classifier.Frames:
+    def gather(some: Sequence[Labelled]) -> frame_classifier.LabelledFrames:
         labels = {
             u.recording.id: phones_of_frames(
                 u, num_frames=held.arrays[u.recording.id].shape[1], conv_layers=conv_layers
@@ -65,7 +65,7 @@ def recognise(
     division: Division,
     valid: Sequence[Labelled],
     *,
-    settings: head_training.Settings,
+    settings: head_training.HeadSettings,
     progress: Callable[[float], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Phone error rate of the weighted sum of the layers.
@@ -84,7 +84,7 @@ def recognise(
     phones = sorted({p for u in everyone for p in phone_recognition.spoken(u.phones)})
     source = Held(held.arrays)
     parts = [
-        head_training.Part(
+        head_training.FeaturePart(
             source,
             phone_recognition.encode(
                 {u.recording.id: phone_recognition.spoken(u.phones) for u in some}, phones=phones
@@ -98,7 +98,7 @@ def recognise(
 
 
 def learnt_row(
-    found: head_training.Learnt, task: head_training.Task, *, several: bool
+    found: head_training.Learnt, task: head_training.HeadTask, *, several: bool
 ) -> dict[str, Any]:
     """A row of results, without its system, of what was learnt on one layer or `several`."""
     return {

@@ -12,7 +12,7 @@ import numpy as np
 from dinosr_jax.data import manifest as manifests
 from dinosr_jax.data import vocabulary as vocabularies
 from dinosr_jax.evaluation.probes.examples import Example, Examples, gather
-from dinosr_jax.evaluation.probes.head_training import Settings, Task
+from dinosr_jax.evaluation.probes.head_training import HeadSettings, HeadTask
 from dinosr_jax.evaluation.probes.phone_recognition import ctc_task, error_rate
 from dinosr_jax.evaluation.utterances import dataset_in, in_chance_order
 from dinosr_jax.inference.recordings import open_inputs
@@ -20,7 +20,7 @@ from dinosr_jax.inference.recordings import open_inputs
 _VALID_SHARE = 0.15  # of the training utterances, where no validation split is named
 
 
-def read_transcripts(data: Path, *, train_split: str, valid_split: str, split: str) -> Examples:
+def read_letters(data: Path, *, train_split: str, valid_split: str, split: str) -> Examples:
     """Reads a prepared dataset with transcripts.
 
     Args:
@@ -75,8 +75,8 @@ def spelt(examples: Examples, *, vocabulary: vocabularies.Vocabulary) -> Example
 
 
 def transcribe(
-    examples: Examples, *, settings: Settings, vocabulary: vocabularies.Vocabulary
-) -> tuple[Task, Mapping[str, np.ndarray]]:
+    examples: Examples, *, settings: HeadSettings, vocabulary: vocabularies.Vocabulary
+) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
     """What is learnt, and transcripts as numbers.
 
     Args:

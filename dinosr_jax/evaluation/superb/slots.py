@@ -15,7 +15,7 @@ import numpy as np
 from dinosr_jax.data.prepare.sources import is_audio
 from dinosr_jax.data.text_files import nfc, read_text
 from dinosr_jax.evaluation.probes.examples import PARTS, Example, Examples, gather
-from dinosr_jax.evaluation.probes.head_training import Settings, Task
+from dinosr_jax.evaluation.probes.head_training import HeadSettings, HeadTask
 from dinosr_jax.evaluation.probes.phone_recognition import ctc_task
 from dinosr_jax.evaluation.utterances import LabelError
 from dinosr_jax.inference.recordings import Recording, printable
@@ -136,7 +136,9 @@ def _transcripts(
             yield id_, Tagged(tuple(words), plain)
 
 
-def fill_slots(examples: Examples, *, settings: Settings) -> tuple[Task, Mapping[str, np.ndarray]]:
+def fill_slots(
+    examples: Examples, *, settings: HeadSettings
+) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
     """What is learnt, and transcripts as numbers.
 
     Args:

@@ -19,10 +19,10 @@ from dinosr_jax.evaluation.probes.examples import PARTS, Examples
 from dinosr_jax.evaluation.probes.rows import learnt_row
 from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 
-Prepare = Callable[..., tuple[head_training.Task, Mapping[str, np.ndarray]]]
+Prepare = Callable[..., tuple[head_training.HeadTask, Mapping[str, np.ndarray]]]
 METRICS = {
     "recognition": ("per",),
     "keywords": ("accuracy",),
@@ -46,27 +46,27 @@ def _id(recording: Recording) -> str:
     return recording.id
 
 
-class Wish(NamedTuple):
+class TaskOptions(NamedTuple):
     """How a task is learnt, and where features are kept: `max_bytes` of memory, or a `cache`.
 
     `emissions` is a folder for the log-probabilities of the test part, with the network.
     """
 
-    settings: head_training.Settings = head_training.Settings()
+    settings: head_training.HeadSettings = head_training.HeadSettings()
     max_bytes: int = in_memory.MAX_BYTES
     cache: Path | None = None
     emissions: Path | None = None
 
 
 def evaluate(
-    model: Model,
+    model: Pretrained,
     examples: Examples,
     prepare: Prepare,
     *,
     kind: result_files.Kind,
     output: Path,
     command: str,
-    wish: Wish | None = None,
+    wish: TaskOptions | None = None,
     telling: Telling | None = None,
 ) -> list[dict[str, Any]]:
     """Learns and tests a task, and writes OUTPUT/KIND.json.
@@ -88,7 +88,7 @@ def evaluate(
       LabelError: A part is empty.
       OutputError: A folder cannot be written to.
     """
-    wish, telling = wish or Wish(), telling or Telling()
+    wish, telling = wish or TaskOptions(), telling or Telling()
     settings = wish.settings
     examples = usable(model, examples, telling)
     outputs.write_skipped(output, examples.left_out, name=f"{kind}_skipped.tsv")
@@ -115,13 +115,13 @@ def evaluate(
     return rows
 
 
-def _rule(kind: str, settings: head_training.Settings) -> str:
+def _rule(kind: str, settings: head_training.HeadSettings) -> str:
     rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
     return f"{RULES[kind]}; learning rate out of {rates}"
 
 
 def _systems(
-    model: Model, examples: Examples, task: head_training.Task, *, seed: int
+    model: Pretrained, examples: Examples, task: head_training.HeadTask, *, seed: int
 ) -> list[sources.System]:
     """The network, MFCC and the untrained network, as a task's head needs them."""
     statistics = None
@@ -134,12 +134,12 @@ def _systems(
 
 def _parts(
     system: sources.System,
-    model: Model,
+    model: Pretrained,
     examples: Examples,
     labels: Mapping[str, np.ndarray],
-    wish: Wish,
+    wish: TaskOptions,
     telling: Telling,
-) -> list[head_training.Part]:
+) -> list[head_training.FeaturePart]:
     """Features and labels of each part."""
     recordings = [example.recording for example in examples.everyone()]
     seconds = sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
@@ -153,7 +153,7 @@ def _parts(
         progress=telling.stage(f"features of {NAMES[system.name]}", seconds),
     )
     return [
-        head_training.Part(source, {e.recording.id: labels[e.recording.id] for e in some})
+        head_training.FeaturePart(source, {e.recording.id: labels[e.recording.id] for e in some})
         for some in (getattr(examples, part) for part in PARTS)
     ]
 
@@ -171,7 +171,7 @@ def write_emissions(folder: Path, emissions: Iterable[tuple[str, np.ndarray]]) -
             np.save(file, array)
 
 
-def usable(model: Model, examples: Examples, telling: Telling) -> Examples:
+def usable(model: Pretrained, examples: Examples, telling: Telling) -> Examples:
     """Those whose recordings can be read; the others are left out, and said.
 
     Args:

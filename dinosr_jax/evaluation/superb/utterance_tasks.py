@@ -13,7 +13,12 @@ import numpy as np
 import optax
 
 from dinosr_jax.evaluation.probes.examples import Examples, values
-from dinosr_jax.evaluation.probes.head_training import Batch, Settings, Task, mean_of_rows
+from dinosr_jax.evaluation.probes.head_training import (
+    FeatureBatch,
+    HeadSettings,
+    HeadTask,
+    mean_of_rows,
+)
 
 Array = jax.Array
 
@@ -24,7 +29,7 @@ def _slices(sizes: Sequence[int]) -> list[slice]:
     return [slice(int(end - size), int(end)) for end, size in zip(ends, sizes, strict=True)]
 
 
-def loss(logits: Array, batch: Batch, *, sizes: Sequence[int]) -> Array:
+def loss(logits: Array, batch: FeatureBatch, *, sizes: Sequence[int]) -> Array:
     """Cross-entropy, summed over the questions.
 
     Args:
@@ -63,8 +68,8 @@ def accuracy(references: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> d
 
 
 def classify(
-    examples: Examples, *, settings: Settings, balanced: bool
-) -> tuple[Task, Mapping[str, np.ndarray]]:
+    examples: Examples, *, settings: HeadSettings, balanced: bool
+) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
     """What is learnt, and labels as numbers.
 
     Args:
@@ -85,7 +90,7 @@ def classify(
         )
         for example in examples.everyone()
     }
-    task = Task(
+    task = HeadTask(
         settings.head(sum(sizes), pooled=True),
         lambda logits, batch: loss(logits, batch, sizes=sizes),
         read=lambda logits: np.asarray([logits[own].argmax() for own in _slices(sizes)]),

@@ -21,7 +21,7 @@ from dinosr_jax.evaluation.features import in_memory
 from dinosr_jax.evaluation.features.in_memory import Progress
 from dinosr_jax.evaluation.units import quality as unit_quality
 from dinosr_jax.evaluation.utterances import Labelled, in_chance_order
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 from dinosr_jax.inference.units import kmeans, quantise
 from dinosr_jax.model.feature_encoder import receptive_field
@@ -42,7 +42,7 @@ def some_of(recordings: Sequence[Recording], *, minutes: float) -> list[Recordin
     return kept
 
 
-def minutes_for(model: Model) -> float:
+def minutes_for(model: Pretrained) -> float:
     """How much speech k-means is fitted on: 256 frames a cluster, of which a GiB holds all."""
     config = model.config.model
     frames_a_minute = 60 * audio.SAMPLE_RATE / receptive_field(config.conv_layers)[1]
@@ -51,7 +51,7 @@ def minutes_for(model: Model) -> float:
 
 
 def codebook_codes(
-    model: Model, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
+    model: Pretrained, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
 ) -> dict[int, Codes]:
     """The teacher's codes of every layer with a codebook; nothing is fitted."""
     plan = quantise.plan(model, layer="all")
@@ -100,7 +100,7 @@ def kmeans_codes(
 
 
 def row(
-    codes: Codes, alignment: Alignment, *, model: Model, system: str, layer: int | None
+    codes: Codes, alignment: Alignment, *, model: Pretrained, system: str, layer: int | None
 ) -> dict[str, Any]:
     """Unit quality as a row of a file of results, and the rule and coverage that it has.
 
@@ -120,7 +120,7 @@ def row(
     return unit_quality.to_row(quality, system=system, layer=layer)
 
 
-def rule(model: Model) -> unit_quality.Rule:
+def rule(model: Pretrained) -> unit_quality.Rule:
     """The published rule for units as long as this network's frames, which start a hop apart.
 
     The last frame ends within the utterance: up to a receptive field of it has no unit. Raises

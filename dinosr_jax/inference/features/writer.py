@@ -14,7 +14,7 @@ import numpy as np
 from dinosr_jax.data import audio
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.forward import batched
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording, open_inputs, printable, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
 from dinosr_jax.model.feature_encoder import receptive_field
@@ -52,7 +52,7 @@ def skipped_name(shard: tuple[int, int]) -> str:
 
 
 def describe(
-    model: Model, *, layers: Sequence[int], tensor: Tensor, network: Network, dtype: str
+    model: Pretrained, *, layers: Sequence[int], tensor: Tensor, network: Network, dtype: str
 ) -> dict[str, Any]:
     """What features.json says of the arrays beside it."""
     config = model.config.model
@@ -81,7 +81,7 @@ def describe(
 
 
 def extract_files(
-    model: Model,
+    model: Pretrained,
     inputs: Sequence[str | Path],
     *,
     output: Path,
@@ -131,7 +131,7 @@ def extract_files(
     recordings = of_shard(open_inputs(inputs, split=split, on_bad=on_bad), parts)
     about = {"layers": layers, "tensor": tensor, "network": network, "dtype": dtype}
     outputs.claim(output, describe(model, **about))
-    places = Places(output, layers, layout, "{}_{}_{}".format(name, *parts))
+    places = FeaturePaths(output, layers, layout, "{}_{}_{}".format(name, *parts))
     if (held := places.complete()) is not None:
         say(f"{places.name}.npy is complete already")
         return Summary(0, held, ())
@@ -145,7 +145,7 @@ def extract_files(
 def _write_missing(
     forward: batched.Forward,
     recordings: Sequence[Recording],
-    places: "Places",
+    places: "FeaturePaths",
     dtype: np.dtype,
     *,
     say: Callable[[str], None],
@@ -163,7 +163,7 @@ def _write_missing(
     return written, before
 
 
-class Places(NamedTuple):
+class FeaturePaths(NamedTuple):
     """Where arrays go."""
 
     output: Path
@@ -211,7 +211,7 @@ class Places(NamedTuple):
 def _write(
     forward: batched.Forward,
     recordings: Sequence[Recording],
-    places: Places,
+    places: FeaturePaths,
     *,
     dtype: np.dtype,
     on_bad: Callable,

@@ -141,7 +141,7 @@ class Forward:
     """The network up to one layer, and a function of its layers, on all local devices.
 
     Args:
-      model: A `Model`.
+      model: Of `load`.
       compute: Hashable function (arrays, Layers, padding_mask [B, T]) -> tree of [B, T, ...]; runs
         on the devices. `Layers` has the first `depth` layers.
       depth: Highest layer that is needed; 0 is the encoder's input.

@@ -43,7 +43,7 @@ _INSTALL = (
 )
 
 
-class Settings(NamedTuple):
+class BeamSettings(NamedTuple):
     """Of the search, with fairseq's names and values (infer_kenlm.yaml).
 
     `lm` and `lexicon` are files, '' for none. `beam_tokens` symbols are tried in every frame, 0 for
@@ -62,7 +62,7 @@ class Settings(NamedTuple):
     log_add: bool = False  # logadd
 
 
-def describe(settings: Settings) -> dict[str, Any]:
+def describe(settings: BeamSettings) -> dict[str, Any]:
     """The settings as plain values, for JSON; -inf is null."""
     values = {
         name: str(value) if isinstance(value, Path) else value
@@ -72,7 +72,7 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Fields of `Settings` from JSON, as `describe` and `sweep` write them.
+    """Fields of `BeamSettings` from JSON, as `describe` and `sweep` write them.
 
     Raises:
       ValueError: It is no JSON object of such fields.
@@ -80,20 +80,20 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         values = json.loads(read_text(path))
         values = dict(values.get("settings", values))
-        unknown = set(values) - set(Settings._fields)
+        unknown = set(values) - set(BeamSettings._fields)
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read as settings of the decoder ({error})") from None
     if unknown:
         raise ValueError(
             f"{path}: found the field {sorted(unknown)[0]!r}, expected some of "
-            f"{', '.join(Settings._fields)}"
+            f"{', '.join(BeamSettings._fields)}"
         )
     if values.get("unk_score", 0) is None:
         values["unk_score"] = -math.inf
     return values
 
 
-def check(settings: Settings) -> None:
+def check(settings: BeamSettings) -> None:
     """Raises ValueError where a value is out of range, or a file is not there."""
     for name in ("lm", "lexicon"):
         path = getattr(settings, name)
@@ -117,7 +117,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"log_add: found {settings.log_add!r}, expected true or false")
 
 
-def lexicon_of(vocabulary: Vocabulary, settings: Settings) -> Lexicon | None:
+def lexicon_of(vocabulary: Vocabulary, settings: BeamSettings) -> Lexicon | None:
     """The words that are searched for: of the lexicon, or else of the n-gram.
 
     Args:
@@ -155,7 +155,7 @@ def lexicon_of(vocabulary: Vocabulary, settings: Settings) -> Lexicon | None:
 class BeamSearch:
     """A decoder (`decoding.Decoder`). Threads may share it."""
 
-    def __init__(self, vocabulary: Vocabulary, clock: Clock, settings: Settings):
+    def __init__(self, vocabulary: Vocabulary, clock: Clock, settings: BeamSettings):
         """Reads language model and lexicon.
 
         Raises:
@@ -289,6 +289,6 @@ def _dictionary(library: Any, entries: Sequence[str]) -> Any:
     return found
 
 
-def beam_search(vocabulary: Vocabulary, clock: Clock, settings: Settings) -> BeamSearch:
+def beam_search(vocabulary: Vocabulary, clock: Clock, settings: BeamSettings) -> BeamSearch:
     """The decoder of some settings; raises ValueError as `BeamSearch`."""
     return BeamSearch(vocabulary, clock, settings)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.vocabulary import Vocabulary
-from dinosr_jax.inference.recognition.beam_search import BeamSearch, Settings
+from dinosr_jax.inference.recognition.beam_search import BeamSearch, BeamSettings
 from dinosr_jax.inference.recognition.decode_pool import spawned
 from dinosr_jax.inference.recognition.decoding import Clock
 
@@ -29,12 +29,12 @@ class Trial(NamedTuple):
     cer: float
 
 
-class Task(NamedTuple):
+class SweepTask(NamedTuple):
     """What is decoded: emissions [T, V] and references, normalised, in the same order."""
 
     vocabulary: Vocabulary
     clock: Clock
-    settings: Settings
+    settings: BeamSettings
     emissions: Sequence[np.ndarray]
     references: Sequence[str]
 
@@ -47,13 +47,13 @@ def draw(number: int, *, seed: int) -> list[tuple[float, float]]:
       seed: Of the draws.
     """
     random = np.random.default_rng(seed)
-    start, others = (Settings().lm_weight, Settings().word_score), number - 1
+    start, others = (BeamSettings().lm_weight, BeamSettings().word_score), number - 1
     drawn = (random.uniform(*bounds, others).round(3) for bounds in (LM_WEIGHTS, WORD_SCORES))
     return [start, *zip(*(values.tolist() for values in drawn), strict=True)]
 
 
 def sweep(
-    task: Task,
+    task: SweepTask,
     weights: Sequence[tuple[float, float]],
     *,
     num_workers: int | None = None,
@@ -96,7 +96,7 @@ def sweep(
 _HERE: dict[str, Any] = {}  # of a process of the pool: its decoder and the task
 
 
-def _start(task: Task) -> None:
+def _start(task: SweepTask) -> None:
     _HERE.update(decoder=BeamSearch(task.vocabulary, task.clock, task.settings), task=task)
 
 
@@ -104,7 +104,7 @@ def _try_here(weights: tuple[float, float]) -> Trial:
     return _try(_HERE["decoder"], _HERE["task"], weights)
 
 
-def _try(decoder: BeamSearch, task: Task, weights: tuple[float, float]) -> Trial:
+def _try(decoder: BeamSearch, task: SweepTask, weights: tuple[float, float]) -> Trial:
     from rapidfuzz.distance import Levenshtein
 
     changed = decoder.with_weights(lm_weight=weights[0], word_score=weights[1])

@@ -93,7 +93,7 @@ class Plan(NamedTuple):
     num_units: int
 
 
-class Utterance(NamedTuple):
+class UtteranceUnits(NamedTuple):
     """Units of a recording: [T] int32 of each layer; `num_samples` at 16 kHz."""
 
     recording: Recording
@@ -223,7 +223,7 @@ def compute(
     lengths: batched.Lengths = "fixed",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, float], None] = lambda done, total: None,
-) -> Iterator[Utterance]:
+) -> Iterator[UtteranceUnits]:
     """Computes units of recordings.
 
     Args:
@@ -250,7 +250,7 @@ def compute(
     told = {"on_bad": on_bad, "say": say, "lengths": lengths}
     if wanted.source != "codebook":
         for part in batched.whole(batched.run(forward, recordings, progress=progress, **told)):
-            yield Utterance(part.recording, part.arrays, part.num_samples)
+            yield UtteranceUnits(part.recording, part.arrays, part.num_samples)
         return
     ordered = long_audio.by_length(recordings, on_bad=on_bad, num_workers=options.num_workers)
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
@@ -265,7 +265,7 @@ def compute(
         say(note)
     for part in batched.run(forward, short, progress=share(1.0), missing=missing, **told):
         if len(part.arrays[0]) == part.num_frames:
-            yield Utterance(part.recording, part.arrays, part.num_samples)
+            yield UtteranceUnits(part.recording, part.arrays, part.num_samples)
         else:
             long[part.recording.id] = part.recording
     for recording in long.values():
@@ -280,11 +280,11 @@ def _in_two_passes(
     recording: Recording,
     options: batched.Options,
     run: Mapping[str, Any],
-) -> Iterator[Utterance]:
+) -> Iterator[UtteranceUnits]:
     """Codes of a recording in several chunks: moments of the whole first; none where it is bad."""
     where = {"depth": wanted.depth, "network": wanted.network, "options": options}
     forward = batched.Forward(wanted.model, Selection(wanted.layers, wanted.tensor), **where)
-    moments, seen = [Moments() for _ in wanted.layers], (0, -1)
+    moments, seen = [RunningMoments() for _ in wanted.layers], (0, -1)
     for part in batched.run(forward, [recording], **run):
         for of_layer, array in zip(moments, part.arrays, strict=True):
             of_layer.add(array)
@@ -297,10 +297,10 @@ def _in_two_passes(
     forward = batched.Forward(wanted.model, given, arrays=arrays, **where)
     parts = batched.run(forward, [recording], **run)
     for part in batched.whole(parts):
-        yield Utterance(part.recording, part.arrays, part.num_samples)
+        yield UtteranceUnits(part.recording, part.arrays, part.num_samples)
 
 
-class Moments:
+class RunningMoments:
     """Mean and variance of every channel over arrays that come one after the other, in float64."""
 
     def __init__(self) -> None:

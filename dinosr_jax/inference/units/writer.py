@@ -48,7 +48,7 @@ class Fit(NamedTuple):
     max_frames: int = kmeans.MAX_FRAMES
 
 
-class Wish(NamedTuple):
+class UnitOptions(NamedTuple):
     """Which units: the arguments of `quantise.plan`; `fit` fits k-means on the input first.
 
     Then `tensor` and `network` are 'block' and 'student' where they are None, and `kmeans_file` is
@@ -125,7 +125,7 @@ def write_units(
     inputs: Sequence[str | Path],
     *,
     output: Path | None,
-    wish: Wish,
+    wish: UnitOptions,
     style: Style | None = None,
     split: str = "",
     shard: str = "0/1",
@@ -181,13 +181,13 @@ def write_units(
     return written
 
 
-def _plan(model: Any, wish: Wish, file: Any) -> quantise.Plan:
+def _plan(model: Any, wish: UnitOptions, file: Any) -> quantise.Plan:
     what = {"layer": wish.layer, "source": wish.source, "kmeans_file": file}
     return quantise.plan(model, **what, tensor=wish.tensor, network=wish.network)
 
 
 def _fitted(
-    model: Any, recordings: Sequence[Recording], wish: Wish, file: Path, run: dict[str, Any]
+    model: Any, recordings: Sequence[Recording], wish: UnitOptions, file: Path, run: dict[str, Any]
 ) -> quantise.Plan:
     """Fits k-means and writes it."""
     what = {"tensor": wish.tensor or "block", "network": wish.network or "student"}
@@ -197,7 +197,9 @@ def _fitted(
     return _plan(model, wish, found)
 
 
-def _check(output: Path | None, wish: Wish, style: Style, shard: tuple[int, int]) -> Path | None:
+def _check(
+    output: Path | None, wish: UnitOptions, style: Style, shard: tuple[int, int]
+) -> Path | None:
     """Refuses settings that contradict each other; returns the k-means file."""
     file, fit = wish.kmeans_file, wish.fit
     if style.format == "km" and style.form == "runs":
@@ -302,7 +304,7 @@ class _Spool:
         self._file, self._num_layers = file, num_layers
         self.places: dict[str, tuple[int, int, int]] = {}  # id -> offset, frames, samples
 
-    def add(self, utterance: quantise.Utterance) -> None:
+    def add(self, utterance: quantise.UtteranceUnits) -> None:
         """Appends the codes of an utterance."""
         codes = np.stack(utterance.codes).astype("<i4")
         place = (self._file.tell(), codes.shape[1], utterance.num_samples)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinosr_jax.report.figures.drawing import SMALL, WIDTH, Picture, new_figure, to_png
-from dinosr_jax.report.run_files import SAMPLE_RATE, Utterance
+from dinosr_jax.report.run_files import SAMPLE_RATE, ExampleUtterance
 
 MOST_SECONDS = 12.0  # drawn
 _WIDE, _WIDE_SECONDS, _NARROW_SECONDS = 12.0, 3.0, 1.0  # inches; seconds in a line, at most
@@ -35,7 +35,7 @@ def to_wav(waveform: np.ndarray) -> bytes:
 
 
 def utterance_picture(
-    utterance: Utterance,
+    utterance: ExampleUtterance,
     *,
     receptive_field: tuple[int, int],
     ranks: dict[int, np.ndarray] | None = None,
@@ -75,17 +75,17 @@ def utterance_picture(
     return Picture("utterance", _title(utterance), alt, caption, wide, narrow)
 
 
-def _title(utterance: Utterance) -> str:
+def _title(utterance: ExampleUtterance) -> str:
     return f"Sound, phones and codes: {utterance.name[-24:]}"
 
 
-def _within(utterance: Utterance, seconds: float) -> list[str]:
+def _within(utterance: ExampleUtterance, seconds: float) -> list[str]:
     starts = utterance.phone_starts
     return [p for p, t in zip(utterance.phone_labels, starts, strict=True) if t < seconds]
 
 
 def _draw(
-    u: Utterance,
+    u: ExampleUtterance,
     receptive_field: tuple[int, int],
     ranks: dict[int, np.ndarray],
     seconds: float,
@@ -157,7 +157,7 @@ def _spectrogram(waveform: np.ndarray) -> tuple[np.ndarray, tuple[float, float],
 
 def _draw_tracks(
     axes: Any,
-    u: Utterance,
+    u: ExampleUtterance,
     receptive_field: tuple[int, int],
     ranks: dict[int, np.ndarray],
     span: tuple[float, float],

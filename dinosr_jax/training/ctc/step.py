@@ -27,7 +27,7 @@ from dinosr_jax.training.step import (
 Array = jax.Array
 
 
-class Decoded(NamedTuple):
+class BestPaths(NamedTuple):
     """Of the rows of a batch: the loss [B] of each, and its most probable symbols [B, T] int32."""
 
     loss: Array
@@ -86,14 +86,14 @@ def make_recognition_step(config: Any):
       config: Parsed configuration, with the symbols of its vocabulary.
 
     Returns:
-      Pure function (TrainState, Batch with labels) -> Decoded.
+      Pure function (TrainState, Batch with labels) -> BestPaths.
     """
     model = make_model(config)
 
-    def recognition_step(state: TrainState, batch: Batch) -> Decoded:
+    def recognition_step(state: TrainState, batch: Batch) -> BestPaths:
         hidden = encode(config, model, state.params, batch, (None, None))
         codes = jnp.argmax(output_logits(config, state.params, hidden), axis=-1)
-        return Decoded(ctc_of(config, state.params, hidden, batch), codes.astype(jnp.int32))
+        return BestPaths(ctc_of(config, state.params, hidden, batch), codes.astype(jnp.int32))
 
     return recognition_step
 

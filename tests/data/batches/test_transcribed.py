@@ -9,7 +9,11 @@ import soundfile
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.batches.pipeline import PipelineError
-from dinosr_jax.data.batches.transcribed import find_vocabulary, open_transcribed, read_transcripts
+from dinosr_jax.data.batches.transcribed import (
+    find_vocabulary,
+    open_transcribed,
+    transcripts_of_split,
+)
 from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.data.vocabulary import VocabularyError, letters
 
@@ -135,22 +139,22 @@ def test_fingerprint_is_of_the_labels_too(data_dir):
 def test_characters_and_language(data_dir):
     data, ctc = config_of(data_dir, vocabulary="characters", language="fr")
     assert set(find_vocabulary(data, ctc).symbols[5:]) == set("aseven")
-    manifest, _ = read_transcripts(data, ctc, split="train")
+    manifest, _ = transcripts_of_split(data, ctc, split="train")
     assert set(manifest.languages) == {"fr"}
     ctc.language = "de"
     with pytest.raises(VocabularyError, match="'de'.*en, fr"):
-        read_transcripts(data, ctc, split="train")
+        transcripts_of_split(data, ctc, split="train")
 
 
 def test_phones_of_an_alignment_and_of_a_lexicon(data_dir, tmp_path):
     data, ctc = config_of(data_dir, vocabulary="phones")
-    _, texts = read_transcripts(data, ctc, split="train")
+    _, texts = transcripts_of_split(data, ctc, split="train")
     assert texts == {"0": "W AH", "1": "T"}
     assert find_vocabulary(data, ctc).symbols[4:] == ("AH", "T", "W")
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_text("ONE  W AH1 N\nTWO  T UW1\nTWO  T AH0\n")
     ctc.lexicon = str(lexicon)
-    _, texts = read_transcripts(data, ctc, split="train")
+    _, texts = transcripts_of_split(data, ctc, split="train")
     assert texts["0"] == "W AH N" and texts["1"] == "T UW T UW" and "<SEVEN>" in texts["7"]
     how = {"vocabulary": find_vocabulary(data, ctc), "kind": "phones", "lexicon": str(lexicon)}
     found = opened(data_dir, **how)

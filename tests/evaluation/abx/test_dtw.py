@@ -45,7 +45,7 @@ def random_pairs(rng, *, frames, longest, items=40, pairs=200):
     lengths = rng.integers(1, longest + 1, items)
     lengths[:2] = 1, longest
     starts = rng.integers(0, frames - longest, items)
-    return dtw.Items(starts, lengths), *rng.integers(0, items, (2, pairs))
+    return dtw.ItemFrames(starts, lengths), *rng.integers(0, items, (2, pairs))
 
 
 def check(frames, lattice, items, first, second, distance, tolerance):
@@ -82,7 +82,7 @@ def test_hand_computed_paths():
     # rows 0 1, columns 1 0: 1 + 1 along the diagonal, of 2 frames
     # rows 0 0, columns 1 1 1: cost 3; the last step is diagonal, so 3 frames
     frames = frames_of([0, 1, 1, 1, 0, 9, 0, 0, 1, 1, 1])
-    items = dtw.Items(np.array([0, 0, 0, 2, 3, 6, 8]), np.array([2, 3, 1, 3, 2, 2, 3]))
+    items = dtw.ItemFrames(np.array([0, 0, 0, 2, 3, 6, 8]), np.array([2, 3, 1, 3, 2, 2, 3]))
     first, second = np.array([0, 2, 0, 5]), np.array([1, 3, 4, 6])
     found = dtw.pair_distances(frames, items, first, second, distance="identical")
     np.testing.assert_allclose(found.forward, [0, 2 / 3, 1, 1], rtol=1e-6)
@@ -127,7 +127,7 @@ def test_few_shapes_are_compiled():
 
 
 def test_nothing_to_compare_and_progress():
-    frames, items = frames_of([1, 2, 3]), dtw.Items(np.array([0, 1]), np.array([2, 1]))
+    frames, items = frames_of([1, 2, 3]), dtw.ItemFrames(np.array([0, 1]), np.array([2, 1]))
     none = np.zeros(0, int)
     assert len(dtw.pair_distances(frames, items, none, none, distance="identical").forward) == 0
     told = []
@@ -137,7 +137,7 @@ def test_nothing_to_compare_and_progress():
 
 
 def test_on_another_device():
-    frames, items = frames_of([1, 2, 3]), dtw.Items(np.array([0, 1]), np.array([2, 1]))
+    frames, items = frames_of([1, 2, 3]), dtw.ItemFrames(np.array([0, 1]), np.array([2, 1]))
     with jax.default_device(jax.devices()[-1]):
         found = dtw.pair_distances(
             frames, items, np.array([0]), np.array([1]), distance="identical"

@@ -107,7 +107,7 @@ def of_numbers(*rows):
     n = len(rows)
     values = np.asarray(numbers, np.float32)[:, None]
     frames = fd.Frames(fd.equal_frames(values), values, np.zeros(n, np.float32))
-    slices = dtw.Items(np.arange(n), np.ones(n, np.int64))
+    slices = dtw.ItemFrames(np.arange(n), np.ones(n, np.int64))
     times = [Decimal(0)] * n
     items = Items(["f"] * n, times, times, phones, contexts, contexts, speakers)
     return ff.Gathered(frames, slices, np.arange(n)), items
@@ -195,7 +195,7 @@ def test_features_that_say_nothing_are_at_chance():
     values, own = fd.prepare(np.tile(rng.normal(size=(1, 768)), (900, 1)), distance="angular")
     frames = fd.Frames(fd.equal_frames(values), values, own)
     lengths = rng.integers(1, 9, 80)
-    slices = dtw.Items(rng.integers(0, 800, 80), lengths)
+    slices = dtw.ItemFrames(rng.integers(0, 800, 80), lengths)
     times, code = [Decimal(0)] * 80, lambda letters: rng.choice(list(letters), 80).tolist()
     items = Items(["f"] * 80, times, times, code("pqr"), ["c"] * 80, ["c"] * 80, code("st"))
     for speaker in ("within", "across"):
@@ -218,7 +218,7 @@ def test_equal_items_are_equally_far():
     speakers = ["s", "t"] * 30
     items = Items(["f"] * 60, times, times, letters, ["c"] * 60, ["c"] * 60, speakers)
     found = scoring.measure(
-        ff.Gathered(frames, dtw.Items(starts, np.full(60, 7)), np.arange(60)),
+        ff.Gathered(frames, dtw.ItemFrames(starts, np.full(60, 7)), np.arange(60)),
         items, speaker="across", context="triphone", distance="angular", caps=ALL,
     )  # fmt: skip
     assert found.error == 0.5

@@ -38,10 +38,10 @@ def test_normalised_over_the_utterance_at_any_level():
 def test_normalised_with_given_statistics():
     """So that the mean of an utterance says something."""
     waves = [speech(30_000, seed=1), np.sin(np.arange(30_000) * 0.3).astype(np.float32)]
-    raw = mfcc_deltas.Statistics(np.zeros(39), np.ones(39))
+    raw = mfcc_deltas.MfccStatistics(np.zeros(39), np.ones(39))
     found = [mfcc_deltas.mfcc(wave, conv_layers=PUBLISHED, statistics=raw) for wave in waves]
     both = np.concatenate(found)
-    of_both = mfcc_deltas.Statistics(both.mean(0), both.std(0))
+    of_both = mfcc_deltas.MfccStatistics(both.mean(0), both.std(0))
     normal = [mfcc_deltas.mfcc(wave, conv_layers=PUBLISHED, statistics=of_both) for wave in waves]
     expected = (both - both.mean(0)) / (both.std(0) + 1e-5)
     np.testing.assert_allclose(np.concatenate(normal), expected, atol=1e-3)

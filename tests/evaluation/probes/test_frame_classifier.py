@@ -19,12 +19,12 @@ def made(n, *, informative, seed, scale=1.0):
     phones = rng.integers(0, P, n).astype(np.int32)
     features = rng.standard_normal((n, L, D))
     features[:, informative] = 3 * directions[phones] + 0.3 * features[:, informative]
-    return frame_classifier.Frames((scale * features).astype(np.float32), phones)
+    return frame_classifier.LabelledFrames((scale * features).astype(np.float32), phones)
 
 
 @pytest.mark.parametrize(("informative", "scale"), [(2, 1.0), (0, 1e-3), (3, 300.0)])
 def test_the_layer_that_knows_the_phone_is_found(informative, scale):
-    settings = frame_classifier.Settings(num_steps=250, batch_frames=128)
+    settings = frame_classifier.ClassifierSettings(num_steps=250, batch_frames=128)
     train, test = (made(n, informative=informative, seed=n, scale=scale) for n in (2000, 777))
     found = frame_classifier.probe(train, test, num_phones=P, settings=settings)
     others = np.delete(found.of_layers, informative)
@@ -37,7 +37,7 @@ def test_the_layer_that_knows_the_phone_is_found(informative, scale):
 
 
 def test_half_precision_and_the_last_block_of_test_frames(monkeypatch):
-    settings = frame_classifier.Settings(num_steps=100, batch_frames=64)
+    settings = frame_classifier.ClassifierSettings(num_steps=100, batch_frames=64)
     train, test = (made(n, informative=1, seed=n) for n in (500, 130))
     whole = frame_classifier.probe(train, test, num_phones=P, settings=settings)
     monkeypatch.setattr(frame_classifier, "_TEST_FRAMES", 50)
@@ -55,7 +55,7 @@ def test_layers_do_not_disturb_each_other():
     """Trained at once or alone, a layer's classifier is the same."""
     train, test = (made(n, informative=1, seed=n) for n in (400, 100))
     alone = [some._replace(features=some.features[:, 2:3]) for some in (train, test)]
-    settings = frame_classifier.Settings(num_steps=60, batch_frames=64)
+    settings = frame_classifier.ClassifierSettings(num_steps=60, batch_frames=64)
     together = frame_classifier.probe(train, test, num_phones=P, settings=settings)
     np.testing.assert_allclose(
         frame_classifier.probe(*alone, num_phones=P, settings=settings).of_layers,

@@ -47,7 +47,7 @@ def test_padding_changes_nothing(lstm_layers):
     predict = head_training.make_predict(task)
     (together,) = head_training.decode(task, predict, several, part, batch_size=8)
     for id_ in list(part.labels)[:2]:
-        one = head_training.Part(part.source, {id_: part.labels[id_]})
+        one = head_training.FeaturePart(part.source, {id_: part.labels[id_]})
         (single,) = head_training.decode(task, predict, several, one, batch_size=1)
         np.testing.assert_array_equal(single[id_], together[id_])
 
@@ -106,7 +106,9 @@ def test_classes_are_drawn_alike():
     sizes = {0: 200, 1: 20, 2: 2}
     labels = {f"{c}-{i}": np.array([c]) for c, n in sizes.items() for i in range(n)}
     frames = {id_: int(n) for id_, n in zip(labels, rng.integers(5, 50, 222), strict=True)}
-    part = head_training.Part(Held({id_: np.zeros((1, n, 1)) for id_, n in frames.items()}), labels)
+    part = head_training.FeaturePart(
+        Held({id_: np.zeros((1, n, 1)) for id_, n in frames.items()}), labels
+    )
     batches = head_training._balanced(part, list(labels), SETTINGS._replace(batch_size=32))
     drawn = [next(batches) for _ in range(100)]
     counts = collections.Counter(int(label) for b in drawn for label in b.labels[:, 0])
@@ -135,7 +137,7 @@ def test_an_utterance_is_told_by_the_mean_of_its_frames():
     source = Held({e.recording.id: e.recording.source for e in parts.everyone()})
     task, labels = utterance_tasks.classify(parts, settings=settings, balanced=True)
     made = [
-        head_training.Part(source, {e.recording.id: labels[e.recording.id] for e in some})
+        head_training.FeaturePart(source, {e.recording.id: labels[e.recording.id] for e in some})
         for some in parts[:3]
     ]
     found = head_training.learn(task, *made, settings=settings)

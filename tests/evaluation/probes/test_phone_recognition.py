@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_all_paths():
     """CTC by enumeration: the sum over all paths that collapse to the labels."""
     rng = np.random.default_rng(1)
     arrays = {"a": rng.standard_normal((L, 4, D)), "b": rng.standard_normal((L, 3, D))}
-    part = head_training.Part(Held(arrays), {"a": np.array([1, 1]), "b": np.array([2])})
+    part = head_training.FeaturePart(Held(arrays), {"a": np.array([1, 1]), "b": np.array([2])})
     task, expected = phone_recognition.phones_task(P, settings=SETTINGS), []
     batch = head_training.fill(part, ["a", "b"], 5, batch_size=2, num_labels=6)
     params = task.head.init(jax.random.key(0), batch.features, batch.lengths)

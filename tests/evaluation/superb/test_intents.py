@@ -7,7 +7,7 @@ import pytest
 
 from dinosr_jax.data.text_files import TextError
 from dinosr_jax.evaluation.probes.examples import Example
-from dinosr_jax.evaluation.probes.head_training import Batch, Settings
+from dinosr_jax.evaluation.probes.head_training import FeatureBatch, HeadSettings
 from dinosr_jax.evaluation.superb import utterance_tasks
 from dinosr_jax.evaluation.superb.intents import read_intents
 from dinosr_jax.evaluation.utterances import LabelError
@@ -78,14 +78,16 @@ def test_answers_are_classes():
     parts = Examples(
         train, (example("d", "off", "x", "p"),), (example("e", "on", "new", "p"),), (), ""
     )
-    task, labels = utterance_tasks.classify(parts, settings=Settings(), balanced=False)
+    task, labels = utterance_tasks.classify(parts, settings=HeadSettings(), balanced=False)
     assert task.head.num_outputs == 2 + 3 + 1 and task.head.pooled
     assert {id_: label.tolist() for id_, label in labels.items()} == {
         "a": [0, 0, 0], "b": [1, 1, 0], "c": [0, 2, 0], "d": [1, 0, 0], "e": [0, -1, 0],
     }  # fmt: skip
     logits = np.array([[0.5, 2.0, 1.0, 3.0, -1.0, 9.0]])
     assert task.read(logits[0]).tolist() == [1, 1, 0]
-    batch = Batch((), None, np.array([4, 0]), np.array([[1, 2, 0], [0, 0, 0]]), np.array([3, 0]))
+    batch = FeatureBatch(
+        (), None, np.array([4, 0]), np.array([[1, 2, 0], [0, 0, 0]]), np.array([3, 0])
+    )
     expected = -np.log(np.exp(2) / np.exp([0.5, 2]).sum())
     expected -= np.log(np.exp(-1) / np.exp([1, 3, -1.0]).sum())
     found = utterance_tasks.loss(np.concatenate([logits, 5 * logits]), batch, sizes=[2, 3, 1])

@@ -5,7 +5,7 @@ import pytest
 
 from dinosr_jax.data.text_files import TextError
 from dinosr_jax.evaluation.probes.examples import Example, Examples
-from dinosr_jax.evaluation.probes.head_training import Settings
+from dinosr_jax.evaluation.probes.head_training import HeadSettings
 from dinosr_jax.evaluation.superb import slots
 from dinosr_jax.evaluation.superb.slots import type_f1, value_cer, values_of_slots
 from dinosr_jax.evaluation.utterances import LabelError
@@ -78,7 +78,7 @@ def test_labels_and_measure():
         "test": slots.Tagged(("ROME",), ("city",)),
     }
     parts = [(Example(Recording(part, part, np.ones(1)), label),) for part, label in said.items()]
-    task, labels = slots.fill_slots(Examples(*parts, (), "x"), settings=Settings())
+    task, labels = slots.fill_slots(Examples(*parts, (), "x"), settings=HeadSettings())
     assert task.head.num_outputs == 1 + 28 + 4  # blank, characters, marks of two slots
     assert len(labels["train"]) == 3 + 1 + 4 + 1 and 0 not in labels["train"]
     assert task.measure([labels["valid"]], [labels["valid"]]) == {"f1": 1.0, "cer": 0.0}
@@ -89,7 +89,7 @@ def test_labels_and_measure():
         parts[0], parts[1], (parts[2][0]._replace(label=slots.Tagged(("A",), ("O",))),), (), "x"
     )
     with pytest.raises(LabelError, match="'test' has a slot"):
-        slots.fill_slots(plain, settings=Settings())
+        slots.fill_slots(plain, settings=HeadSettings())
 
 
 SAID = "PLAY B-artist NINA SIMONE E-artist IN B-city ROME E-city"

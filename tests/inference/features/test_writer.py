@@ -16,7 +16,7 @@ from dinosr_jax.data import audio
 from dinosr_jax.inference.features.writer import extract_files
 from dinosr_jax.inference.forward import batched
 from dinosr_jax.inference.forward.batched import Ladder
-from dinosr_jax.inference.pretrained import Model, load
+from dinosr_jax.inference.pretrained import Pretrained, load
 from dinosr_jax.inference.recordings import Recording, open_inputs
 from dinosr_jax.inference.selection import Selection
 from dinosr_jax.model import attention
@@ -35,7 +35,7 @@ def run(tmp_path_factory, compile_quickly, compile_once) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run, compile_quickly) -> Model:
+def trained(run, compile_quickly) -> Pretrained:
     return load(run)
 
 
@@ -306,12 +306,12 @@ def test_what_a_decoder_raises_names_the_file(trained, odd, tmp_path, monkeypatc
 
 
 @pytest.fixture
-def broken(trained) -> Model:
+def broken(trained) -> Pretrained:
     """A network that was broken after it was read: one weight is not a number."""
     params = jax.tree.map(np.array, trained.params)
     params["encoder"]["layers"]["ffn_in"]["kernel"][0, 0, 3] = np.nan
     parts = {"params": params, "teacher_params": trained.teacher_params}
-    return Model(trained.config, **parts, codebook=trained.codebook)
+    return Pretrained(trained.config, **parts, codebook=trained.codebook)
 
 
 @pytest.mark.parametrize("chunk_seconds", [600.0, 1.0])
@@ -326,7 +326,7 @@ def test_features_that_are_not_finite_are_never_written(broken, odd, tmp_path, c
     with pytest.raises(audio.AudioError, match=message):
         extracted(broken, odd / "good.flac", tmp_path / "b", options=options)
     for source in ("head", "codebook"):
-        model = Model(
+        model = Pretrained(
             broken.config,
             params=broken.params,
             teacher_params=broken.teacher_params if source == "head" else broken.params,
@@ -360,7 +360,7 @@ def test_features_beyond_half_precision_are_never_written(trained, odd, tmp_path
     params = jax.tree.map(np.array, trained.params)
     params["encoder"]["layers"]["ffn_out"]["kernel"] *= 1e7
     parts = {"params": params, "teacher_params": trained.teacher_params}
-    model = Model(trained.config, **parts, codebook=trained.codebook)
+    model = Pretrained(trained.config, **parts, codebook=trained.codebook)
     how = {"tensor": "ffn", "bad": "skip"}
     _, found, arrays = extracted(model, odd / "good.flac", tmp_path / "a", dtype="float16", **how)
     assert arrays == {} and "float16 ends at 6.55e+04: use --dtype=float32" in found.skipped[0][1]

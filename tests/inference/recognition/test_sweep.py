@@ -14,10 +14,10 @@ def task(tmp_path_factory):
     """References are what certain weights recognise: a sweep must find weights as good."""
     path = tmp_path_factory.mktemp("lm") / "lm.arpa"
     path.write_text(Bigram(["A B", "AB A", "B A B", "A AB"]).to_arpa())
-    settings = bs.Settings(path, beam=20)
+    settings = bs.BeamSettings(path, beam=20)
     inputs = [emissions_of(14, seed) for seed in range(8)]
     decoder = bs.beam_search(SMALL, CLOCK, settings._replace(lm_weight=0.5, word_score=3.0))
-    return sweep.Task(SMALL, CLOCK, settings, inputs, [decoder(x).text for x in inputs])
+    return sweep.SweepTask(SMALL, CLOCK, settings, inputs, [decoder(x).text for x in inputs])
 
 
 def test_the_best_weights_are_found(task):

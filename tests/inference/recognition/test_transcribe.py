@@ -306,12 +306,12 @@ def test_a_network_that_was_not_fine_tuned_says_how(tmp_path, folder):
 
     from configs import tiny
     from dinosr_jax.config import parse
-    from dinosr_jax.inference.pretrained import Model
+    from dinosr_jax.inference.pretrained import Pretrained
     from dinosr_jax.training.optimizer import make_optimizer
     from dinosr_jax.training.state import init_state
 
     config = parse(tiny.get_config())
     state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    model = Model(config, params=state.params, teacher_params={}, codebook=state.codebook)
+    model = Pretrained(config, params=state.params, teacher_params={}, codebook=state.codebook)
     with pytest.raises(ValueError, match="not fine-tuned.*finetune_10h.py"):
         model.transcribe(np.ones(8000, np.float32))

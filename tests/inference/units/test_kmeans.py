@@ -12,7 +12,7 @@ import pytest
 from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 from dinosr_jax.inference.units import kmeans
 from dinosr_jax.training.optimizer import make_optimizer
@@ -27,7 +27,7 @@ def make_model(*, width=32, seed=0):
     config = parse(config)
     state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Model(config, **parts, codebook=state.codebook, step=3)
+    return Pretrained(config, **parts, codebook=state.codebook, step=3)
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +135,16 @@ def test_heads_teacher_and_codebooks_do_not_matter_for_features_of_the_student(m
     other = make_model(seed=1)
     params = model.params | {"heads": other.params["heads"]}
     parts = {"params": params, "teacher_params": other.teacher_params, "codebook": other.codebook}
-    fitted.check(Model(model.config, **parts), **asked)
+    fitted.check(Pretrained(model.config, **parts), **asked)
     louder = jax.tree.map(lambda x: x + 1e-3, params["encoder"])
-    changed = Model(model.config, **parts | {"params": params | {"encoder": louder}})
+    changed = Pretrained(model.config, **parts | {"params": params | {"encoder": louder}})
     with pytest.raises(kmeans.KMeansError, match="^fingerprint: "):
         fitted.check(changed, **asked)
     of_teacher = fitted._replace(
         convention=kmeans.convention_of(model, tensor="ffn", network="teacher")
     )
     with pytest.raises(kmeans.KMeansError, match="^fingerprint: "):  # it has another teacher
-        of_teacher.check(Model(model.config, **parts), **asked | {"network": "teacher"})
+        of_teacher.check(Pretrained(model.config, **parts), **asked | {"network": "teacher"})
 
 
 class Trap:

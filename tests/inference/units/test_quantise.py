@@ -12,7 +12,7 @@ from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.inference.forward import batched
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.units import kmeans, quantise
 from dinosr_jax.interop import fairseq
 from dinosr_jax.objective import codebook as codebooks
@@ -32,7 +32,7 @@ def model(compile_quickly):
     config = parse(config)
     state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
     parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Model(config, **parts, codebook=state.codebook)
+    return Pretrained(config, **parts, codebook=state.codebook)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def of_objective(model, objective):
     config = parse(model.config.to_dict() | changes)
     codebook = None if objective == "data2vec" else model.codebook
     parts = {"params": model.params, "teacher_params": model.teacher_params}
-    return Model(config, **parts, codebook=codebook, path="run")
+    return Pretrained(config, **parts, codebook=codebook, path="run")
 
 
 def test_head_units_of_spidr_are_guessed_from_their_own_layers(model, waves, alone):
@@ -166,7 +166,7 @@ def golden_model(compile_quickly):
     config = parse(fairseq.config_from_fields(json.loads((GOLDEN / "tiny.json").read_text())))
     state = fairseq.to_state(dict(np.load(GOLDEN / "tiny_weights.npz")), config=config)
     parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Model(config, **parts, codebook=state.codebook)
+    return Pretrained(config, **parts, codebook=state.codebook)
 
 
 def test_golden_codes(golden_model):
@@ -228,7 +228,7 @@ def test_a_long_recording_is_normalised_over_the_whole_of_it(model):
 
 def test_moments_are_those_of_all_frames():
     array = np.random.default_rng(0).normal(5, 3, (100, 4)).astype(np.float32)
-    moments = quantise.Moments()
+    moments = quantise.RunningMoments()
     for part in (array[:1], array[1:40], array[40:]):
         moments.add(part)
     mean, factor = moments.mean_and_factor()
@@ -262,7 +262,7 @@ def test_what_is_not_there(model, waves, tmp_path):
     counts = np.asarray(model.codebook.counts).copy()
     counts[0, 3] = 0
     empty = model.codebook._replace(counts=counts, sums=np.asarray(model.codebook.sums))
-    broken = Model(
+    broken = Pretrained(
         model.config, params=model.params, teacher_params=model.teacher_params, codebook=empty
     )
     with pytest.raises(ValueError, match="layer 2: its codebook has codewords that are not finite"):

@@ -18,7 +18,7 @@ from dinosr_jax.config import parse, to_text
 from dinosr_jax.data import audio
 from dinosr_jax.data.phones import textgrid
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.pretrained import Model
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.units import kmeans, writer
 from dinosr_jax.training.checkpoint import Checkpoints
 from dinosr_jax.training.optimizer import make_optimizer
@@ -38,7 +38,7 @@ def state_and_config(compile_quickly):
 def model(state_and_config):
     state, config = state_and_config
     parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Model(config, **parts, codebook=state.codebook)
+    return Pretrained(config, **parts, codebook=state.codebook)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 def write_units(model, inputs, *, output, **settings):
     """`writer.write_units`, whose settings are of the wish, of the style, or its own."""
     parts = {}
-    for name, kind in (("wish", writer.Wish), ("style", writer.Style)):
+    for name, kind in (("wish", writer.UnitOptions), ("style", writer.Style)):
         of_kind = {field: settings.pop(field) for field in kind._fields if field in settings}
         parts[name] = kind(**of_kind)
     return writer.write_units(model, inputs, output=output, **parts, **settings)

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from dinosr_jax.report.figures import utterance as utterance_figure
 from dinosr_jax.report.figures.drawing import style
 from dinosr_jax.report.figures.utterance import to_wav, utterance_picture
-from dinosr_jax.report.run_files import Utterance
+from dinosr_jax.report.run_files import ExampleUtterance
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def drawn(monkeypatch):
 def make(seconds=2.0, layers=(3, 4)):
     samples, frames = int(16_000 * seconds), (int(16_000 * seconds) - 400) // 320 + 1
     codes = np.repeat(np.arange(frames) // 10, 1)[None] + np.zeros((len(layers), 1), int)
-    return Utterance(
+    return ExampleUtterance(
         name="en/activated",
         text="activated",
         waveform=np.sin(np.arange(samples) / 5).astype(np.float32),
