@@ -28,19 +28,17 @@ def main(argv: list[str]) -> None:
     """Checks the configuration, opens the data and trains."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; see python main.py --help")
-    from dinosr_jax.cli.train import run
-    from dinosr_jax.data.pipeline import PipelineError
+    from dinosr_jax.cli.start_run import run
+    from dinosr_jax.errors import UserError
     from dinosr_jax.progress import log_to_terminal
-    from dinosr_jax.training.checkpoint import CheckpointError
-    from dinosr_jax.training.loop import TrainingError
-    from dinosr_jax.training.processes import ProcessError, join
+    from dinosr_jax.training.processes import join
 
     log_to_terminal()
     try:
         if _DISTRIBUTED.value:
             join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         run(_CONFIG.value, workdir=_WORKDIR.value)
-    except (ValueError, OSError, PipelineError, CheckpointError, TrainingError, ProcessError) as e:
+    except (UserError, ValueError, OSError) as e:
         sys.exit(f"error: {e}")
 
 

@@ -56,9 +56,9 @@ print(json.dumps([error, time.perf_counter() - start[0], time.process_time() - s
 
 def write_data(source: Path, folder: Path, *, width: int) -> int:
     """Item files and features; returns how many triphones."""
-    from dinosr_jax.data.alignments import read_alignment
-    from dinosr_jax.data.phones import frame_labels
-    from dinosr_jax.evaluation.items import make_items, read_speakers, write_items
+    from dinosr_jax.data.phones.alignments import read_alignment
+    from dinosr_jax.data.phones.phones import frame_labels
+    from dinosr_jax.evaluation.abx.items import make_items, read_speakers, write_items
 
     random = np.random.default_rng(0)
     utterances = read_alignment(source / "phones.tsv").utterances

@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dinosr_jax.data.vocabulary import letters
-from dinosr_jax.evaluation import references, wer
-from dinosr_jax.inference import beam_search, decoding, lexicon
+from dinosr_jax.evaluation.wer import rates, references
+from dinosr_jax.inference.recognition import beam_search, decoding, lexicon
 
 CLOCK = decoding.Clock(field=400, hop=320)
 
@@ -35,7 +35,7 @@ def greedy(_):
 
 def flashlight(arguments, *, log_add=False):
     """The decoder of `transcribe`: the best path, or all paths."""
-    settings = beam_search.Settings(
+    settings = beam_search.BeamSettings(
         arguments.lm,
         beam=arguments.beam,
         lm_weight=arguments.lm_weight,
@@ -114,7 +114,7 @@ def main() -> None:
         rate = seconds / (time.process_time() - start)
         said = zip(ids, texts[make.__name__], strict=True)
         pairs = [references.Pair(known[id_], text) for id_, text in said]
-        errors = wer.rates(pairs).errors
+        errors = rates.rates(pairs).errors
         same = "-"
         if "flashlight" in texts:
             both = zip(texts["flashlight"], texts[make.__name__], strict=True)

@@ -39,22 +39,22 @@ def make_jax_pass(files: Path, arguments: argparse.Namespace) -> dict[str, Pass]
     import jax
 
     from benchmarks.train_step import make_config
-    from dinosr_jax.inference import batches
-    from dinosr_jax.inference.extract import extract_files
-    from dinosr_jax.inference.model import Model
+    from dinosr_jax.inference.features.writer import extract_files
+    from dinosr_jax.inference.forward import batched
+    from dinosr_jax.inference.pretrained import Pretrained
     from dinosr_jax.training.optimizer import make_optimizer
     from dinosr_jax.training.state import init_state
 
     jax.config.update("jax_platforms", "cpu")
     config = make_config(arguments.shape)
     state = init_state(config, optimizer=make_optimizer(config))
-    model = Model(
+    model = Pretrained(
         config,
         params=state.params,
         teacher_params=state.teacher_params,
         codebook=state.codebook,
     )
-    options = batches.Options(batch_seconds=arguments.batch_seconds)
+    options = batched.Options(batch_seconds=arguments.batch_seconds)
     layer = arguments.layer or config.model.num_layers
     run = lambda folder: extract_files(model, [files], output=folder, layer=layer, options=options)
     return {"batches": run}

@@ -30,8 +30,8 @@ import numpy as np
 
 from benchmarks.train_step import make_config, make_waveforms, peak_memory
 from benchmarks.turns import Side, time_in_turn
-from dinosr_jax.inference import batches
-from dinosr_jax.inference.model import Model
+from dinosr_jax.inference.forward import batched
+from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state, make_model
 from dinosr_jax.training.step import apply
@@ -48,8 +48,8 @@ def make_jax_side(shape: str, dtype: str, waveforms: np.ndarray) -> Side:
     state = init_state(config, optimizer=make_optimizer(config))
     if dtype == "float32":
         parts = {"params": state.params, "teacher_params": state.teacher_params}
-        model = Model(config, **parts, codebook=state.codebook)
-        forward = batches.Forward(model, last_layer, depth=config.model.num_layers)
+        model = Pretrained(config, **parts, codebook=state.codebook)
+        forward = batched.Forward(model, last_layer, depth=config.model.num_layers)
         run = lambda: forward.submit(list(waveforms))[0]
     else:
         model, on_device = make_model(config), jnp.asarray(waveforms)

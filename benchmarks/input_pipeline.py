@@ -25,9 +25,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import soundfile
 
-from dinosr_jax.data import audio, corpora
-from dinosr_jax.data.pipeline import SpeechData, open_split
-from dinosr_jax.data.sources import find_files, is_audio
+from dinosr_jax.data import audio
+from dinosr_jax.data.batches.pipeline import SpeechData, open_split
+from dinosr_jax.data.prepare import audio_folder
+from dinosr_jax.data.prepare.sources import find_files, is_audio
 
 
 def parse() -> argparse.Namespace:
@@ -116,7 +117,7 @@ def main() -> None:
         for encoding in ("original", "pcm16"):
             data_dir = Path(scratch, encoding)
             with contextlib.redirect_stdout(io.StringIO()):
-                corpora.prepare(source, data_dir=data_dir, encoding=encoding)
+                audio_folder.prepare(source, data_dir=data_dir, encoding=encoding)
             sides[encoding] = open_data(data_dir, arguments)
         print(sides["original"].plan.summary().split("\n", 1)[0])
         print("\n".join(sides["original"].plan.summary().split("\n")[-2:]))

@@ -275,7 +275,7 @@ def make_peer(
 
 def make_batches(config: Any, updates: int) -> dict[str, np.ndarray]:
     """What both sides see: waveforms [U, B, S] in float16, and masks [U, B, T]."""
-    from dinosr_jax.data.pipeline import open_split
+    from dinosr_jax.data.batches.pipeline import open_split
 
     data = open_split(config.data, split=config.data.train_split, seed=config.seed)
     draw = jax.jit(

@@ -28,11 +28,11 @@ import numpy as np
 
 from dinosr_jax.config import held_out, parse
 from dinosr_jax.data import audio
-from dinosr_jax.data.batching import BatchPlan, plan_options
-from dinosr_jax.data.checking import map_in_threads
-from dinosr_jax.data.held_out import HeldOutPlan
+from dinosr_jax.data.batches.crops import BatchPlan, plan_options
+from dinosr_jax.data.batches.held_out import HeldOutPlan
+from dinosr_jax.data.batches.pipeline import SpeechBatch, SpeechData
 from dinosr_jax.data.manifest import Manifest
-from dinosr_jax.data.pipeline import SpeechBatch, SpeechData
+from dinosr_jax.data.threads import map_in_threads
 from dinosr_jax.model.feature_encoder import receptive_field
 from dinosr_jax.progress import log_to_terminal
 

@@ -39,8 +39,9 @@ from configs import quickstart, tiny
 from dinosr_jax.config import parse, published_recipe
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.recipes import FIELDS
-from dinosr_jax.training import costs, sharding
+from dinosr_jax.training import sharding
 from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.planning import hlo
 from dinosr_jax.training.state import init_state, stream_key
 from dinosr_jax.training.step import draw_mask, make_train_step
 
@@ -137,7 +138,7 @@ def compile_step(config: Any, waveforms: np.ndarray, *, most_gib: float | None =
         )
     written = parse(config.to_dict() | {"model": config.model.to_dict() | {"remat": "none"}})
     plain = sharding.jit_train_step(mesh, make_train_step(written), abstract)
-    cost["tflop"] = round(costs.flops(plain.trace(abstract, batch).jaxpr) / 1e12, 6)
+    cost["tflop"] = round(hlo.flops(plain.trace(abstract, batch).jaxpr) / 1e12, 6)
     cost["peak_tflops"] = find_peak(config.compute_dtype)
     state = make()
 

@@ -9,7 +9,7 @@ Commands (librispeech_finetuning is the folder that Libri-Light publishes):
   python main.py --config=configs/finetune_10m.py --config.init=runs/base
 """
 
-from dinosr_jax.data.librilight import TEN_MINUTES
+from dinosr_jax.data.prepare.librilight import TEN_MINUTES
 from dinosr_jax.recipes import finetune_for, finetuning_recipe
 
 

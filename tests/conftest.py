@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import sys
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -23,21 +24,25 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Those that take longest start first: then the two processes of launch/test.sh end together.
-LONGEST = """loop train processes superb librispeech transcribe corpora collection guard step
-recognisers finetuning units kmeans fairseq exports extract unit_files""".split()
+LONGEST = """training/test_loop cli/test_start_run training/test_processes
+evaluation/superb/test_systems data/prepare/test_librispeech inference/recognition/test_transcribe
+data/prepare/test_audio_folder test_collection training/test_guard training/test_step
+interop/test_recognisers training/ctc/test_step inference/units/test_quantise
+inference/units/test_kmeans interop/test_fairseq interop/test_exports
+inference/features/test_writer inference/units/test_writer""".split()
 
 
 def pytest_collection_modifyitems(items):
-    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    tests = Path(__file__).parent
+    place = {tests / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
 def evaluated_report(tmp_path_factory):
     """(run, what was written) of a report of a run with all evaluations, and names to beware of."""
-    from report_runs import HOSTILE, PHONES, write_evaluation, write_training
-
-    from dinosr_jax.evaluation.report import write_report
+    from dinosr_jax.report.page import write_report
+    from tests.report_runs import HOSTILE, PHONES, write_evaluation, write_training
 
     run = write_training(tmp_path_factory.mktemp("runs") / "a <b>run<b> & 'its' \"name\"")
     write_evaluation(run, phones=[*PHONES[:-2], *HOSTILE])

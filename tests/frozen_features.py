@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from dinosr_jax.evaluation.feature_sources import Held
-from dinosr_jax.evaluation.learning import Part, Settings
+from dinosr_jax.evaluation.features.sources import Held
+from dinosr_jax.evaluation.probes.head_training import FeaturePart, HeadSettings
 
 P, L, D = 4, 3, 12
-SETTINGS = Settings(
+SETTINGS = HeadSettings(
     num_steps=120, eval_steps=40, batch_size=8, project_width=16, learning_rates=(1e-5, 1e-2, 1.0)
 )
 
@@ -26,4 +26,4 @@ def made(count, *, seed, frames=None):
         array = 0.3 * rng.standard_normal((L, len(said), D))
         array[1] += 3 * directions[said]
         arrays[f"{seed}-{i}"], labels[f"{seed}-{i}"] = array.astype(np.float32), sequence
-    return Part(Held(arrays), labels)
+    return FeaturePart(Held(arrays), labels)

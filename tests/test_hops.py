@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from configs import tiny
 from dinosr_jax.cli import cli
-from dinosr_jax.cli import train as training
-from dinosr_jax.data.corpora import prepare
+from dinosr_jax.cli import start_run as training
+from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.interop import exports, runs
 from dinosr_jax.interop.formats import read_checkpoint
 

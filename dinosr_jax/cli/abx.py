@@ -76,19 +76,18 @@ def abx(**options: Any) -> None:
     path; chance is 50 %. ZeroSpeech 2021 has the caps 10 and 5, discophon 0 and 5
     (500 and 5 for any context).
     """
-    from dinosr_jax.inference.outputs import OutputError
-
-    with one_line(ValueError, OutputError, OSError):
+    with one_line():
         _evaluate_abx(options, command_text(click.get_current_context()))
 
 
 def _evaluate_abx(options: dict[str, Any], command: str) -> None:
-    from dinosr_jax.evaluation import abx as task
-    from dinosr_jax.evaluation import feature_files, results
-    from dinosr_jax.evaluation.items import read_items
+    from dinosr_jax.evaluation import result_files
+    from dinosr_jax.evaluation.abx import item_features
+    from dinosr_jax.evaluation.abx import scoring as task
+    from dinosr_jax.evaluation.abx.items import read_items
 
     items = read_items(options["item"])
-    sources = feature_files.open_features(
+    sources = item_features.open_features(
         options["features"],
         layer=options["layer"],
         frame_rate=_frame_rate(options["frame_rate"]),
@@ -104,7 +103,7 @@ def _evaluate_abx(options: dict[str, Any], command: str) -> None:
         told["one speaker: there is no error across speakers"] = None
     for source in sources:
         distance = options["distance"] or ("identical" if source.kind == "units" else "angular")
-        gathered = feature_files.gather(
+        gathered = item_features.gather(
             source, items, distance=distance, end=end, short=options["short"]
         )
         if skipped := len(items) - len(gathered.kept):
@@ -115,7 +114,7 @@ def _evaluate_abx(options: dict[str, Any], command: str) -> None:
     if options["output"] is not None:
         about = sources[0].about
         step = about.get("step")
-        results.write_results(
+        result_files.write_results(
             options["output"],
             kind="abx",
             rows=rows,
@@ -133,7 +132,7 @@ def _measured(
     gathered: Any, items: Any, source: Any, distance: Any, caps: Any, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Rows of results of one layer."""
-    from dinosr_jax.evaluation.abx import measure
+    from dinosr_jax.evaluation.abx.scoring import measure
 
     said = source.about.get("source") if source.kind == "units" else None
     row = {"system": options["system"] or said or "codebook", "layer": source.layer}
@@ -208,16 +207,14 @@ def items(**options: Any) -> None:
     has it; those with silence or spoken noise in them are left out. OUTPUT may end in .csv or
     .jsonl; else it is ZeroSpeech's format. Alignments as in `evaluate units`.
     """
-    from dinosr_jax.data.manifest import ManifestError
-    from dinosr_jax.evaluation.items import (
+    from dinosr_jax.evaluation.abx.items import (
         make_items,
         named_by_stem,
         sharing_a_stem,
         write_items,
     )
-    from dinosr_jax.inference.outputs import OutputError
 
-    with one_line(ValueError, ManifestError, OutputError, OSError):
+    with one_line():
         aligned = shared.read_given_alignment(options)
         speakers = _speakers(options["speakers"], options["split"])
         everything = aligned.utterances
@@ -243,7 +240,7 @@ def _speakers(path: Path, split: str | None) -> dict[str, str]:
     """Speakers by utterance, of a table or of a prepared dataset."""
     from dinosr_jax.data import manifest
     from dinosr_jax.data.text_files import nfc
-    from dinosr_jax.evaluation.items import read_speakers
+    from dinosr_jax.evaluation.abx.items import read_speakers
 
     if not path.is_dir():
         return read_speakers(path)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from dinosr_jax.cli import options as shared
+from dinosr_jax.errors import UserError
 
 
 @click.command()
@@ -78,9 +79,7 @@ def prepare(
     if sources and archives is not None:
         raise click.UsageError("give --source or --archives, not both")
 
-    from dinosr_jax.data import corpora, librispeech
-    from dinosr_jax.data.manifest import ManifestError
-    from dinosr_jax.data.sources import SourceError
+    from dinosr_jax.data.prepare import audio_folder, librispeech
 
     options: dict[str, Any] = {"encoding": encoding, "num_workers": num_workers}
     try:
@@ -94,6 +93,6 @@ def prepare(
                 **options,
             )
         else:
-            corpora.prepare(*sources, data_dir=data_dir, exclude=exclude, **options)
-    except (SourceError, ManifestError) as error:
+            audio_folder.prepare(*sources, data_dir=data_dir, exclude=exclude, **options)
+    except UserError as error:
         raise click.ClickException(str(error)) from None

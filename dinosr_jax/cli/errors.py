@@ -5,13 +5,18 @@ from collections.abc import Iterator
 
 import click
 
+from dinosr_jax.errors import UserError
+
+# settings and files of others raise the last two, with texts as clear
+EXPECTED = (UserError, ValueError, OSError)
+
 
 @contextlib.contextmanager
-def one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds become one line; Ctrl-C does too, with the status 130."""
+def one_line() -> Iterator[None]:
+    """Expected errors become one line; Ctrl-C does too, with the status 130."""
     try:
         yield
-    except kinds as error:
+    except EXPECTED as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         stopped = click.ClickException("interrupted; run the same command again")

@@ -77,21 +77,20 @@ def units(context: click.Context, **options: Any) -> None:
     the columns file, start_s, end_s, phone. An utterance is found by its name, or by its name
     without folders where that is unambiguous; --prefix says the folder of the alignment.
     """
-    from dinosr_jax.evaluation.results import ResultError
-    from dinosr_jax.inference.outputs import OutputError
-
-    with one_line(ValueError, ResultError, OutputError, OSError):
+    with one_line():
         _evaluate_units(options, command_text(context))
 
 
 def _evaluate_units(options: dict[str, Any], command: str) -> None:
-    from dinosr_jax.evaluation import results, unit_lines, unit_quality
+    from dinosr_jax.evaluation import result_files
+    from dinosr_jax.evaluation.units import quality as unit_quality
+    from dinosr_jax.inference.units import reader
 
     alignment = shared.read_given_alignment(options)
     given = {name: options[name] for name in ("num_units", "unit_seconds")}
     rows, files, told, data, rules = [], [], [], [], []
     for path in options["units"]:
-        file = unit_lines.read_units(path, **given)
+        file = reader.read_units(path, **given)
         rule = unit_quality.Rule(
             unit_seconds=file.unit_seconds,
             offset_seconds=options["offset_seconds"],
@@ -121,7 +120,7 @@ def _evaluate_units(options: dict[str, Any], command: str) -> None:
     click.echo("\n".join([unit_quality.to_table(rows), *told, f"rule: {shown}"]))
     if options["output"] is not None:
         steps = {file.step for file in files}
-        results.write_results(
+        result_files.write_results(
             options["output"],
             kind="units",
             rows=rows,

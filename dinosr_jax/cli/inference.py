@@ -69,7 +69,7 @@ def extract(checkpoint: Path, inputs: tuple[Path, ...], skip_bad: bool, **option
     Without --skip-bad the first bad file ends it: files that cannot be opened before anything is
     computed, in the order of INPUT; damage further inside when it is reached, longest first.
     """
-    from dinosr_jax.inference.extract import extract_files
+    from dinosr_jax.inference.features.writer import extract_files
 
     options["network"] = options.pop("model")
     with network(checkpoint, options, skip_bad) as (trained, settings):
@@ -128,26 +128,26 @@ def units(
     OUTPUT's stem with -layer05; OUTPUT's stem with .stats.json has the statistics. A file that is
     there is replaced when the new one is whole; a run that was stopped starts anew.
     """
-    from dinosr_jax.inference import unit_files
+    from dinosr_jax.inference.units import writer
 
     names = {"num_clusters", "seed", "max_frames"}
     given = {name: value for name in names if (value := options.pop(name)) is not None}
-    fit = unit_files.Fit(**given) if options.pop("fit") else None
+    fit = writer.Fit(**given) if options.pop("fit") else None
     if given and fit is None:
         raise click.UsageError(f"--{sorted(given)[0]} is for --fit")
     take = lambda *fields: {field: options.pop(field) for field in fields}
-    wish = unit_files.Wish(
+    wish = writer.UnitOptions(
         fit=fit,
         network=options.pop("model"),
         kmeans_file=options.pop("kmeans"),
         **take("layer", "source", "tensor"),
     )
     form = "runs" if deduplicate else "frames"
-    style = unit_files.Style(form=form, textgrids=options.pop("textgrid"), **take("key", "format"))
+    style = writer.Style(form=form, textgrids=options.pop("textgrid"), **take("key", "format"))
     options |= {"wish": wish, "style": style}
     with network(checkpoint, options, skip_bad) as (trained, settings):
-        found = unit_files.write_units(trained, inputs, **settings)
-    click.echo(unit_files.to_text(found))
+        found = writer.write_units(trained, inputs, **settings)
+    click.echo(writer.to_text(found))
 
 
 @contextlib.contextmanager
@@ -157,18 +157,13 @@ def network(
     """The network, and settings with progress and batches; errors become one line."""
     import logging
 
-    from dinosr_jax.data import audio, manifest
-    from dinosr_jax.inference import batches, model, outputs
+    from dinosr_jax.inference import pretrained
+    from dinosr_jax.inference.forward import batched
     from dinosr_jax.interop import runs
     from dinosr_jax.progress import progress_bar
-    from dinosr_jax.training.checkpoint import CheckpointError
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    errors = (
-        audio.AudioError, CheckpointError, manifest.ManifestError, outputs.OutputError, ValueError,
-        OSError,
-    )  # fmt: skip
-    fields = {field: options.pop(field) for field in batches.Options._fields}
+    fields = {field: options.pop(field) for field in batched.Options._fields}
     number = options.pop("heads")
     shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     bar = progress_bar(unit="s of audio", unit_scale=True, bar_format=shown)
@@ -177,8 +172,8 @@ def network(
         bar.total = total
         bar.update(min(done, total - bar.n))  # sums round
 
-    with one_line(*errors), bar:
-        trained = model.load(checkpoint, heads=number)
+    with one_line(), bar:
+        trained = pretrained.load(checkpoint, heads=number)
         place = runs.step_folder(checkpoint, trained.config, trained.step)
         bar.write(f"{place}: the network after {trained.step} updates")
         for note in trained.notes:
@@ -188,7 +183,7 @@ def network(
             options
             | {
                 "bad": "skip" if skip_bad else "raise",
-                "options": batches.Options(**fields),
+                "options": batched.Options(**fields),
                 "progress": progress,
                 "say": bar.write,
             },

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import EXPECTED
 from dinosr_jax.cli.options import heads as heads_option
 
 _FORMATS = click.Choice(["huggingface", "fairseq", "spidr", "s3prl"])
@@ -49,7 +50,7 @@ def import_command(
             choices["symbols"] = read_dictionary(vocabulary).symbols
         found = formats.read_checkpoint(checkpoint, choices=formats.Choices(**choices))
         runs.write_run(found, output, step=step)
-    except (ValueError, OSError, RuntimeError) as error:
+    except EXPECTED as error:
         raise click.ClickException(str(error)) from None
     lines = [f"{checkpoint}: {found.source}, {found.num_tensors} tensors used", *found.notes]
     lines.append(f"{output}: a run after {found.step if step is None else step} updates; go on:")
@@ -85,7 +86,7 @@ def export(run: Path, kind: Any, output: Path, model: Any, heads: int | None) ->
     try:
         found = runs.read_any(run, heads=heads)
         warnings = exports.export(found, output, kind=kind, model=model)
-    except (ValueError, OSError, RuntimeError) as error:
+    except EXPECTED as error:
         raise click.ClickException(str(error)) from None
     lines = [f"{run}: the network after {found.step} updates", *found.notes]
     click.echo("\n  ".join(lines))

@@ -73,7 +73,7 @@ system = click.option(
 
 def read_given_alignment(options: Mapping[str, Any]) -> Any:
     """The alignment that `--alignment` (or the argument) and the options `of_alignment` say."""
-    from dinosr_jax.data.alignments import read_alignment
+    from dinosr_jax.data.phones.alignments import read_alignment
 
     how = {name: options[name] for name in ("kind", "tier", "stress")}
     return read_alignment(options["alignment"], **how).with_prefix(options["prefix"])

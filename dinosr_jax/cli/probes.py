@@ -74,10 +74,10 @@ def frames_command(context: click.Context, **options: Any) -> None:
 
     CHECKPOINT and INPUT as in `run`. Tested on other speakers, where several are known.
     """
-    from dinosr_jax.evaluation import frames
+    from dinosr_jax.evaluation.probes import frame_classifier
 
     names = ("num_steps", "batch_frames", "learning_rate")
-    settings = frames.Settings(**{name: options.pop(name) for name in names})
+    settings = frame_classifier.ClassifierSettings(**{name: options.pop(name) for name in names})
     _compare(context, options, tasks=("frames",), wish={"of_frames": settings})
 
 
@@ -107,12 +107,12 @@ def recognition_command(
 
     CHECKPOINT and INPUT as in `run`.
     """
-    from dinosr_jax.evaluation import learning
+    from dinosr_jax.evaluation.probes import head_training
 
     options["learning_rates"] = learning_rates
     apply_recipe(context, options, config)
     names = ("num_steps", "eval_steps", "batch_size")
-    settings = learning.Settings(
+    settings = head_training.HeadSettings(
         learning_rates=parse_rates(options.pop("learning_rates")),
         seed=options["seed"],
         **{name: options.pop(name) for name in names},
@@ -122,23 +122,27 @@ def recognition_command(
 
 def _recognise(context: click.Context, options: dict[str, Any], settings: Any) -> None:
     """Phone recognition alone: features need not be held."""
-    from dinosr_jax.evaluation import comparison, recognition, superb
+    from dinosr_jax.evaluation import comparison
+    from dinosr_jax.evaluation.probes import phone_recognition
+    from dinosr_jax.evaluation.superb import systems
 
     output = options.pop("output") or evaluation_folder(options["checkpoint"])
     with following() as telling:
         trained, corpus = _open(options)
-        rows = superb.evaluate(
+        rows = systems.evaluate(
             trained,
             comparison.to_recognise(corpus),
-            recognition.recognise,
+            phone_recognition.recognise,
             kind="recognition",
             output=output,
             command=command_text(context),
-            wish=superb.Wish(settings, int(options["max_memory"] * 2**30), options["cache"]),
+            wish=systems.TaskOptions(
+                settings, int(options["max_memory"] * 2**30), options["cache"]
+            ),
             telling=telling,
         )
     click.echo(f"{options['checkpoint']}, {trained.step} updates; {options['data_dir']}")
-    click.echo(f"{superb.summary(rows, kind='recognition')}\n{output / 'recognition'}.json")
+    click.echo(f"{systems.summary(rows, kind='recognition')}\n{output / 'recognition'}.json")
 
 
 def apply_recipe(context: click.Context, options: dict[str, Any], config: Path | None) -> None:
@@ -190,7 +194,7 @@ def _compare(
             corpus,
             output=output,
             command=command,
-            wish=comparison.Wish(
+            wish=comparison.ComparisonOptions(
                 tasks=tasks,
                 seed=options["seed"],
                 max_bytes=int(options["max_memory"] * 2**30),
@@ -207,7 +211,7 @@ def _compare(
 
 def _validated(checkpoint: Path, *, split: str) -> Any:
     """The layer that another split chose while a run trained; None where none is known."""
-    from dinosr_jax.evaluation import health, run_files
+    from dinosr_jax.report import health, run_files
 
     try:
         chosen = health.validated(run_files.read_run(_run_of(checkpoint)))
@@ -222,13 +226,13 @@ def _open(options: dict[str, Any]) -> tuple[Any, Any]:
 
     from dinosr_jax.evaluation import utterances
     from dinosr_jax.evaluation.corpus import open_corpus
-    from dinosr_jax.inference import model
+    from dinosr_jax.inference import pretrained
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     named = {name: options.get(name, "") for name in ("train_split", "split", "valid_split")}
     if options["checkpoint"].exists():  # else `load` says so
         check_splits(options["data_dir"], named)
-    trained = model.load(options["checkpoint"])
+    trained = pretrained.load(options["checkpoint"])
     given = {name: options[name] for name in ("prefix", "stress")}
     splits = list(filter(None, named.values()))
     if lexicon := options.get("lexicon"):
@@ -282,10 +286,7 @@ def _run_of(checkpoint: Path) -> Path:
 def following() -> Iterator[Any]:
     """Notices and progress; errors become one line."""
     from dinosr_jax.evaluation.comparison import Telling
-    from dinosr_jax.evaluation.results import ResultError
-    from dinosr_jax.inference.outputs import OutputError
     from dinosr_jax.progress import progress_bar
-    from dinosr_jax.training.checkpoint import CheckpointError
 
     shown = "{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     bar = progress_bar(bar_format=shown, desc="reading", unit="", unit_scale=True)
@@ -295,5 +296,5 @@ def following() -> Iterator[Any]:
         bar.set_description(name)
         return lambda done: bar.update(min(done, bar.total - bar.n))  # sums round
 
-    with one_line(ValueError, ResultError, OutputError, CheckpointError, OSError), bar:
+    with one_line(), bar:
         yield Telling(bar.write, stage)

@@ -49,8 +49,8 @@ def transcribe(
     INPUT as in `extract`. Words have their start and end in seconds. The same command goes on where
     it stopped.
     """
-    from dinosr_jax.inference.emissions import check_recogniser, clock_of
-    from dinosr_jax.inference.transcribe import transcribe_files
+    from dinosr_jax.inference.recognition.emissions import check_recogniser, clock_of
+    from dinosr_jax.inference.recognition.transcribe import transcribe_files
 
     wish = {name: given.pop(name) for name in _DECODER}
     with network(checkpoint, given, skip_bad) as (trained, settings):
@@ -73,8 +73,8 @@ def choose_decoding(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> Any:
     """The `Decoding` that options ask for."""
     import functools
 
-    from dinosr_jax.inference import decoding
-    from dinosr_jax.inference.transcribe import Decoding
+    from dinosr_jax.inference.recognition import decoding
+    from dinosr_jax.inference.recognition.transcribe import Decoding
 
     chosen = wish.pop("decoder") or ("beam" if wish["lm"] or wish["settings"] else "greedy")
     given = {name: value for name, value in wish.items() if value is not None}
@@ -84,7 +84,7 @@ def choose_decoding(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> Any:
         make = functools.partial(decoding.greedy, vocabulary, clock)
         return Decoding(make, {"decoder": "greedy"})
     from dinosr_jax.cli.sweep import check_words, settings_of
-    from dinosr_jax.inference import beam_search
+    from dinosr_jax.inference.recognition import beam_search
 
     settings = settings_of(wish)
     check_words(vocabulary, settings, say=functools.partial(click.echo, err=True))
@@ -123,20 +123,20 @@ def wer_command(hypotheses: Path, reference: Path, output: Path | None, **given:
     """Word and character error rates of HYP, the output of `transcribe`, with an interval."""
     import json
 
-    from dinosr_jax.evaluation import references, wer
-    from dinosr_jax.inference.outputs import OutputError, write_text
+    from dinosr_jax.evaluation.wer import rates, references
+    from dinosr_jax.inference.outputs import write_text
 
-    with one_line(ValueError, OSError, OutputError):
+    with one_line():
         said = references.read_transcripts(hypotheses)
         where = {name: given.pop(name) for name in ("split", "language")}
         known = references.read_transcripts(reference, **where)
         pairs, extra = references.join(known, said, path=reference)
-        found = wer.rates(pairs, num_worst=given.pop("worst"), **given)
+        found = rates.rates(pairs, num_worst=given.pop("worst"), **given)
         if output is not None:
             sides = {"hypotheses": str(hypotheses), "reference": str(reference), **where}
-            report = sides | wer.to_dict(found) | {"not_in_reference": extra}
+            report = sides | rates.to_dict(found) | {"not_in_reference": extra}
             write_text(output, json.dumps(report, indent=2, allow_nan=False) + "\n")
-    click.echo(wer.to_text(found))
+    click.echo(rates.to_text(found))
     if extra:
         some = ", ".join(extra[:3]) + (" ..." if len(extra) > 3 else "")
         click.echo(f"{len(extra)} of HYP are not in the reference and were not used: {some}")
@@ -204,11 +204,11 @@ def ngram(
     KenLM's lmplz.
     """
     from dinosr_jax.data import vocabulary as vocabularies
-    from dinosr_jax.evaluation.references import read_transcripts
-    from dinosr_jax.inference.ngram import Bigram
-    from dinosr_jax.inference.outputs import OutputError, write_text
+    from dinosr_jax.evaluation.wer.references import read_transcripts
+    from dinosr_jax.inference.outputs import write_text
+    from dinosr_jax.inference.recognition.ngram import Bigram
 
-    with one_line(ValueError, OSError, OutputError):
+    with one_line():
         if language and not split:
             raise ValueError("--language is of a prepared dataset, with --split")
         found = read_transcripts(transcripts, split=split, language=language)

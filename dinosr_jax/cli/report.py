@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from dinosr_jax.cli import options as shared
+from dinosr_jax.errors import UserError
 
 
 @click.command()
@@ -17,12 +18,11 @@ def report(run: Path, output: Path | None) -> None:
     `evaluate` in RUN/evaluation. The page needs no network; its figures lie beside it as PNG. What
     is not measured is said in its place, with the command that measures it.
     """
-    from dinosr_jax.evaluation.report import write_report
-    from dinosr_jax.evaluation.run_files import ReportError
+    from dinosr_jax.report.page import write_report
 
     try:
         written = write_report(run, output)
-    except ReportError as error:
+    except UserError as error:
         raise click.ClickException(str(error)) from None
     for problem in written.problems:
         click.echo(f"warning: {problem}", err=True)

@@ -62,12 +62,12 @@ def keywords(context: click.Context, **options: Any) -> None:
     DATA is the folder of the archive (folders of words, validation_list.txt, testing_list.txt,
     _background_noise_), or what TFDS prepared as speech_commands. SUPERB has version 0.01.
     """
-    from dinosr_jax.evaluation import classification
-    from dinosr_jax.evaluation.keywords import read_keywords
+    from dinosr_jax.evaluation.superb import utterance_tasks
+    from dinosr_jax.evaluation.superb.keywords import read_keywords
 
     apply_recipe(context, options, options.pop("config"))
     read = functools.partial(read_keywords, test_folder=options.pop("test_folder"))
-    prepare = functools.partial(classification.classify, balanced=True)
+    prepare = functools.partial(utterance_tasks.classify, balanced=True)
     _run(context, "keywords", read, prepare, options)
 
 
@@ -79,11 +79,11 @@ def intent(context: click.Context, **options: Any) -> None:
     DATA is the folder of the corpus: data/train_data.csv, valid_data.csv and test_data.csv with
     path, action, object, location, and the recordings. All three have to be right.
     """
-    from dinosr_jax.evaluation import classification
-    from dinosr_jax.evaluation.intents import read_intents
+    from dinosr_jax.evaluation.superb import utterance_tasks
+    from dinosr_jax.evaluation.superb.intents import read_intents
 
     apply_recipe(context, options, options.pop("config"))
-    prepare = functools.partial(classification.classify, balanced=False)
+    prepare = functools.partial(utterance_tasks.classify, balanced=False)
     _run(context, "intent", read_intents, prepare, options)
 
 
@@ -124,7 +124,7 @@ def slots(context: click.Context, **options: Any) -> None:
     DATA holds all.iob.snips.txt, slots.txt, and recordings in train/, valid/ and test/, as s3prl
     prepares them.
     """
-    from dinosr_jax.evaluation.slots import fill_slots, read_slots
+    from dinosr_jax.evaluation.superb.slots import fill_slots, read_slots
 
     apply_recipe(context, options, options.pop("config"))
     read = functools.partial(read_slots, voices=options.pop("voices"))
@@ -151,20 +151,20 @@ def asr(context: click.Context, **options: Any) -> None:
     DATA is a prepared dataset with transcripts. Emissions are one .npy [frames, symbols] an
     utterance, float32, with the blank first and, of letters, in fairseq's order.
     """
-    from dinosr_jax.evaluation import transcription
+    from dinosr_jax.evaluation.superb import letters
 
     apply_recipe(context, options, options.pop("config"))
     splits = {name: options.pop(name) for name in ("train_split", "valid_split", "split")}
-    with one_line(ValueError):
+    with one_line():
         check_splits(options["data"], splits)
     symbols, vocabulary = options.pop("symbols"), []
 
     def read(data: Path) -> Any:
-        examples = transcription.read_transcripts(data, **splits)
-        vocabulary.append(transcription.vocabulary_of(examples, symbols=symbols))
-        return transcription.spelt(examples, vocabulary=vocabulary[0])
+        examples = letters.read_letters(data, **splits)
+        vocabulary.append(letters.vocabulary_of(examples, symbols=symbols))
+        return letters.spelt(examples, vocabulary=vocabulary[0])
 
-    prepare = lambda examples, settings: transcription.transcribe(
+    prepare = lambda examples, settings: letters.transcribe(
         examples, settings=settings, vocabulary=vocabulary[0]
     )
     _run(context, "asr", read, prepare, options)
@@ -176,8 +176,9 @@ def _run(
     """Reads, learns, tests, prints; what is left of the options are settings."""
     import logging
 
-    from dinosr_jax.evaluation import heads, learning, superb
-    from dinosr_jax.inference import model
+    from dinosr_jax.evaluation.probes import head_training, heads
+    from dinosr_jax.evaluation.superb import systems
+    from dinosr_jax.inference import pretrained
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     checkpoint, data = options.pop("checkpoint"), options.pop("data")
@@ -187,18 +188,18 @@ def _run(
     masks = {name: options.pop(name) for name in heads.Augment._fields if name in options}
     rates = parse_rates(options.pop("learning_rates"))
     augment = heads.Augment(**masks) if masks else None
-    settings = learning.Settings(learning_rates=rates, augment=augment, **options)
+    settings = head_training.HeadSettings(learning_rates=rates, augment=augment, **options)
     with following() as telling:
-        trained = model.load(checkpoint)
-        rows = superb.evaluate(
+        trained = pretrained.load(checkpoint)
+        rows = systems.evaluate(
             trained,
             read(data),
             prepare,
             kind=kind,
             output=output,
             command=command_text(context),
-            wish=superb.Wish(settings, max_bytes, **kept),
+            wish=systems.TaskOptions(settings, max_bytes, **kept),
             telling=telling,
         )
     click.echo(f"{checkpoint}, {trained.step} updates; {data}")
-    click.echo(f"{superb.summary(rows, kind=kind)}\n{output / kind}.json")
+    click.echo(f"{systems.summary(rows, kind=kind)}\n{output / kind}.json")

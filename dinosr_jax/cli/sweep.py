@@ -30,11 +30,11 @@ def tune(
     Raises:
       ValueError: There are no references, or no n-gram, or the decoder is not to be had.
     """
-    from dinosr_jax.evaluation import references
-    from dinosr_jax.inference import beam_search, sweep
-    from dinosr_jax.inference.emissions import check_recogniser, clock_of, emissions
-    from dinosr_jax.inference.extract import of_shard, parse_shard
-    from dinosr_jax.inference.inputs import open_inputs, refuse
+    from dinosr_jax.evaluation.wer import references
+    from dinosr_jax.inference.features.writer import of_shard, parse_shard
+    from dinosr_jax.inference.recognition import beam_search, sweep
+    from dinosr_jax.inference.recognition.emissions import check_recogniser, clock_of, emissions
+    from dinosr_jax.inference.recordings import open_inputs, refuse
     from dinosr_jax.progress import progress_bar
 
     check_recogniser(trained)
@@ -56,7 +56,7 @@ def tune(
     if not rows:
         raise ValueError("none of the recordings has a reference")
     settings["say"](f"{len(rows)} utterances, {number} trials")
-    task = sweep.Task(trained.vocabulary, clock_of(trained), start, *zip(*rows, strict=True))
+    task = sweep.SweepTask(trained.vocabulary, clock_of(trained), start, *zip(*rows, strict=True))
     with progress_bar(total=number, unit="trial") as bar:
         how = {"num_workers": settings["options"].num_workers, "progress": bar.update}
         trials = sweep.sweep(task, sweep.draw(number, seed=seed), **how)
@@ -74,7 +74,7 @@ def _reference(known: dict[str, Any]) -> tuple[Path, str]:
 
 def check_words(vocabulary: Any, settings: Any, *, say: Callable[[str], None]) -> None:
     """Says how many words of the lexicon cannot be spelt; ValueError where none can be used."""
-    from dinosr_jax.inference import beam_search
+    from dinosr_jax.inference.recognition import beam_search
 
     words = beam_search.lexicon_of(vocabulary, settings)
     if words is not None and words.note():
@@ -83,8 +83,8 @@ def check_words(vocabulary: Any, settings: Any, *, say: Callable[[str], None]) -
 
 def settings_of(wish: dict[str, Any]) -> Any:
     """Settings of beam search from the options of a command; a file of them comes first."""
-    from dinosr_jax.inference import beam_search
+    from dinosr_jax.inference.recognition import beam_search
 
     given = {name: value for name, value in wish.items() if value is not None}
     file = given.pop("settings", None)
-    return beam_search.Settings(**((beam_search.read_settings(file) if file else {}) | given))
+    return beam_search.BeamSettings(**((beam_search.read_settings(file) if file else {}) | given))

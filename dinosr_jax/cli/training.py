@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import EXPECTED
 
 
 @click.command("compile", context_settings={"ignore_unknown_options": True})
@@ -40,7 +41,7 @@ def compile_command(
     import sys
 
     from dinosr_jax.config import read_file
-    from dinosr_jax.training import ahead
+    from dinosr_jax.training.planning import tpu_compile
 
     terminal, told = sys.stderr.isatty(), []
 
@@ -52,8 +53,8 @@ def compile_command(
 
     try:
         values = read_file(config, overrides)
-        found = ahead.compile_ahead(values, libtpu=libtpu, progress=progress, **options)
-    except (ahead.AheadError, ValueError, OSError) as error:
+        found = tpu_compile.compile_ahead(values, libtpu=libtpu, progress=progress, **options)
+    except EXPECTED as error:
         raise click.ClickException(str(error)) from None
     click.echo("\n" * terminal, nl=False, err=True)
     click.echo(json.dumps(found.to_dict()) if as_json else found.to_text(values["num_steps"]))
@@ -78,7 +79,7 @@ def scale(config: Path, overrides: tuple[str, ...], **options: Any) -> None:
     gets smaller; learning rate, Adam, EMA, codebook decay and schedule follow.
     """
     from dinosr_jax.config import read_file
-    from dinosr_jax.training import scaling
+    from dinosr_jax.training.planning import scaling
 
     try:
         changed = scaling.scale(read_file(config, overrides), **options)

@@ -1,8 +1,7 @@
 """What comes in: folders of audio become random-access records, then batches of waveforms.
 
-The only room of the package that imports tensorflow, and only in `corpora`, `librispeech`,
-`librispeech_builder`, `manifest` and `pipeline`; `archives`, `audio`, `batching`, `checking` and
-`sources` do without it.
+The only room of the package that imports tensorflow, and only in `manifest`,
+`batches.pipeline` and, of `prepare`, in `audio_folder`, `librispeech` and `librispeech_builder`.
 """
 
 import os

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinosr_jax.errors import UserError
+
 Source = bytes | str | os.PathLike
 
 _RATES = range(1_000, 1_000_001)  # Hz; beyond, resampling would need absurd memory
@@ -36,7 +38,7 @@ _OGG_END_OF_STREAM = 0x04
 _END_BYTES = 2**17  # an Ogg page is at most half of it
 
 
-class AudioError(ValueError):
+class AudioError(UserError, ValueError):
     """One recording cannot be used; the message names it, says why, and what to do."""
 
 

@@ -21,8 +21,9 @@ from absl import logging
 
 from dinosr_jax import files
 from dinosr_jax.data.audio import SAMPLE_RATE
-from dinosr_jax.data.checking import map_in_threads
 from dinosr_jax.data.decoder import AudioError, opened
+from dinosr_jax.data.threads import map_in_threads
+from dinosr_jax.errors import UserError
 from dinosr_jax.progress import progress_bar
 
 CACHE_NAME = "manifest_{split}.tsv"
@@ -30,7 +31,7 @@ _CHUNK_RECORDS = 64  # read at a time
 _COLUMNS = ("id", "num_samples", "speaker", "language", "text")
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A prepared dataset cannot be read; the message says what was expected and what to do."""
 
 

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from dinosr_jax.errors import UserError
+
 MAX_UNPACKED_BYTES = 2 * 2**30  # of a gzip file: a small one may hold terabytes
 _CHUNK_BYTES = 2**20
 
 
-class TextError(ValueError):
+class TextError(UserError, ValueError):
     """A text file cannot be used; the message says where, what was found and what was expected."""
 
 

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.text_files import TextError, nfc, read_text
+from dinosr_jax.errors import UserError
 
 BLANK, PADDING, END, UNKNOWN = range(4)
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -24,7 +25,7 @@ _LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"  # in the order of fairseq's dict.ltr.
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 
 
-class VocabularyError(ValueError):
+class VocabularyError(UserError, ValueError):
     """A transcript or a list of symbols cannot be used; the message says why."""
 
 

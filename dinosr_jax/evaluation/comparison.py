@@ -10,42 +10,38 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dinosr_jax.data import audio
-from dinosr_jax.evaluation import (
-    baselines,
-    features,
-    frames,
-    learning,
-    probes,
-    recognition,
-    results,
-)
-from dinosr_jax.evaluation.answer import Validated
+from dinosr_jax.evaluation import result_files
 from dinosr_jax.evaluation.corpus import Corpus, write_example
-from dinosr_jax.evaluation.examples import Example, Examples, gather
+from dinosr_jax.evaluation.features import in_memory
+from dinosr_jax.evaluation.probes import frame_classifier, head_training, phone_recognition
+from dinosr_jax.evaluation.probes import rows as probe_rows
+from dinosr_jax.evaluation.probes.examples import Example, Examples, gather
+from dinosr_jax.evaluation.result_files import Validated
+from dinosr_jax.evaluation.units import baselines
 from dinosr_jax.evaluation.utterances import Division, LabelError, Labelled, describe, divide
-from dinosr_jax.inference.inputs import Recording
-from dinosr_jax.inference.model import Model
+from dinosr_jax.inference.pretrained import Pretrained
+from dinosr_jax.inference.recordings import Recording
 
-Task = Literal["units", "frames", "recognition"]
+TaskName = Literal["units", "frames", "recognition"]
 # name of a stage and all that is to be done -> what is told how much more is done
 Stage = Callable[[str, float], Callable[[float], None]]
 _EXAMPLE = "utterance.npz"
 _VALID_SHARE = 0.15  # of the training utterances, where no validation split is named
 
 
-class Wish(NamedTuple):
+class ComparisonOptions(NamedTuple):
     """What to compare, and how much of it.
 
     `fit_minutes` of the training split are clustered (None: 256 frames a cluster); `max_bytes` of
     features are held; `seed` is that of the untrained network, of k-means and of the classifiers.
     """
 
-    tasks: tuple[Task, ...] = ("units", "frames", "recognition")
+    tasks: tuple[TaskName, ...] = ("units", "frames", "recognition")
     fit_minutes: float | None = None
-    max_bytes: int = features.MAX_BYTES
+    max_bytes: int = in_memory.MAX_BYTES
     seed: int = 0
-    of_frames: frames.Settings = frames.Settings()
-    of_recognition: learning.Settings = learning.Settings()
+    of_frames: frame_classifier.ClassifierSettings = frame_classifier.ClassifierSettings()
+    of_recognition: head_training.HeadSettings = head_training.HeadSettings()
 
 
 class Telling(NamedTuple):
@@ -56,14 +52,14 @@ class Telling(NamedTuple):
 
 
 def compare(
-    model: Model,
+    model: Pretrained,
     corpus: Corpus,
     *,
     output: Path,
     command: str,
-    wish: Wish | None = None,
+    wish: ComparisonOptions | None = None,
     telling: Telling | None = None,
-) -> dict[Task, list[dict[str, Any]]]:
+) -> dict[TaskName, list[dict[str, Any]]]:
     """Computes what is wished, and writes OUTPUT/units.json, frames.json, recognition.json.
 
     Args:
@@ -83,17 +79,17 @@ def compare(
       AudioError: A recording cannot be read.
       OutputError: The folder cannot be written to.
     """
-    wish, telling = wish or Wish(), telling or Telling()
+    wish, telling = wish or ComparisonOptions(), telling or Telling()
     write = functools.partial(
-        results.write_results,
+        result_files.write_results,
         command=command,
         checkpoint=model.path,
         step=model.step,
         seed=wish.seed,
     )
     of_units = baselines.rule(model).to_text() if "units" in wish.tasks else ""
-    fresh = features.untrained(model, seed=wish.seed)
-    found: dict[Task, list[dict[str, Any]]] = {}
+    fresh = in_memory.untrained(model, seed=wish.seed)
+    found: dict[TaskName, list[dict[str, Any]]] = {}
     if "units" in wish.tasks:
         found["units"], data = compare_units(model, fresh, corpus, wish, telling)
         rule = f"{of_units}; {corpus.phones_are()}"
@@ -111,7 +107,7 @@ def compare(
 
 
 def compare_units(
-    model: Model, fresh: Model, corpus: Corpus, wish: Wish, telling: Telling
+    model: Pretrained, fresh: Pretrained, corpus: Corpus, wish: ComparisonOptions, telling: Telling
 ) -> tuple[list[dict[str, Any]], str]:
     """Unit quality: codes of every codebook; k-means on this network, MFCC, the untrained network.
 
@@ -132,9 +128,9 @@ def compare_units(
     for system in ("kmeans", "mfcc", "untrained"):
         told = telling.stage(f"k-means on {NAMES[system]}", _seconds(fitted) + _seconds(tested))
         if system == "mfcc":
-            compute = functools.partial(features.of_mfcc, model=model)
+            compute = functools.partial(in_memory.of_mfcc, model=model)
         else:
-            compute = functools.partial(features.of_network, networks[system], layers=layers)
+            compute = functools.partial(in_memory.of_network, networks[system], layers=layers)
         train, test = (compute(some, progress=told) for some in (fitted, tested))
         codes = baselines.kmeans_codes(train, test, **kmeans)
         rows += [row(of_layer, system=system, layer=i) for i, of_layer in codes.items()]
@@ -151,8 +147,8 @@ def _seconds(recordings: Sequence[Recording]) -> float:
 
 
 def _probe(
-    model: Model, fresh: Model, corpus: Corpus, wish: Wish, telling: Telling
-) -> dict[Task, tuple[list[dict[str, Any]], str]]:
+    model: Pretrained, fresh: Pretrained, corpus: Corpus, wish: ComparisonOptions, telling: Telling
+) -> dict[TaskName, tuple[list[dict[str, Any]], str]]:
     """Rows, and on what they are, of both probes; features are computed once for each system."""
     division, valid = divide(corpus.train, corpus.test), tuple(corpus.valid)
     if "recognition" in wish.tasks and not valid:
@@ -160,11 +156,13 @@ def _probe(
     division, valid, dtype = _that_fit(model, division, valid, wish, telling)
     frame_division = division._replace(train=(*division.train, *valid))
     everyone = [*frame_division.train, *division.test]
-    rows: dict[Task, list[dict[str, Any]]] = {task: [] for task in wish.tasks if task != "units"}
+    rows: dict[TaskName, list[dict[str, Any]]] = {
+        task: [] for task in wish.tasks if task != "units"
+    }
     for system, network in (("codebook", model), ("mfcc", model), ("untrained", fresh)):
         held = _features(system, network, everyone, dtype, telling)
         if "frames" in rows:
-            found = probes.probe_frames(
+            found = probe_rows.probe_frames(
                 held,
                 frame_division,
                 conv_layers=model.config.model.conv_layers,
@@ -174,7 +172,7 @@ def _probe(
             rows["frames"] += [{"system": system} | row for row in found]
         if "recognition" in rows:
             steps = wish.of_recognition.num_steps
-            row = probes.recognise(
+            row = probe_rows.recognise(
                 held,
                 division,
                 valid,
@@ -199,13 +197,13 @@ def to_recognise(corpus: Corpus) -> Examples:
     division, valid = divide(corpus.train, corpus.test), tuple(corpus.valid)
     if not valid:
         division, valid = _with_validation(division)
-    said = lambda some: [Example(u.recording, recognition.spoken(u.phones)) for u in some]
+    said = lambda some: [Example(u.recording, phone_recognition.spoken(u.phones)) for u in some]
     parts = {"train": division.train, "valid": valid, "test": division.test}
     data = f"{corpus.split} of {corpus.data_dir}, {corpus.phones_are()}, divided {division.rule}"
     return gather({part: said(some) for part, some in parts.items()}, data=data)
 
 
-def _rule(task: Task, wish: Wish, corpus: Corpus) -> str:
+def _rule(task: TaskName, wish: ComparisonOptions, corpus: Corpus) -> str:
     if task == "frames":
         text = "the phone at the centre of what the network's frame reads, silence too; linear "
         text += "classifiers of layers (0: what the first one reads) and of SUPERB's weighted sum"
@@ -223,12 +221,16 @@ def _with_validation(division: Division) -> tuple[Division, tuple[Labelled, ...]
 
 
 def _that_fit(
-    model: Model, division: Division, valid: Sequence[Labelled], wish: Wish, telling: Telling
+    model: Pretrained,
+    division: Division,
+    valid: Sequence[Labelled],
+    wish: ComparisonOptions,
+    telling: Telling,
 ) -> tuple[Division, tuple[Labelled, ...], type]:
     """The utterances whose features can be held, and in which type."""
     parts = (division.train, division.test, tuple(valid))
     everyone = [u.recording for part in parts for u in part]
-    kept, dtype = features.room(everyone, model=model, max_bytes=wish.max_bytes, say=telling.say)
+    kept, dtype = in_memory.room(everyone, model=model, max_bytes=wish.max_bytes, say=telling.say)
     ids = {recording.id for recording in kept}
     train, test, valid = (tuple(u for u in part if u.recording.id in ids) for part in parts)
     if not train or not test or (parts[2] and not valid):
@@ -240,13 +242,13 @@ def _that_fit(
 
 
 def _features(
-    system: str, network: Model, everyone: Sequence[Labelled], dtype: type, telling: Telling
-) -> features.Features:
+    system: str, network: Pretrained, everyone: Sequence[Labelled], dtype: type, telling: Telling
+) -> in_memory.Features:
     recordings = [utterance.recording for utterance in everyone]
     told = telling.stage(f"features of {NAMES[system]}", _seconds(recordings))
     if system == "mfcc":
-        return features.of_mfcc(recordings, model=network, progress=told)
-    return features.of_network(network, recordings, dtype=dtype, progress=told)
+        return in_memory.of_mfcc(recordings, model=network, progress=told)
+    return in_memory.of_network(network, recordings, dtype=dtype, progress=told)
 
 
 NAMES = {
@@ -258,7 +260,7 @@ NAMES = {
 
 
 def summary(
-    found: Mapping[Task, Sequence[Mapping[str, Any]]], validated: Validated | None = None
+    found: Mapping[TaskName, Sequence[Mapping[str, Any]]], validated: Validated | None = None
 ) -> str:
     """The best of each system side by side, as a table; PER is best where it is least.
 
@@ -284,7 +286,7 @@ def summary(
                 by = f", chosen on {validated.split}"
             best = max(own, key=lambda row: sign * row[name])
             layer = best["layer"]
-            where = {None: "", results.WEIGHTED: " (all layers)"}.get(
+            where = {None: "", result_files.WEIGHTED: " (all layers)"}.get(
                 layer, f" (layer {layer}{by})"
             )
             cells.append(f"{best[name]:.3f}{where}")

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dinosr_jax.data import audio
-from dinosr_jax.data.alignments import Alignment
-from dinosr_jax.evaluation import baselines
+from dinosr_jax.data.phones.alignments import Alignment
+from dinosr_jax.evaluation.units import baselines
 from dinosr_jax.evaluation.utterances import LabelError, Labelled, read_split
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.inputs import Recording
-from dinosr_jax.inference.model import Model
+from dinosr_jax.inference.pretrained import Pretrained
+from dinosr_jax.inference.recordings import Recording
 
 _EXAMPLE_SECONDS = (2.0, 6.0)
 
@@ -39,7 +39,7 @@ def open_corpus(
     data_dir: Path,
     alignment: Alignment,
     *,
-    model: Model,
+    model: Pretrained,
     train_split: str,
     split: str,
     valid_split: str = "",
@@ -77,7 +77,7 @@ def open_corpus(
     return Corpus(data_dir, alignment, train_split, split, recordings, train, test, valid)
 
 
-def write_example(model: Model, corpus: Corpus, path: Path) -> None:
+def write_example(model: Pretrained, corpus: Corpus, path: Path) -> None:
     """Writes an utterance of 2 to 6 s with its phones and codes, to be looked at."""
     low, high = _EXAMPLE_SECONDS
     seconds = lambda u: u.recording.num_samples / audio.SAMPLE_RATE

@@ -9,17 +9,17 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifests
-from dinosr_jax.data.alignments import Alignment, read_alignment
-from dinosr_jax.data.labelled import PHONES_NAME, phones_path
-from dinosr_jax.data.phones import Phone, Stress, frame_labels, read_lexicon
+from dinosr_jax.data.phones.alignments import PHONES_NAME, Alignment, phones_path, read_alignment
+from dinosr_jax.data.phones.phones import Phone, Stress, frame_labels, read_lexicon
 from dinosr_jax.data.text_files import nfc
-from dinosr_jax.inference.inputs import Recording, open_inputs
+from dinosr_jax.errors import UserError
+from dinosr_jax.inference.recordings import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
 _DATASETS = ("audio_folder", "librispeech/lazy_decode")
 
 
-class LabelError(ValueError):
+class LabelError(UserError, ValueError):
     """There are no phones, or too few utterances with them; the message says what to do."""
 
 

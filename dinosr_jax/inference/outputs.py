@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from dinosr_jax import files
-from dinosr_jax.inference.inputs import printable
+from dinosr_jax.errors import UserError
+from dinosr_jax.inference.recordings import printable
 
 SKIPPED = "skipped.tsv"
 
@@ -48,7 +49,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-class OutputError(RuntimeError):
+class OutputError(UserError, RuntimeError):
     """Output cannot be written, or belongs to something else; the message says what to do."""
 
 

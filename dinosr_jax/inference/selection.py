@@ -16,7 +16,7 @@ Network = Literal["student", "teacher"]
 
 
 class Selection(NamedTuple):
-    """One tensor of some layers; computed by `batches.Forward`. 0 is the encoder's input."""
+    """One tensor of some layers; computed by `batched.Forward`. 0 is the encoder's input."""
 
     layers: tuple[int, ...]
     tensor: Tensor

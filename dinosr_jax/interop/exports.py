@@ -19,7 +19,7 @@ from dinosr_jax.interop import (
 )
 from dinosr_jax.interop.formats import Imported, InteropError
 from dinosr_jax.interop.runs import written_whole
-from dinosr_jax.interop.torch_writing import write_torch_file
+from dinosr_jax.interop.torch_file.writer import write_torch_file
 from dinosr_jax.model.feature_encoder import receptive_field
 
 Kind = Literal["huggingface", "fairseq", "spidr", "s3prl"]

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from dinosr_jax.config import parse
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import (
     fairseq,
     fairseq_files,
@@ -25,7 +26,7 @@ from dinosr_jax.interop import (
     tokenizers,
 )
 from dinosr_jax.interop.shapes import infer_config
-from dinosr_jax.interop.torch_files import Tensor, TorchFile, plain
+from dinosr_jax.interop.torch_file.reader import Tensor, TorchFile, plain
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
 
@@ -35,7 +36,7 @@ _DAMAGE += (MemoryError, RecursionError, SyntaxError)
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
-class InteropError(ValueError):
+class InteropError(UserError, ValueError):
     """A checkpoint cannot be read; the message says what was found and what was expected."""
 
 

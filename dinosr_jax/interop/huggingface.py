@@ -14,7 +14,7 @@ import numpy as np
 
 from dinosr_jax.interop import naming
 from dinosr_jax.interop.fairseq import Naming, Place, student_entries
-from dinosr_jax.interop.torch_files import Tensor, TorchFile
+from dinosr_jax.interop.torch_file.reader import Tensor, TorchFile
 from dinosr_jax.recipes import published_recipe
 
 SIDE_FILE = "dinosr.safetensors"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.training import processes
 
 _LOG = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _CODES = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION", "INVA
 Found = TypeVar("Found")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written, read or gone on from; the message says what to do."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinosr_jax.data.batching import SAMPLE_RATE
+from dinosr_jax.data.batches.crops import SAMPLE_RATE
 from dinosr_jax.model.attention import Implementation, implementation
 from dinosr_jax.model.feature_encoder import num_frames
 

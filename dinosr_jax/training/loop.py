@@ -14,28 +14,29 @@ from jax.sharding import Mesh
 
 from dinosr_jax import files
 from dinosr_jax.config import complete, to_text
+from dinosr_jax.errors import UserError
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.progress import progress_bar
 from dinosr_jax.training import processes, sharding
 from dinosr_jax.training.best import Best
 from dinosr_jax.training.checkpoint import Checkpoints, Restored, check_same_run
+from dinosr_jax.training.compiled import Programs
+from dinosr_jax.training.ctc.step import make_finetuning_step
+from dinosr_jax.training.ctc.word_errors import TranscribedEvalData, WordErrors
 from dinosr_jax.training.devices import check_attention
 from dinosr_jax.training.environment import record_environment
-from dinosr_jax.training.evaluation import EvalData, Evaluation, PhoneData
-from dinosr_jax.training.finetuning import make_finetuning_step
 from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.logs import RunLog
 from dinosr_jax.training.metrics import to_record
 from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.programs import Programs
 from dinosr_jax.training.state import TrainState, init_state
 from dinosr_jax.training.step import make_first_codewords, make_train_step
-from dinosr_jax.training.word_errors import TranscribedEvalData, WordErrors
+from dinosr_jax.training.validation import EvalData, Evaluation, PhoneData
 
 _LOG = logging.getLogger(__name__)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message says what was seen and what to do."""
 
 

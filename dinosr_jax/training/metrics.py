@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinosr_jax.data.batching import SAMPLE_RATE
+from dinosr_jax.data.batches.crops import SAMPLE_RATE
 from dinosr_jax.objective import information
 from dinosr_jax.objective.loss import regression_loss
 
@@ -28,7 +28,7 @@ def perplexity(distribution: Array) -> Array:
     return jnp.exp2(-jnp.sum(jnp.where(p > 0, p * jnp.log2(jnp.where(p > 0, p, 1.0)), 0.0), -1))
 
 
-class Statistics(NamedTuple):
+class PredictionSums(NamedTuple):
     """Sums over masked frames; those of several batches add up."""
 
     frames: Array  # [] masked frames
@@ -39,7 +39,7 @@ class Statistics(NamedTuple):
 
 
 @jax.named_scope("metrics")
-def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int) -> Statistics:
+def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int) -> PredictionSums:
     """Sums the predictions of the masked frames of the global batch; without gradient.
 
     Args:
@@ -49,7 +49,7 @@ def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int
       bins: P, bins of frame positions; at least T / 10.
 
     Returns:
-      `Statistics`.
+      `PredictionSums`.
     """
     logits = jax.lax.stop_gradient(logits)
     n, _, frames, size = logits.shape
@@ -60,7 +60,7 @@ def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int
     per_frame = jnp.pad(
         jnp.sum(chosen, axis=1), ((0, 0), (0, bins * POSITION_BIN_FRAMES - frames), (0, 0))
     )
-    return Statistics(
+    return PredictionSums(
         frames=jnp.sum(mask, dtype=jnp.float32),
         loss=total(optax.softmax_cross_entropy_with_integer_labels(logits, codes)),
         correct=total((jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32)),
@@ -86,7 +86,7 @@ def prediction_metrics(statistics: Any) -> dict[str, Array]:
       channels of the standard deviation over the masked frames, as fairseq's target_var and
       pred_var); explained_variance (1 - squared error / variance of the targets, of all channels
       together).
-      Of `Statistics`, each [N], one number a codebook: loss (cross-entropy in nats); accuracy;
+      Of `PredictionSums`, each [N], one number a codebook: loss (cross-entropy in nats); accuracy;
       top_code_share (what always guessing the most frequent code would reach); target_perplexity
       and prediction_perplexity (2^H of the mean one-hot code, and of the mean softmax);
       codeword_use (share of the codewords that occur); position_information (I(code; position) /
@@ -112,7 +112,7 @@ def prediction_metrics(statistics: Any) -> dict[str, Array]:
     }
 
 
-class Moments(NamedTuple):
+class FrameSums(NamedTuple):
     """Sums over frames; those of several batches add up."""
 
     frames: Array  # []
@@ -121,7 +121,7 @@ class Moments(NamedTuple):
 
 
 @jax.named_scope("metrics")
-def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[str, Moments]:
+def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[str, FrameSums]:
     """Sums over the real frames, in float32 and without gradient.
 
     Args:
@@ -129,27 +129,27 @@ def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[s
       padding_mask: [B, T] bool, True on padding; None where nothing is padded.
 
     Returns:
-      Name -> `Moments`.
+      Name -> `FrameSums`.
     """
 
-    def of(x: Array) -> Moments:
+    def of(x: Array) -> FrameSums:
         x = jax.lax.stop_gradient(x).astype(jnp.float32)
         real = jnp.ones(x.shape[:2], bool) if padding_mask is None else ~padding_mask
         x = jnp.where(real[..., None], x, 0.0)
         total = lambda y: jnp.sum(y, axis=(0, 1))
-        return Moments(total(real.astype(jnp.float32)), total(x), total(jnp.square(x)))
+        return FrameSums(total(real.astype(jnp.float32)), total(x), total(jnp.square(x)))
 
     return {name: of(x) for name, x in features.items()}
 
 
 @jax.named_scope("metrics")
-def standard_deviations(found: Mapping[str, Moments]) -> dict[str, Array]:
+def standard_deviations(found: Mapping[str, FrameSums]) -> dict[str, Array]:
     """Mean over the channels of the standard deviation over batch and time; scalars.
 
     fairseq compares such figures with min_target_var and min_pred_var (data2vec, compute_var).
     """
 
-    def of(moments: Moments) -> Array:
+    def of(moments: FrameSums) -> Array:
         frames = jnp.maximum(moments.frames, 1)
         variance = moments.squares / frames - jnp.square(moments.sums / frames)
         return jnp.mean(jnp.sqrt(jnp.maximum(variance, 0.0)))
@@ -161,8 +161,8 @@ class RegressionStatistics(NamedTuple):
     """Sums over masked frames, where targets are regressed; those of several batches add up."""
 
     loss: Array  # []
-    target: Moments
-    prediction: Moments
+    target: FrameSums
+    prediction: FrameSums
 
 
 def regression_statistics(predictions: Array, targets: Array, mask: Array) -> RegressionStatistics:
@@ -200,7 +200,7 @@ class HeldOut(NamedTuple):
     frames, masked or not.
     """
 
-    prediction: Statistics | RegressionStatistics
+    prediction: PredictionSums | RegressionStatistics
     tables: dict[str, Array]
 
 

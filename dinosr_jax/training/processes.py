@@ -20,12 +20,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from dinosr_jax.errors import UserError
+
 HEARTBEAT_SECONDS = 60  # one that is silent for so long counts as gone
 _BARRIER_SECONDS = 3600
 _LOG = logging.getLogger(__name__)
 
 
-class ProcessError(RuntimeError):
+class ProcessError(UserError, RuntimeError):
     """The processes cannot start together, or one of them is gone; says what to do."""
 
 

@@ -1,0 +1,1 @@
+"""From records to batches: the plans, and tf.data, which follows them."""

@@ -1,0 +1,180 @@
+"""The plan for speech that must stay whole: padded to few lengths. Pure NumPy.
+
+Transcripts belong to whole utterances, and so nothing is cropped: every utterance is padded up to
+one of at most 12 lengths, those that pad the least. What does not fill a batch moves up a length;
+the last batch of the longest is filled with empty rows, so that an epoch has every utterance once.
+Nothing depends on the number of devices or hosts.
+
+Shapes: N utterances, B rows of a batch.
+"""
+
+import math
+
+import numpy as np
+
+from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Epochs, Rung
+from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
+
+EMPTY = -1  # index of a row that only fills its batch
+
+
+def padded_lengths(
+    num_samples: np.ndarray,
+    *,
+    max_rungs: int,
+    free: int | None = None,
+    price: float = 0.0,
+    field: int = FIELD,
+    hop: int = HOP,
+) -> tuple[int, ...]:
+    """Chooses the lengths to pad to that add the fewest samples; exact, by dynamic programming.
+
+    Args:
+      num_samples: [N] int.
+      max_rungs: How many lengths at most.
+      free: How many cost nothing; None for all.
+      price: Samples that each of the others must save.
+      field: Samples that a frame sees.
+      hop: Samples from one frame to the next.
+
+    Returns:
+      Ascending, of `lengths_of_frames`; the last holds the longest utterance.
+    """
+    lengths = np.sort(np.asarray(num_samples, np.int64))
+    shortest = shortest_length(field=field, hop=hop)
+    step = shortest - field + hop
+    above = max(-(-(int(lengths[-1]) - shortest) // step), 0) * step
+    grid = lengths_of_frames(shortest + above, field=field, hop=hop)
+    upto = np.searchsorted(lengths, grid, side="right")  # utterances that fit
+    # cost[k][b]: what k lengths, the longest of them grid[b], make of all utterances that fit
+    cost, back = (grid * upto).astype(np.float64), []
+    best = [(cost[-1], (int(grid[-1]),))]
+    between = grid[None, :] * (upto[None, :] - upto[:, None])  # [a, b] padded to b, not to a
+    between = np.where(grid[:, None] < grid[None, :], between.astype(np.float64), np.inf)
+    for _ in range(1, min(max_rungs, len(grid))):
+        total = cost[:, None] + between
+        back.append(total.argmin(axis=0))
+        cost = total.min(axis=0)
+        rungs, place = [int(grid[-1])], len(grid) - 1
+        for choice in reversed(back):
+            place = int(choice[place])
+            rungs.append(int(grid[place]))
+        best.append((cost[-1], tuple(sorted(rungs))))
+    paid = lambda found: max(len(found[1]) - (free or max_rungs), 0) * price
+    return min(best, key=lambda found: (found[0] + paid(found), len(found[1])))[1]
+
+
+class PaddedPlan:
+    """All batches of whole utterances, as a pure function of (lengths, seed, step).
+
+    Attributes:
+      rungs: tuple of `Rung`, ascending: length, batch size, batches an epoch.
+      num_batches: batches an epoch, the same in every epoch.
+    """
+
+    def __init__(
+        self,
+        num_samples: np.ndarray,
+        *,
+        seed: int,
+        max_batch_seconds: float,
+        batch_multiple: int = 8,
+        max_rungs: int = 12,
+        field: int = FIELD,
+        hop: int = HOP,
+    ):
+        """Plans the batches.
+
+        Args:
+          num_samples: [N] int, lengths of the utterances at 16 kHz.
+          seed: 0 to 2**64 - 1; the order follows from it and from the epoch.
+          max_batch_seconds: audio in a batch at most, padding included.
+          batch_multiple: every batch size is a multiple of it.
+          max_rungs: number of lengths, that is of compiled shapes, at most.
+          field: samples that a frame sees.
+          hop: samples from one frame to the next.
+
+        Raises:
+          ValueError: there is no utterance, or `batch_multiple` of the longest do not fit.
+        """
+        self.num_samples = np.asarray(num_samples, np.int64)
+        self.seed = int(seed)
+        if not len(self.num_samples):
+            raise ValueError("no utterance is left; see what was left out, and why")
+        budget, longest = int(max_batch_seconds * SAMPLE_RATE), int(self.num_samples.max())
+        how = {"max_rungs": max_rungs, "field": field, "hop": hop}
+        self._lengths = padded_lengths(self.num_samples, **how)
+        if self._lengths[-1] * batch_multiple > budget:
+            raise ValueError(
+                f"max_batch_seconds = {max_batch_seconds:g} does not hold batch_multiple = "
+                f"{batch_multiple} utterances as long as the longest, of "
+                f"{longest / SAMPLE_RATE:.1f} s. Raise max_batch_seconds to "
+                f"{-(-self._lengths[-1] * batch_multiple // SAMPLE_RATE)}, or lower batch_multiple "
+                "or max_seconds"
+            )
+        self._rung_of = np.searchsorted(self._lengths, self.num_samples)
+        self.rungs = self._fill(budget, batch_multiple)
+        self.num_batches = sum(rung.num_batches for rung in self.rungs)
+        self._epochs = Epochs(self._draw, num_batches=self.num_batches)
+
+    def _fill(self, budget: int, multiple: int) -> tuple[Rung, ...]:
+        """Counts the batches of each length; what does not fill one moves up."""
+        counts = np.bincount(self._rung_of, minlength=len(self._lengths))
+        filled, left = [], 0
+        for place, (length, count) in enumerate(zip(self._lengths, counts, strict=True)):
+            available, last = int(count) + left, place == len(self._lengths) - 1
+            fits = budget // length // multiple * multiple
+            number = -(-available // fits) if last else available // fits
+            size = fits
+            if last:  # as few empty rows as there can be
+                size = math.ceil(math.ceil(available / number) / multiple) * multiple
+            left = 0 if last else available - number * size
+            filled.append(Rung(int(length), size, number))
+        return tuple(filled)
+
+    def batch(self, step: int) -> Crops:
+        """Gives the batch of one step: `indices` [B], -1 where a row is empty, `starts` [B] of 0.
+
+        Args:
+          step: 0, 1, 2, ...; the epoch is step // num_batches.
+
+        Returns:
+          The batch, the same however often and in whatever order it is asked for.
+
+        Raises:
+          ValueError: step is negative.
+        """
+        epoch, position = self._epochs.at(step)
+        length, indices = epoch[position]
+        return Crops(indices, np.zeros(len(indices), np.int64), length)
+
+    def _draw(self, number: int) -> list[tuple[int, np.ndarray]]:
+        """The batches of one epoch, in order: length, and indices [B]."""
+        key = np.array([self.seed, number], np.uint64)
+        random = np.random.Generator(np.random.Philox(key=key))
+        batches, left = [], np.empty(0, np.int64)
+        for place, rung in enumerate(self.rungs):
+            pool = np.concatenate([left, np.flatnonzero(self._rung_of == place)])
+            pool = random.permutation(pool)
+            taken = rung.num_batches * rung.batch_size
+            left = pool[taken:]
+            rows = np.pad(pool[:taken], (0, max(taken - len(pool), 0)), constant_values=EMPTY)
+            for some in rows.reshape(rung.num_batches, -1) if rung.num_batches else ():
+                batches.append((rung.num_samples, some))
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def summary(self) -> str:
+        """Describes lengths, batch sizes and how much is padding, in lines to print."""
+        total = int(self.num_samples.sum())
+        used = [rung for rung in self.rungs if rung.num_batches]
+        computed = sum(r.num_samples * r.batch_size * r.num_batches for r in used)
+        lines = [
+            f"{len(self.num_samples)} utterances, {total / SAMPLE_RATE / 3600:.2f} h: "
+            f"{self.num_batches} batches an epoch, {len(used)} shapes",
+            "  padded to s  batch size  batches an epoch",
+        ]
+        for rung in used:
+            seconds = rung.num_samples / SAMPLE_RATE
+            lines.append(f"  {seconds:11.3f}  {rung.batch_size:10d}  {rung.num_batches:16d}")
+        lines.append(f"  {1 - total / computed:.0%} of what is computed is padding")
+        return "\n".join(lines)

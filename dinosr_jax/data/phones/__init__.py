@@ -1,0 +1,1 @@
+"""Phones in time: alignments, tables and TextGrids, read into one form."""

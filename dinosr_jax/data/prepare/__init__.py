@@ -1,0 +1,1 @@
+"""What `prepare` does: sources are read, checked and written as records."""

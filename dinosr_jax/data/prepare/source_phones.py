@@ -1,0 +1,118 @@
+"""Phones that lie in a source folder go into the prepared dataset, under the ids of its records.
+
+`phones.tsv` is of all utterances, `phones_LANGUAGE.tsv` of those in a language: by the column
+`language` of the tables, else by a folder or file whose name is or ends in _LANGUAGE.
+"""
+
+import collections
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from dinosr_jax import files
+from dinosr_jax.data.phones.alignments import PHONES_NAME, Alignment, read_alignment
+from dinosr_jax.data.phones.phones import Phone
+from dinosr_jax.data.prepare.sources import Source, SourceError, Utterance
+from dinosr_jax.data.text_files import TextError, nfc
+
+_NAME = re.compile(r"phones(?:_(?P<language>.+))?\.tsv")
+_COLUMNS = ("file", "start_s", "end_s", "phone")
+Named = tuple[str, Utterance]  # path of the audio file, and an utterance in it
+
+
+def carry_phones(source: Source, *, folder: Path) -> None:
+    """Writes the phones of a source into the folder of its dataset; nothing where it has none.
+
+    Args:
+      source: as `read_sources` gives it.
+      folder: of the prepared dataset.
+
+    Raises:
+      SourceError: a table is malformed, or does not say which utterance it means.
+    """
+    found: dict[str, tuple[Phone, ...]] = {}
+    for name, part in (source.parts or {"": source}).items():
+        prefix = f"{name}/" if name else ""
+        found |= {prefix + id_: phones for id_, phones in _phones_of(part).items()}
+    kept = {utterance.id for file in source.files for utterance in file.utterances}
+    if found := {id_: phones for id_, phones in found.items() if id_ in kept}:
+        _write(found, folder / PHONES_NAME)
+
+
+def _phones_of(source: Source) -> dict[str, tuple[Phone, ...]]:
+    """Phones by id of the utterance, of the tables in one folder."""
+    found: dict[str, tuple[Phone, ...]] = {}
+    names = [name for name in sorted(os.listdir(source.folder)) if _NAME.fullmatch(name)]
+    for name in names:
+        path = source.folder / name
+        try:
+            alignment = read_alignment(path)
+        except TextError as error:
+            raise SourceError(f"{error}. Correct it, or give it another name.") from None
+        language = _NAME.fullmatch(name)["language"]
+        phones = _match(alignment, list(_candidates(source, language)))
+        if twice := sorted(found.keys() & phones.keys()):
+            raise SourceError(f"{path}: phones of {twice[0]} are in another table too. Remove one.")
+        print(f"{name}: phones of {len(phones)} utterances ({len(alignment.utterances)} listed).")
+        found |= phones
+    return found
+
+
+def _candidates(source: Source, language: str | None) -> Iterator[Named]:
+    """Utterances that a table may be about."""
+    for file in source.files:
+        for utterance in file.utterances:
+            wanted = nfc(language or "").casefold()
+            parts = PurePosixPath(nfc(utterance.id).casefold()).parts
+            by_name = any(part == wanted or part.endswith(f"_{wanted}") for part in parts)
+            spoken = utterance.language.casefold()
+            if language is None or (spoken == wanted if spoken else by_name):
+                yield file.path, utterance
+
+
+def _in_shard(named: Named) -> str:
+    """The name that index.tsv gives an utterance."""
+    path, utterance = named
+    for shard in (os.path.splitext(path)[0], path):
+        if utterance.segment is not None and utterance.id.startswith(f"{shard}/"):
+            return utterance.id.removeprefix(f"{shard}/")
+    return utterance.id
+
+
+_NAMES: Sequence[Callable[[Named], str]] = (
+    lambda named: named[1].id,
+    lambda named: named[0],
+    _in_shard,
+    lambda named: PurePosixPath(named[1].id).name,
+)
+
+
+def _match(alignment: Alignment, candidates: list[Named]) -> dict[str, tuple[Phone, ...]]:
+    """Phones by id of the record: by the id, the path, the name in index.tsv, the name alone."""
+    unused, found = dict(alignment.utterances), {}
+    for name_of in _NAMES:
+        users = collections.defaultdict(list)
+        for named in candidates:
+            if named[1].id not in found and nfc(name_of(named)) in unused:
+                users[nfc(name_of(named))].append(named[1].id)
+        for name, ids in users.items():
+            if len(ids) > 1:
+                raise SourceError(
+                    f"{alignment.path}: {name!r} may be {ids[0]} or {ids[1]}. Write such ids into "
+                    "the column file, or make one table a language, named phones_LANGUAGE.tsv."
+                )
+            found[ids[0]] = unused.pop(name)
+    return found
+
+
+def _write(found: dict[str, tuple[Phone, ...]], path: Path) -> None:
+    """Writes the table whole or not at all, where it is not there already."""
+    lines = ["\t".join(_COLUMNS)]
+    for id_, phones in sorted(found.items()):
+        if not set(id_) & set("\t\r\n"):
+            lines += [f"{id_}\t{start!r}\t{end!r}\t{label}" for start, end, label in phones]
+    content = ("\n".join(lines) + "\n").encode()
+    if not path.is_file() or path.read_bytes() != content:
+        with files.replacing(path) as file:
+            file.write(content)

@@ -1,0 +1,1 @@
+"""ABX: items, features and units for them, distances and scores."""

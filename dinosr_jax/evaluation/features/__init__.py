@@ -1,0 +1,1 @@
+"""Features that probes learn from: of networks and MFCC."""

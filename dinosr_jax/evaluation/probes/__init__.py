@@ -1,0 +1,1 @@
+"""What is learnt on frozen features: frame classifiers, and heads of all tasks."""

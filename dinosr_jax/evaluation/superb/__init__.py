@@ -1,0 +1,1 @@
+"""SUPERB's tasks on frozen features."""

@@ -1,0 +1,1 @@
+"""What units know of phones, beside those of baselines."""

@@ -1,0 +1,1 @@
+"""Recordings through a network: in batches, or block by block."""

@@ -1,0 +1,1 @@
+"""Text of recordings: emissions, decoders, and files of transcripts."""

@@ -1,0 +1,1 @@
+"""Discrete units of recordings: computed, written, read and described."""

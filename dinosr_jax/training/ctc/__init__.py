@@ -1,0 +1,1 @@
+"""Fine-tuning with CTC: its update, and its errors on held-out speech."""

@@ -1,0 +1,148 @@
+"""What is measured on held-out speech while a run trains.
+
+Loss, predictions, and what codes follow besides phones are measured on the crops of `eval_split`;
+unit quality, of an objective that has codes, on its utterances that have phones, whole, at all
+frames. Every process counts its own rows, and the counts are summed over all.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dinosr_jax.model.feature_encoder import receptive_field
+from dinosr_jax.objective.objectives import OBJECTIVES
+from dinosr_jax.training import sharding
+from dinosr_jax.training.compiled import Programs
+from dinosr_jax.training.metrics import prediction_metrics, table_metrics, to_record
+from dinosr_jax.training.state import TrainState
+from dinosr_jax.training.step import make_eval_step, make_phone_step
+
+_LOG = logging.getLogger(__name__)
+
+
+class EvalData(Protocol):
+    """Held-out batches (`data.pipeline.SpeechData`)."""
+
+    batches_per_epoch: int
+    speakers: Mapping[str, int]  # id of an utterance -> number of its speaker
+
+    def has_empty_rows(self, step: int) -> bool:
+        """Whether the whole batch of a step has rows that only fill it."""
+
+    def batches(
+        self, start_step: int, num_steps: int, *, share: tuple[int, int, int]
+    ) -> Iterator[Any]:
+        """Batches with `step`, `waveforms` and `ids`, which are '' where a row is empty."""
+
+
+class PhoneData(Protocol):
+    """Held-out utterances whose phones are known (`data.labelled.LabelledData`)."""
+
+    phones: tuple[str, ...]
+
+    def num_batches(self, parts: int) -> int:
+        """How many batches there are."""
+
+    def batches(
+        self, num_batches: int, *, share: tuple[int, int, int], field: int, hop: int
+    ) -> Iterator[Any]:
+        """Batches with `waveforms`, `num_samples` and `phones`."""
+
+
+class Evaluation:
+    """Measures states of a run, over at most `eval_batches` batches of each kind of data."""
+
+    def __init__(
+        self,
+        config: Any,
+        mesh: Mesh,
+        abstract_state: Any,
+        programs: Programs,
+        *,
+        eval_data: EvalData,
+        phone_data: PhoneData | None,
+    ):
+        self._config, self._mesh, self._programs = config, mesh, programs
+        self._eval_data, self._phone_data = eval_data, phone_data
+        num_speakers = len(set(eval_data.speakers.values()))
+        eval_step = make_eval_step(config, num_speakers=num_speakers)
+        self._eval_step = sharding.jit_eval_step(mesh, eval_step, abstract_state)
+        if OBJECTIVES[config.objective].predicts == "targets":
+            if phone_data is not None:
+                _LOG.warning("config.objective %r has no codes: no PNMI", config.objective)
+            self._phone_data = phone_data = None
+        if phone_data is not None:
+            phone_step = make_phone_step(config, num_phones=len(phone_data.phones))
+            self._phone_step = sharding.jit_phone_step(mesh, phone_step, abstract_state)
+
+    def measure(self, state: TrainState) -> dict[str, float]:
+        """Metrics as in `prediction_metrics` and `table_metrics`; names start with eval_."""
+        found = self._held_out(state)
+        tables = dict(found.tables)
+        if self._phone_data is not None:
+            tables["phone"] = self._phones(state, self._phone_data)
+        metrics = prediction_metrics(found.prediction) | table_metrics(jax.device_get(tables))
+        return {f"eval_{name}": value for name, value in to_record(metrics).items()}
+
+    @staticmethod
+    def summary(step: int, metrics: Mapping[str, float]) -> str:
+        """One line for a person.
+
+        Args:
+          step: Finished updates.
+          metrics: Of `Evaluation.measure`.
+        """
+        if "eval_explained_variance" in metrics:
+            return (
+                f"update {step}: held-out loss {metrics['eval_loss']:.3f}, explained variance "
+                f"{metrics['eval_explained_variance']:.1%}, standard deviation of the targets "
+                f"{metrics['eval_target_std']:.3f}"
+            )
+        parts = [
+            f"update {step}: held-out loss {metrics['eval_loss']:.3f}",
+            f"accuracy {metrics['eval_accuracy']:.1%} "
+            f"(most frequent code {metrics['eval_top_code_share']:.1%})",
+            f"target perplexity {metrics['eval_target_perplexity']:.1f}",
+        ]
+        if "eval_pnmi" in metrics:
+            best = max(value for name, value in metrics.items() if name.startswith("eval_pnmi_"))
+            parts.append(f"PNMI {metrics['eval_pnmi']:.3f} (best codebook {best:.3f})")
+        return ", ".join(parts)
+
+    def _held_out(self, state: TrainState) -> Any:
+        data, share = self._eval_data, sharding.local_share(self._mesh)
+        number = min(self._config.eval_batches, data.batches_per_epoch)
+
+        def fields(read: Any) -> dict[str, np.ndarray]:
+            speakers = np.array([data.speakers[id_] if id_ else -1 for id_ in read.ids], np.int32)
+            found = {"waveforms": read.waveforms, "speakers": speakers}
+            if data.has_empty_rows(read.step):  # others' rows are all real: nothing is padded
+                real = np.array([bool(id_) for id_ in read.ids])
+                found["num_samples"] = np.int32(read.waveforms.shape[1]) * real
+            return found
+
+        total = None
+        batches = data.batches(0, number, share=share)
+        for k, (_, batch) in enumerate(sharding.to_devices(self._mesh, batches, fields)):
+            arguments = (state, batch, jnp.asarray(k))
+            name = "evaluation" if batch.num_samples is None else "evaluation with empty rows"
+            found = self._programs.get(name, self._eval_step, *arguments)(*arguments)
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        return total
+
+    def _phones(self, state: TrainState, data: PhoneData) -> jax.Array:
+        """[N, P, V] counts of phones and codes."""
+        share = sharding.local_share(self._mesh)
+        number = min(self._config.eval_batches, data.num_batches(share[2]))
+        field, hop = receptive_field(self._config.model.conv_layers)
+        batches = data.batches(number, share=share, field=field, hop=hop)
+        total = None
+        for _, batch in sharding.to_devices(self._mesh, batches, lambda b: b._asdict()):
+            found = self._programs.get("unit quality", self._phone_step, state, batch)(state, batch)
+            total = found if total is None else total + found
+        return total

@@ -1,0 +1,351 @@
+"""Real training processes on real speech: killed, stopped, misconfigured, broken."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from configs import tiny
+from dinosr_jax.config import parse
+from dinosr_jax.data.batches.pipeline import open_split
+from dinosr_jax.data.prepare.audio_folder import prepare
+from dinosr_jax.inference.pretrained import load
+from dinosr_jax.training.checkpoint import CheckpointError
+from dinosr_jax.training.loop import TrainingError, train
+from dinosr_jax.training.validation import Evaluation
+
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    """A minute and a half of real speech, half of it held out."""
+    source = tmp_path_factory.mktemp("source")
+    waveform = soundfile.read(ROOT / "data/embedded/asterisk_it.ogg", frames=96 * 16_000)[0]
+    rows = ["file\tspeaker\tsplit"]
+    for number in range(48):
+        name = f"{number:02d}.flac"
+        soundfile.write(source / name, waveform[number * 32_000 :][:32_000], 16_000)
+        rows.append(f"{name}\tcarlo\t{'validation' if number % 3 == 0 else 'train'}")
+    (source / "transcripts.tsv").write_text("\n".join(rows) + "\n")
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(source, data_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+def command(data_dir: Path, workdir: Path, *flags: str) -> list[str]:
+    return [
+        sys.executable,
+        "main.py",
+        f"--config={ROOT}/configs/tiny.py",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}",
+        f"--config.num_steps={STEPS}",
+        "--config.checkpoint_steps=4",
+        "--config.eval_steps=12",
+        "--config.data.max_rungs=1",
+        "--config.data.max_seconds=2.0",
+        "--config.model.layerdrop=0.2",
+        *flags,
+    ]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """One device; programs are compiled quickly, and reused by the next process."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+
+
+def run(data_dir, workdir, cache, *flags, expect=0):
+    done = subprocess.run(
+        command(data_dir, workdir, *flags),
+        cwd=ROOT,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == expect, done.stdout[-3000:]
+    return done.stdout
+
+
+def records(workdir: Path) -> list[dict]:
+    kept = []
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        record.pop("audio_seconds_per_second")
+        record.pop("num_bad_utterances")  # since the last record of the same process
+        kept.append(record)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def reference(data_dir, cache, tmp_path_factory) -> Path:
+    """A run that is never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "reference"
+    run(data_dir, workdir, cache)
+    return workdir
+
+
+def assert_same_run(workdir: Path, reference: Path) -> None:
+    assert [record["step"] for record in records(workdir)] == list(range(1, STEPS + 1))
+    assert records(workdir) == records(reference)  # bit for bit, every metric of every step
+    ours, theirs = load(workdir), load(reference)
+    assert ours.step == theirs.step == STEPS
+    for name in ("params", "teacher_params", "codebook"):
+        pairs = zip(
+            jax.tree.leaves(getattr(ours, name)),
+            jax.tree.leaves(getattr(theirs, name)),
+            strict=True,
+        )
+        assert all(np.array_equal(a, b) for a, b in pairs), name
+
+
+def test_a_run_writes_what_the_readme_says(reference):
+    found = records(reference)
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    assert all({"loss", "loss_1", "target_perplexity", "ema_decay"} <= set(r) for r in found)
+    assert [r["step"] for r in found if "eval_loss" in r] == [12, 24]
+    assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((reference / "events").glob("events.*"))
+    (started,) = (reference / "environment.jsonl").read_text().splitlines()
+    assert json.loads(started)["step"] == 0
+    config = json.loads((reference / "config.json").read_text())
+    assert config["num_steps"] == STEPS and config["model"]["width"] == 32
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_gives_the_same_run(
+    data_dir, reference, cache, tmp_path, chance, times
+):
+    workdir = tmp_path / "killed"
+    kills = []
+    for _ in range(times):
+        process = subprocess.Popen(
+            command(data_dir, workdir),
+            cwd=ROOT,
+            env=environment(cache),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = last_step(workdir)
+        moment = chance.choice(["step", "save"])
+        while process.poll() is None and last_step(workdir) < before + chance.randint(1, 4):
+            time.sleep(0.005)
+        if moment == "save":  # a folder that is being written
+            limit = time.monotonic() + 2
+            saving = lambda: list((workdir / "checkpoints").glob("*tmp*"))
+            while process.poll() is None and not saving() and time.monotonic() < limit:
+                pass
+        if process.poll() is None:
+            process.kill()
+            kills.append((moment, last_step(workdir)))
+        process.wait()
+    print("killed at", kills)
+    assert kills
+    run(data_dir, workdir, cache)
+    assert_same_run(workdir, reference)
+
+
+def last_step(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_a_larger_num_steps_goes_on(data_dir, reference, cache, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(data_dir, workdir),
+        cwd=ROOT,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while process.poll() is None and last_step(workdir) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    assert "SIGTERM" in output and "checkpoint saved" in output
+    stopped = load(workdir).step
+    assert 5 <= stopped < STEPS and records(workdir)[-1]["step"] == stopped
+    done = run(data_dir, workdir, cache, f"--config.num_steps={STEPS + 2}")
+    assert f"config.num_steps changes from {STEPS} to {STEPS + 2}" in done
+    assert f"going on from update {stopped}" in done
+    fields = lambda r: {k: v for k, v in r.items() if not k.startswith("eval_")}
+    # held-out batches at the last step of the reference alone; the updates are the same
+    found, expected = records(workdir)[:STEPS], records(reference)
+    assert [fields(r) for r in found] == [fields(r) for r in expected]
+    assert records(workdir)[-1]["step"] == STEPS + 2
+
+
+def test_another_configuration_is_refused_by_name(data_dir, reference, run_main):
+    before = records(reference)
+    flags = ["--config.model.width=64", "--config.seed=3", "--config.data.min_seconds=0.5"]
+    flags = command(data_dir, reference, *flags, "--config.log_steps=7")[2:]
+    said = run_main(*flags)
+    for name in ("config.model.width", "config.seed", "config.data.min_seconds"):
+        assert f"{name}: the checkpoint has" in said
+    assert "log_steps" not in said
+    assert records(reference) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.model.widht=64"], ["widht", "width"]),
+        (["--config.model.width=30"], ["config.model.width: found 30", "4 heads"]),
+        (["--workdir=/dev/null/run"], ["/dev/null/run", "cannot be written"]),
+        (["--config.data.data_dir=/nowhere"], ["/nowhere", "prepare"]),
+        (["--config.data.eval_split=dev"], ["dev", "validation"]),
+        (["--config.mesh.data=9"], ["config.mesh: found data 9", "1 to 8"]),
+    ],
+)
+def test_mistakes_are_explained(data_dir, tmp_path, run_main, flags, words):
+    said = run_main(*command(data_dir, tmp_path / "never", *flags)[2:])
+    assert said.startswith("error: ") and all(word in said for word in words), said
+    assert not (tmp_path / "never" / "metrics.jsonl").exists()
+
+
+def test_a_mistake_is_one_line(data_dir, cache, tmp_path):
+    output = run(data_dir, tmp_path / "never", cache, "--config.model.width=30", expect=1)
+    assert "config.model.width: found 30" in output and "Traceback" not in output
+
+
+def in_process(data_dir: Path, **changes):
+    """Configuration and data of a short run in this process, on eight devices."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.data_dir": str(data_dir),
+            "data.max_rungs": 1,
+            "data.max_seconds": 1.0,
+            "num_steps": 4,
+            "checkpoint_steps": 2,
+            "eval_steps": 100,
+            **changes,
+        }
+    )
+    config = parse(config)
+    return config, open_split(config.data, split="train", seed=config.seed)
+
+
+@pytest.mark.usefixtures("compile_quickly")
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.init_scale": 0.0}
+    config, data = in_process(data_dir, num_steps=50, checkpoint_steps=1, **changes)
+    with pytest.raises(TrainingError) as raised:
+        train(config, workdir=tmp_path, train_data=data, eval_data=None)
+    message = str(raised.value)
+    assert "is not finite: loss" in message and "is safe" in message
+    assert any(name in message for name in data.manifest.ids)
+    trained = load(tmp_path)  # the last good state is there
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
+
+
+@pytest.mark.slow
+def test_a_state_that_is_not_finite_is_not_evaluated(data_dir, tmp_path, monkeypatch):
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.init_scale": 0.0, "eval_steps": 1}
+    config, data = in_process(data_dir, num_steps=50, checkpoint_steps=50, **changes)
+    held_out = open_split(config.data, split="validation", seed=0)
+    evaluated = []
+    measure = Evaluation.measure
+
+    def watched(self, state):
+        evaluated.append(int(state.step))
+        return measure(self, state)
+
+    monkeypatch.setattr(Evaluation, "measure", watched)
+    with pytest.raises(TrainingError, match="is not finite") as raised:
+        train(config, workdir=tmp_path, train_data=data, eval_data=held_out)
+    failed = int(re.search(r"update (\d+) is not finite", str(raised.value))[1])
+    assert evaluated == list(range(1, failed))
+    assert [r["step"] for r in records(tmp_path) if "eval_loss" in r] == evaluated
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compile_quickly", "compile_once")
+def test_codewords_of_the_first_batch_are_set_once(data_dir, tmp_path, capsys):
+    changes = {"codebook.init": "frames", "checkpoint_steps": 1, "codebook.decay": 0.999}
+    for name, stops in {"whole": (2,), "halves": (1, 2)}.items():
+        for num_steps in stops:
+            config, data = in_process(data_dir, num_steps=num_steps, **changes)
+            train(config, workdir=tmp_path / name, train_data=data, eval_data=None)
+    assert capsys.readouterr().err.count("compiling the first codewords") == 2  # once a run
+    whole, halves = load(tmp_path / "whole"), load(tmp_path / "halves")
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole.codebook, halves.codebook))
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole.params, halves.params))
+
+
+def test_two_runs_in_one_workdir_are_refused(data_dir, tmp_path):
+    config, data = in_process(data_dir)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TrainingError, match="in use by another run"):
+            train(config, workdir=tmp_path, train_data=data, eval_data=None)
+
+
+@pytest.mark.slow
+def test_a_file_system_without_locks_is_no_other_run(data_dir, tmp_path, monkeypatch, caplog):
+    config, data = in_process(data_dir, num_steps=1)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    train(config, workdir=tmp_path, train_data=data, eval_data=None)
+    assert f"{tmp_path}: its file system has no locks (No locks available)" in caplog.text
+    assert load(tmp_path).step == 1
+
+
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compile_quickly", "compile_once")
+def test_damaged_and_half_written_checkpoints(data_dir, tmp_path, caplog):
+    config, data = in_process(data_dir)
+    train(config, workdir=tmp_path, train_data=data, eval_data=None)
+    checkpoints = tmp_path / "checkpoints"
+    whole = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+    # the newest lost a part of its files; one more was being written
+    shutil.copytree(checkpoints / "4", checkpoints / "6.orbax-checkpoint-tmp")
+    for path in (checkpoints / "4" / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    train(config, workdir=tmp_path, train_data=data, eval_data=None)
+    assert "DAMAGED checkpoint 4" in caplog.text
+    assert (checkpoints / "damaged-4").is_dir() and load(tmp_path).step == 4
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 4 and last["loss"] == whole
+    for step in ("2", "4"):
+        for path in (checkpoints / step / "state").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        train(config, workdir=tmp_path, train_data=data, eval_data=None)
+    assert all((checkpoints / step).is_dir() for step in ("2", "4", "damaged-4"))  # untouched
