@@ -14,12 +14,12 @@ import pytest
 import soundfile
 from absl import flags
 from click.testing import CliRunner
-from documented import CHECKED_ONLY, RUN, write_checkout
 
 from dinosr_jax.cli import cli
 from dinosr_jax.cli.options import LocalPath
 from dinosr_jax.config import read_file
 from dinosr_jax.recipes import FIELDS
+from tests.documented import CHECKED_ONLY, RUN, write_checkout
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
