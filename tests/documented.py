@@ -13,6 +13,7 @@ PROMPTS = 60  # every fifth is tested on, every fifth for validation
 RUN = """
 python -m dinosr_jax prepare --source=FOLDER --data_dir=DATA
 python -m dinosr_jax prepare --source=FOLDER --data_dir=data/prepared/mine
+python -m dinosr_jax prepare --source=OTHER --data_dir=data/prepared/other
 python main.py --config=configs/base.py --workdir=RUN
 python main.py --config=configs/base.py --workdir=runs/base --config.data.data_dir=DIR
 python main.py --config=configs/quickstart.py --workdir=runs/mine \
@@ -62,6 +63,8 @@ CHECKED_ONLY = {
     r"evaluate wer .*librispeech --split=test_other": "test_word_errors.py",
     r"main.py --config=runs/official/config.py": "test_runs.py",
     r"main.py --config=configs/base.py --workdir=runs/base$": "the same with DIR is run",
+    r"main.py --config=configs/base.py$": "the same with a workdir is run",
+    r"evaluate run RUN$": "the same with DATA is run",
     r"dinosr_jax COMMAND --help": "a placeholder",
 }
 
@@ -100,7 +103,7 @@ def write_checkout(folder: Path, *, root: Path) -> None:
         "DIR": "DATA",
         "CHECKPOINT": "RUN",
         "runs/quickstart": "../RUN",
-        "data/prepared/other": "mine",
+        "OTHER": "FOLDER",
         "dinosr.ckpt": root / "tests/golden/tiny_fairseq.pt",
     }.items():
         (folder / name).symlink_to(there)

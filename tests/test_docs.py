@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,12 @@ import pytest
 import soundfile
 from absl import flags
 from click.testing import CliRunner
-from documented import CHECKED_ONLY, RUN, write_checkout
 
 from dinosr_jax.cli import cli
 from dinosr_jax.cli.options import LocalPath
 from dinosr_jax.config import read_file
 from dinosr_jax.recipes import FIELDS
+from tests.documented import CHECKED_ONLY, RUN, write_checkout
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -294,6 +295,9 @@ def test_commands_run(tmp_path, monkeypatch, run_main, compile_quickly, compile_
     monkeypatch.chdir(tmp_path)
     for line in RUN:
         words = shlex.split(line)
+        for word in words:  # several write to the same place
+            if word.startswith("--output="):
+                shutil.rmtree(word.partition("=")[2], ignore_errors=True)
         if words[:3] == TOOL:
             done = CliRunner().invoke(cli, words[3:])
             assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
