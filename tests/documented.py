@@ -79,11 +79,13 @@ def get_config():
     config.data.data_dir = "DATA"
     config.data.batch_multiple = 8
     config.data.max_rungs = 1
+    config.data.max_batch_seconds = 32.0
     {more}
     return config
 """
 _FINE_TUNED = """config.task, config.workdir = "ctc", "runs/finetune_10h"
     config.data.max_seconds = 10.0
+    config.data.max_batch_seconds = 64.0
     config.data.batch_multiple = 8"""
 
 

@@ -297,7 +297,10 @@ def test_commands_run(tmp_path, monkeypatch, run_main, compile_quickly, compile_
         words = shlex.split(line)
         for word in words:  # several write to the same place
             if word.startswith("--output="):
-                shutil.rmtree(word.partition("=")[2], ignore_errors=True)
+                output = Path(word.partition("=")[2])
+                shutil.rmtree(output, ignore_errors=True)
+                for path in output.parent.glob(f"{output.stem}.*"):
+                    path.unlink()
         if words[:3] == TOOL:
             done = CliRunner().invoke(cli, words[3:])
             assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
