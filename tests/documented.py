@@ -13,6 +13,7 @@ PROMPTS = 60  # every fifth is tested on, every fifth for validation
 RUN = """
 python -m dinosr_jax prepare --source=FOLDER --data_dir=DATA
 python -m dinosr_jax prepare --source=FOLDER --data_dir=data/prepared/mine
+python -m dinosr_jax prepare --source=OTHER --data_dir=data/prepared/other
 python main.py --config=configs/base.py --workdir=RUN
 python main.py --config=configs/base.py --workdir=runs/base --config.data.data_dir=DIR
 python main.py --config=configs/quickstart.py --workdir=runs/mine \
@@ -62,6 +63,8 @@ CHECKED_ONLY = {
     r"evaluate wer .*librispeech --split=test_other": "test_word_errors.py",
     r"main.py --config=runs/official/config.py": "test_runs.py",
     r"main.py --config=configs/base.py --workdir=runs/base$": "the same with DIR is run",
+    r"main.py --config=configs/base.py$": "the same with a workdir is run",
+    r"evaluate run RUN$": "the same with DATA is run",
     r"dinosr_jax COMMAND --help": "a placeholder",
 }
 
@@ -76,11 +79,13 @@ def get_config():
     config.data.data_dir = "DATA"
     config.data.batch_multiple = 8
     config.data.max_rungs = 1
+    config.data.max_batch_seconds = 32.0
     {more}
     return config
 """
 _FINE_TUNED = """config.task, config.workdir = "ctc", "runs/finetune_10h"
     config.data.max_seconds = 10.0
+    config.data.max_batch_seconds = 64.0
     config.data.batch_multiple = 8"""
 
 
@@ -100,7 +105,7 @@ def write_checkout(folder: Path, *, root: Path) -> None:
         "DIR": "DATA",
         "CHECKPOINT": "RUN",
         "runs/quickstart": "../RUN",
-        "data/prepared/other": "mine",
+        "OTHER": "FOLDER",
         "dinosr.ckpt": root / "tests/golden/tiny_fairseq.pt",
     }.items():
         (folder / name).symlink_to(there)

@@ -19,7 +19,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
-    from tiny_runs import write_run
+    from tests.tiny_runs import write_run
 
     run = write_run(tmp_path / "run")
     monkeypatch.setenv("DINOSR_RUN", str(run))
