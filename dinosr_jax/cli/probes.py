@@ -259,12 +259,11 @@ def check_splits(data_dir: Path, named: Mapping[str, str]) -> None:
       ManifestError: A split is not there; the option is named.
     """
     from dinosr_jax.data import manifest
-    from dinosr_jax.evaluation.utterances import dataset_in
 
     for option, split in named.items():
         try:
             if split:
-                manifest.check_split(data_dir, dataset=dataset_in(data_dir), split=split)
+                manifest.check_split(data_dir, dataset=manifest.dataset_in(data_dir), split=split)
         except manifest.ManifestError as error:
             raise manifest.ManifestError(f"--{option}={split}: {error}") from None
 

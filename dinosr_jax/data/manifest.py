@@ -26,6 +26,7 @@ from dinosr_jax.data.threads import map_in_threads
 from dinosr_jax.errors import UserError
 from dinosr_jax.progress import progress_bar
 
+DATASETS = ("audio_folder", "librispeech/lazy_decode")  # that `prepare` makes
 CACHE_NAME = "manifest_{split}.tsv"
 _CHUNK_RECORDS = 64  # read at a time
 _COLUMNS = ("id", "num_samples", "speaker", "language", "text")
@@ -155,6 +156,12 @@ def dataset_folder(data_dir: str | os.PathLike, *, dataset: str = "audio_folder"
         if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
     ]
     return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
+
+
+def dataset_in(data_dir: str | os.PathLike) -> str:
+    """The prepared dataset in a folder: own recordings, or LibriSpeech; the first if none is."""
+    there = (name for name in DATASETS if dataset_folder(data_dir, dataset=name))
+    return next(there, DATASETS[0])
 
 
 def split_names(data_dir: str | os.PathLike, *, dataset: str = "audio_folder") -> list[str]:

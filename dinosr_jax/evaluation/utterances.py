@@ -16,8 +16,6 @@ from dinosr_jax.errors import UserError
 from dinosr_jax.inference.recordings import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
-_DATASETS = ("audio_folder", "librispeech/lazy_decode")
-
 
 class LabelError(UserError, ValueError):
     """There are no phones, or too few utterances with them; the message says what to do."""
@@ -60,7 +58,7 @@ def find_alignment(
     """
     if given is not None:
         return read_alignment(given, stress=stress).with_prefix(prefix)
-    for dataset in _DATASETS:
+    for dataset in manifests.DATASETS:
         path = phones_path(data_dir, dataset=dataset)
         if path is not None and path.is_file():
             return read_alignment(path, stress=stress)
@@ -91,7 +89,9 @@ def spell(
     spelt: dict[str, tuple[Phone, ...]] = {}
     known = 0
     for split in splits:
-        manifest = manifests.load_manifest(data_dir, dataset=dataset_in(data_dir), split=split)
+        manifest = manifests.load_manifest(
+            data_dir, dataset=manifests.dataset_in(data_dir), split=split
+        )
         for id_, text in zip(manifest.ids, manifest.texts, strict=True):
             said = nfc(text.upper()).split()
             known += sum(word in words for word in said)
@@ -104,12 +104,6 @@ def spell(
             "lines of a word and its phones, and a dataset with transcripts"
         )
     return Alignment(spelt, "tsv", str(lexicon))
-
-
-def dataset_in(data_dir: Path) -> str:
-    """The prepared dataset in a folder."""
-    found = [name for name in _DATASETS if manifests.dataset_folder(data_dir, dataset=name)]
-    return (found or _DATASETS)[0]
 
 
 def read_split(
@@ -132,7 +126,9 @@ def read_split(
     """
     shortest = receptive_field(conv_layers)[0]
     recordings = [r for r in open_inputs(data_dir, split=split) if r.num_samples >= shortest]
-    manifest = manifests.load_manifest(data_dir, dataset=dataset_in(data_dir), split=split)
+    manifest = manifests.load_manifest(
+        data_dir, dataset=manifests.dataset_in(data_dir), split=split
+    )
     said = dict(zip(manifest.ids, zip(manifest.speakers, manifest.texts, strict=True), strict=True))
     phones = alignment.match(recording.id for recording in recordings)
     labelled = [Labelled(r, phones[r.id], *said[r.id]) for r in recordings if r.id in phones]

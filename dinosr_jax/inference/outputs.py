@@ -53,6 +53,17 @@ class OutputError(UserError, RuntimeError):
     """Output cannot be written, or belongs to something else; the message says what to do."""
 
 
+def inside(folder: Path, id_: str) -> Path:
+    """FOLDER/ID, for the id of a recording.
+
+    Raises:
+      OutputError: The id leads out of the folder.
+    """
+    if ".." in Path(id_).parts or Path(id_).is_absolute():
+        raise OutputError(f"{printable(id_)!r} would be written outside of {folder}")
+    return folder / id_
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A new binary file, which becomes `path` at the end, or is removed where that fails.

@@ -221,9 +221,7 @@ def _manifest(path: Path) -> list[Recording]:
 def _records(data_dir: Path, *, split: str) -> list[Recording]:
     from dinosr_jax.data import manifest as manifests  # needs tensorflow-datasets
 
-    datasets = ("audio_folder", "librispeech/lazy_decode")
-    found = [name for name in datasets if manifests.dataset_folder(data_dir, dataset=name)]
-    where = {"dataset": (found or datasets)[0], "split": split}
+    where = {"dataset": manifests.dataset_in(data_dir), "split": split}
     manifest = manifests.load_manifest(data_dir, **where)
     records = manifests.Records(data_dir, **where)
 

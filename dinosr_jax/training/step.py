@@ -17,10 +17,6 @@ from dinosr_jax.objective import teacher as teachers
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.training.metrics import (
-    LOUDNESS_BINS,
-    HeldOut,
-    count_table,
-    loudness_bins,
     moments,
     norms,
     position_bins,
@@ -168,83 +164,12 @@ def sum_micro_batches(
     return jax.lax.scan(add, zeros, (*micro, keys))[0]
 
 
-def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_speakers: int = 0):
-    """The same loss and metrics on held-out speech, without dropout and without any update.
-
-    Args:
-      config: Parsed configuration.
-      sample_mask: As in `make_train_step`.
-      num_speakers: How many speakers there are, where batches name them.
-
-    Returns:
-      Pure function (TrainState, Batch, number of the batch) -> HeldOut; its masks depend on the
-      seed and the number of the batch only.
-    """
-    model, objective, count = (
-        make_model(config),
-        OBJECTIVES[config.objective],
-        make_statistics(config),
-    )
-
-    def eval_step(state: TrainState, batch: Batch, number: Array) -> HeldOut:
-        mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
-        padded = frame_padding(config, batch)
-        projected = apply(model, state.params, batch.waveforms, padded, method="project")
-        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
-        answers = objective.answers(state.codebook, targets)
-        inputs = {"mask": mask, "padding_mask": padded}
-        hidden = apply(model, state.params, projected, **inputs, method="read")
-        statistics = count(apply(model, state.params, hidden, method="predict"), answers, mask)
-        if objective.predicts == "targets":
-            return HeldOut(statistics, {})
-        return HeldOut(statistics, follow_tables(config, batch, answers, num_speakers=num_speakers))
-
-    return eval_step
-
-
 def make_statistics(config: Any) -> Callable[[Array, Array, Array], Any]:
     """What is counted of (predictions, answers, mask) for the metrics of an objective."""
     if OBJECTIVES[config.objective].predicts == "targets":
         return regression_statistics
     bins = position_bins(config.data.max_seconds, hop=receptive_field(config.model.conv_layers)[1])
     return functools.partial(prediction_statistics, bins=bins)
-
-
-def make_phone_step(config: Any, *, num_phones: int):
-    """Counts of phones and codes, for unit quality; only the teacher runs.
-
-    Args:
-      config: Parsed configuration, of an objective that has codes.
-      num_phones: P, kinds of phones.
-
-    Returns:
-      Pure function (TrainState, Batch with phones) -> [N, P, V].
-    """
-    model, size = make_model(config), config.model.codebook_size
-
-    def phone_step(state: TrainState, batch: Batch) -> Array:
-        padded = frame_padding(config, batch)
-        projected = apply(model, state.params, batch.waveforms, padded, method="project")
-        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
-        codes = codebooks.assign(state.codebook, targets)
-        return count_table(batch.phones, codes, num_labels=num_phones, codebook_size=size)
-
-    return phone_step
-
-
-def follow_tables(
-    config: Any, batch: Batch, codes: Array, *, num_speakers: int
-) -> dict[str, Array]:
-    """Counts of codes [N, B, T] with what they should not follow: loudness, and the speaker."""
-    field, hop = receptive_field(config.model.conv_layers)
-    labels = {"loudness": (loudness_bins(batch.waveforms, field=field, hop=hop), LOUDNESS_BINS)}
-    if batch.speakers is not None:
-        speakers = jnp.broadcast_to(batch.speakers[:, None], codes.shape[1:])
-        labels["speaker"] = (speakers, num_speakers)
-    padded, size = frame_padding(config, batch), config.model.codebook_size
-    real = lambda x: x if padded is None else jnp.where(padded, -1, x)
-    count = lambda x, n: count_table(real(x), codes, num_labels=n, codebook_size=size)
-    return {name: count(*found) for name, found in labels.items()}
 
 
 def apply(model: DinoSR, params: Any, *args: Any, method: str, **kwargs: Any) -> Any:

@@ -15,14 +15,32 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinosr_jax.model.feature_encoder import receptive_field
+from dinosr_jax.objective import codebook as codebooks
+from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.training import sharding
 from dinosr_jax.training.compiled import Programs
-from dinosr_jax.training.metrics import prediction_metrics, table_metrics, to_record
-from dinosr_jax.training.state import TrainState
-from dinosr_jax.training.step import make_eval_step, make_phone_step
+from dinosr_jax.training.metrics import (
+    LOUDNESS_BINS,
+    HeldOut,
+    count_table,
+    loudness_bins,
+    prediction_metrics,
+    table_metrics,
+    to_record,
+)
+from dinosr_jax.training.state import Batch, TrainState, make_model, stream_key
+from dinosr_jax.training.step import (
+    SampleMask,
+    apply,
+    draw_mask,
+    frame_padding,
+    make_statistics,
+    teacher_targets,
+)
 
 _LOG = logging.getLogger(__name__)
+Array = jax.Array
 
 
 class EvalData(Protocol):
@@ -146,3 +164,74 @@ class Evaluation:
             found = self._programs.get("unit quality", self._phone_step, state, batch)(state, batch)
             total = found if total is None else total + found
         return total
+
+
+def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_speakers: int = 0):
+    """The same loss and metrics on held-out speech, without dropout and without any update.
+
+    Args:
+      config: Parsed configuration.
+      sample_mask: As in `make_train_step`.
+      num_speakers: How many speakers there are, where batches name them.
+
+    Returns:
+      Pure function (TrainState, Batch, number of the batch) -> HeldOut; its masks depend on the
+      seed and the number of the batch only.
+    """
+    model, objective, count = (
+        make_model(config),
+        OBJECTIVES[config.objective],
+        make_statistics(config),
+    )
+
+    def eval_step(state: TrainState, batch: Batch, number: Array) -> HeldOut:
+        mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
+        padded = frame_padding(config, batch)
+        projected = apply(model, state.params, batch.waveforms, padded, method="project")
+        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+        answers = objective.answers(state.codebook, targets)
+        inputs = {"mask": mask, "padding_mask": padded}
+        hidden = apply(model, state.params, projected, **inputs, method="read")
+        statistics = count(apply(model, state.params, hidden, method="predict"), answers, mask)
+        if objective.predicts == "targets":
+            return HeldOut(statistics, {})
+        return HeldOut(statistics, follow_tables(config, batch, answers, num_speakers=num_speakers))
+
+    return eval_step
+
+
+def make_phone_step(config: Any, *, num_phones: int):
+    """Counts of phones and codes, for unit quality; only the teacher runs.
+
+    Args:
+      config: Parsed configuration, of an objective that has codes.
+      num_phones: P, kinds of phones.
+
+    Returns:
+      Pure function (TrainState, Batch with phones) -> [N, P, V].
+    """
+    model, size = make_model(config), config.model.codebook_size
+
+    def phone_step(state: TrainState, batch: Batch) -> Array:
+        padded = frame_padding(config, batch)
+        projected = apply(model, state.params, batch.waveforms, padded, method="project")
+        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+        codes = codebooks.assign(state.codebook, targets)
+        return count_table(batch.phones, codes, num_labels=num_phones, codebook_size=size)
+
+    return phone_step
+
+
+def follow_tables(
+    config: Any, batch: Batch, codes: Array, *, num_speakers: int
+) -> dict[str, Array]:
+    """Counts of codes [N, B, T] with what they should not follow: loudness, and the speaker."""
+    field, hop = receptive_field(config.model.conv_layers)
+    labels = {"loudness": (loudness_bins(batch.waveforms, field=field, hop=hop), LOUDNESS_BINS)}
+    if batch.speakers is not None:
+        speakers = jnp.broadcast_to(batch.speakers[:, None], codes.shape[1:])
+        labels["speaker"] = (speakers, num_speakers)
+    padded, size = frame_padding(config, batch), config.model.codebook_size
+    real = lambda x: x if padded is None else jnp.where(padded, -1, x)
+    count = lambda x, n: count_table(real(x), codes, num_labels=n, codebook_size=size)
+    return {name: count(*found) for name, found in labels.items()}

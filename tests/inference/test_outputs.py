@@ -150,3 +150,10 @@ def test_a_shard_without_a_usable_recording_is_empty(tmp_path):
     found = np.load(tmp_path / "m_1_4.npy")
     assert found.shape == (0, 5) and found.dtype == np.float16
     assert (tmp_path / "m_1_4.len").read_text() == "0\n0\n0\n"
+
+
+@pytest.mark.parametrize("id_", ["../x", "a/../../x", "/x", "a/.."])
+def test_an_id_that_leads_out_of_the_folder_is_refused(tmp_path, id_):
+    assert outputs.inside(tmp_path, "a/b..c.npy") == tmp_path / "a/b..c.npy"
+    with pytest.raises(outputs.OutputError, match=f"would be written outside of {tmp_path}"):
+        outputs.inside(tmp_path, id_)

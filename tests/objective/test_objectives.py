@@ -14,7 +14,8 @@ from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.objective.teacher import teacher_parts
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import Batch, init_state, make_model
-from dinosr_jax.training.step import apply, make_eval_step, make_train_step
+from dinosr_jax.training.step import apply, make_train_step
+from dinosr_jax.training.validation import make_eval_step
 from tests.training.test_step import close_runs, moved, noise, tiny_config, train
 from tests.transcribed_prompts import write_prompts
 

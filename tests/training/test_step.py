@@ -23,11 +23,11 @@ from dinosr_jax.training.step import (
     apply,
     draw_mask,
     frame_padding,
-    make_eval_step,
     make_first_codewords,
     make_train_step,
     teacher_targets,
 )
+from dinosr_jax.training.validation import make_eval_step
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 FREEZE = 4  # the update from which on teacher and feature encoder stay as they are

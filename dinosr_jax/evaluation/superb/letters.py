@@ -14,7 +14,7 @@ from dinosr_jax.data import vocabulary as vocabularies
 from dinosr_jax.evaluation.probes.examples import Example, Examples, gather
 from dinosr_jax.evaluation.probes.head_training import HeadSettings, HeadTask
 from dinosr_jax.evaluation.probes.phone_recognition import ctc_task, error_rate
-from dinosr_jax.evaluation.utterances import dataset_in, in_chance_order
+from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference.recordings import open_inputs
 
 _VALID_SHARE = 0.15  # of the training utterances, where no validation split is named
@@ -47,7 +47,7 @@ def read_letters(data: Path, *, train_split: str, valid_split: str, split: str) 
 
 
 def _split(data: Path, split: str, left_out: list[tuple[str, str]]) -> list[Example]:
-    manifest = manifests.load_manifest(data, dataset=dataset_in(data), split=split)
+    manifest = manifests.load_manifest(data, dataset=manifests.dataset_in(data), split=split)
     texts = dict(zip(map(str, manifest.ids), manifest.texts, strict=True))
     examples = [Example(r, texts[r.id]) for r in open_inputs(data, split=split)]
     left_out += [(e.recording.name, "no transcript") for e in examples if not e.label.strip()]

@@ -165,9 +165,7 @@ def write_emissions(folder: Path, emissions: Iterable[tuple[str, np.ndarray]]) -
       OutputError: The id leads out of the folder, or it cannot be written to.
     """
     for id_, array in emissions:
-        if ".." in Path(id_).parts or Path(id_).is_absolute():
-            raise outputs.OutputError(f"{id_!r} would be written outside of {folder}")
-        with outputs.replacing(folder / f"{id_}.npy", sync=False) as file:
+        with outputs.replacing(outputs.inside(folder, f"{id_}.npy"), sync=False) as file:
             np.save(file, array)
 
 

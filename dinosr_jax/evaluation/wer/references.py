@@ -86,9 +86,7 @@ def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict
 def _of_dataset(path: Path, split: str, language: str) -> Iterator[tuple[str, Transcript]]:
     from dinosr_jax.data import manifest as manifests  # needs tensorflow-datasets
 
-    names = ("audio_folder", "librispeech/lazy_decode")
-    there = [name for name in names if manifests.dataset_folder(path, dataset=name)]
-    manifest = manifests.load_manifest(path, dataset=(there or names)[0], split=split)
+    manifest = manifests.load_manifest(path, dataset=manifests.dataset_in(path), split=split)
     columns = (manifest.ids, manifest.texts, manifest.speakers, manifest.languages)
     for *row, spoken in zip(*columns, strict=True):
         if row[1] and language in ("", spoken):

@@ -15,7 +15,7 @@ from dinosr_jax.data import audio
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.forward import batched
 from dinosr_jax.inference.pretrained import Pretrained
-from dinosr_jax.inference.recordings import Recording, open_inputs, printable, refuse
+from dinosr_jax.inference.recordings import Recording, open_inputs, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
 from dinosr_jax.model.feature_encoder import receptive_field
 
@@ -181,11 +181,10 @@ class FeaturePaths(NamedTuple):
 
     def of(self, id_: str) -> list[Path]:
         """Files of one recording, one a layer."""
-        if ".." in Path(id_).parts or Path(id_).is_absolute():
-            raise outputs.OutputError(f"{printable(id_)!r} would be written outside the output")
         if self.layout == "files":
-            return [self.folder(layer) / f"{id_}.npy" for layer in self.layers]
-        return [self.folder(layer) / f".{self.name}.parts" / f"{id_}.part" for layer in self.layers]
+            return [outputs.inside(self.folder(layer), f"{id_}.npy") for layer in self.layers]
+        parts = f".{self.name}.parts"
+        return [outputs.inside(self.folder(i) / parts, f"{id_}.part") for i in self.layers]
 
     def join(self, recordings: Sequence[Recording], **array: Any) -> None:
         """Makes shards of the files, in order; `width` and `dtype` are those of the arrays."""

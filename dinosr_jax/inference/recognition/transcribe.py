@@ -174,9 +174,7 @@ def _claim_emissions(folder: Path, model: Any, recordings: Sequence[Recording]) 
 
 
 def _emissions_path(folder: Path, id_: str) -> Path:
-    if ".." in Path(id_).parts or Path(id_).is_absolute():
-        raise outputs.OutputError(f"{printable(id_)!r} would be written outside of {folder}")
-    return folder / f"{id_}.npy"
+    return outputs.inside(folder, f"{id_}.npy")
 
 
 def _keep(array: np.ndarray, folder: Path, id_: str) -> None:

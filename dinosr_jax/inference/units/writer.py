@@ -284,8 +284,7 @@ class _Writer(NamedTuple):
         return UnitSummary(tuple(self.files), described, len(spool.places), seconds, ())
 
     def _textgrid(self, id_: str, codes: Sequence[np.ndarray], end: float) -> None:
-        if ".." in Path(id_).parts or Path(id_).is_absolute():
-            raise outputs.OutputError(f"{printable(id_)!r} would be written outside the output")
+        path = outputs.inside(self.style.textgrids, f"{id_}.TextGrid")
         hop = 1 / _frame_rate(self.wanted.model)
         layers = self.wanted.layers
         name = lambda layer: "units" if len(layers) == 1 else f"units-layer{layer:02}"
@@ -294,7 +293,7 @@ class _Writer(NamedTuple):
             for layer, row in zip(layers, codes, strict=True)
         }
         text = textgrid.to_textgrid(tiers, end=end)
-        outputs.write_text(self.style.textgrids / f"{id_}.TextGrid", text, sync=False)
+        outputs.write_text(path, text, sync=False)
 
 
 class _Spool:
