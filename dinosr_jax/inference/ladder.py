@@ -38,16 +38,12 @@ class Ladder:
         self._fitted: tuple[int, ...] = ()
 
     def fit(self, lengths: Sequence[int]) -> None:
-        """Chooses lengths that pad these utterances least.
-
-        As many as they would take else, and more where that saves more than compiling takes.
-        """
+        """Chooses lengths for these utterances: each saves more padding than compiling it takes."""
         self._fitted = ()
         longest = min(_LONGEST_FITTED_SECONDS * audio.SAMPLE_RATE, self._longest)
         some = [n for n in lengths if self._needed <= n <= longest]
         if some and not self._exact:
-            number = len({self.rung(n) for n in some})
-            how = {"max_rungs": max(number, _MOST_FITTED), "free": number, "price": self._price}
+            how = {"max_rungs": _MOST_FITTED, "price": self._price}
             self._fitted = padded_lengths(np.asarray(some), **how)
 
     def rung(self, samples: int) -> int:
