@@ -11,6 +11,8 @@ for flag in "$@"; do
   case "$flag" in --workdir=*) run="${flag#--workdir=}" ;; esac
 done
 python=.venv/bin/python
+# What the steps compile is found again the next time, as that of main.py is.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$run/compiled/$(uname -n)}"
 
 $python -m dinosr_jax prepare --source=data/embedded --data_dir=$data
 $python main.py --config=configs/quickstart.py --workdir="$run" "$@"

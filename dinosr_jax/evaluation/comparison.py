@@ -130,7 +130,9 @@ def compare_units(
         if system == "mfcc":
             compute = functools.partial(in_memory.of_mfcc, model=model)
         else:
-            compute = functools.partial(in_memory.of_network, networks[system], layers=layers)
+            compute = functools.partial(
+                in_memory.of_network, networks[system], layers=layers, lengths="fitted"
+            )
         train, test = (compute(some, progress=told) for some in (fitted, tested))
         codes = baselines.kmeans_codes(train, test, **kmeans)
         rows += [row(of_layer, system=system, layer=i) for i, of_layer in codes.items()]
@@ -248,7 +250,8 @@ def _features(
     told = telling.stage(f"features of {NAMES[system]}", _seconds(recordings))
     if system == "mfcc":
         return in_memory.of_mfcc(recordings, model=network, progress=told)
-    return in_memory.of_network(network, recordings, dtype=dtype, progress=told)
+    how = {"dtype": dtype, "lengths": "fitted", "progress": told}
+    return in_memory.of_network(network, recordings, **how)
 
 
 NAMES = {

@@ -307,7 +307,7 @@ class _Run:
             self._wait_for(self.checkpoints)
             if self.best.offer(int(state.step), state, metrics, self._about):
                 self._say(f"the best so far; kept in {self.best.directory}")
-        if self.log is not None:
+        if self.log is not None and int(state.step) < self.config.num_steps:  # else `run` draws
             self.log.draw()
         self.since += time.monotonic() - start  # not counted in the speed of training
         return metrics

@@ -22,7 +22,6 @@ def padded_lengths(
     num_samples: np.ndarray,
     *,
     max_rungs: int,
-    free: int | None = None,
     price: float = 0.0,
     field: int = FIELD,
     hop: int = HOP,
@@ -32,8 +31,7 @@ def padded_lengths(
     Args:
       num_samples: [N] int.
       max_rungs: How many lengths at most.
-      free: How many cost nothing; None for all.
-      price: Samples that each of the others must save.
+      price: Samples that each but the first must save.
       field: Samples that a frame sees.
       hop: Samples from one frame to the next.
 
@@ -60,8 +58,8 @@ def padded_lengths(
             place = int(choice[place])
             rungs.append(int(grid[place]))
         best.append((cost[-1], tuple(sorted(rungs))))
-    paid = lambda found: max(len(found[1]) - (free or max_rungs), 0) * price
-    return min(best, key=lambda found: (found[0] + paid(found), len(found[1])))[1]
+    paid = lambda found: found[0] + price * len(found[1])
+    return min(best, key=lambda found: (paid(found), len(found[1])))[1]
 
 
 class PaddedPlan:

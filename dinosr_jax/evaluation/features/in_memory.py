@@ -93,6 +93,7 @@ def of_network(
     layers: Sequence[int] | None = None,
     network: Network = "student",
     dtype: type = np.float32,
+    lengths: batched.Lengths = "fixed",
     on_bad: Bad = refuse,
     progress: Progress = lambda seconds: None,
 ) -> Features:
@@ -104,6 +105,7 @@ def of_network(
       layers: None for all: 0 (what the first one reads) to L.
       network: Student or teacher.
       dtype: In which they are held.
+      lengths: As in `batched.run`.
       on_bad: As in `batched.run`.
       progress: Is told the seconds of audio that are done.
 
@@ -113,7 +115,8 @@ def of_network(
     layers = tuple(range(model.config.model.num_layers + 1) if layers is None else layers)
     where = {"depth": max(layers), "network": network, "options": OPTIONS}
     forward = batched.Forward(model, Selection(layers, "block"), **where)
-    parts = batched.run(forward, recordings, on_bad=on_bad, progress=lambda done, _: progress(done))
+    told = lambda done, _: progress(done)
+    parts = batched.run(forward, recordings, on_bad=on_bad, lengths=lengths, progress=told)
     arrays = {
         part.recording.id: np.stack(part.arrays).astype(dtype, copy=False)
         for part in batched.whole(parts)

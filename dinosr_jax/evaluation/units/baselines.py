@@ -57,7 +57,7 @@ def codebook_codes(
     plan = quantise.plan(model, layer="all")
     found: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
     told = {"options": in_memory.OPTIONS, "progress": lambda done, _: progress(done)}
-    for utterance in quantise.compute(plan, recordings, **told):
+    for utterance in quantise.compute(plan, recordings, lengths="fitted", **told):
         for layer, codes in zip(plan.layers, utterance.codes, strict=True):
             found[layer][utterance.recording.id] = codes
     return found

@@ -10,6 +10,7 @@ Shapes: B batch, S samples, T frames, D model.
 
 import bisect
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -113,16 +114,12 @@ class Ladder:
         self._fitted: tuple[int, ...] = ()
 
     def fit(self, lengths: Sequence[int]) -> None:
-        """Chooses lengths that pad these utterances least.
-
-        As many as they would take else, and more where that saves more than compiling takes.
-        """
+        """Chooses lengths for these utterances: each saves more padding than compiling it takes."""
         self._fitted = ()
         longest = min(_LONGEST_FITTED_SECONDS * audio.SAMPLE_RATE, self._longest)
         some = [n for n in lengths if self._needed <= n <= longest]
         if some and not self._exact:
-            number = len({self.rung(n) for n in some})
-            how = {"max_rungs": max(number, _MOST_FITTED), "free": number, "price": self._price}
+            how = {"max_rungs": _MOST_FITTED, "price": self._price}
             self._fitted = padded_lengths(np.asarray(some), **how)
 
     def rung(self, samples: int) -> int:
@@ -177,16 +174,14 @@ class Forward:
         )
         seconds = self.options.batch_seconds or (16.0 if platform == "cpu" else 240.0)
         self.budget = int(seconds * audio.SAMPLE_RATE)
-        # compiled programs and parameters are kept with the model, for the next call
-        kept = model.__dict__.setdefault("_compiled", {})
+        self._filled: set[int] = set()  # lengths of which a full batch is compiled
+        # parameters are kept with the model, for the next call
+        kept = model.__dict__.setdefault("_placed", {})
         key = (depth, network)
         if kept.get("key") != key:
             kept.clear()
             kept.update(key=key, params=_place(model, max(depth, 1), network, self.mesh))
-        program = ("program", compute)
-        if program not in kept:
-            kept[program] = _compile(model.config, max(depth, 1), compute, self.mesh)
-        self._program = kept[program]
+        self._program = _compile(model.config.model, max(depth, 1), compute, self.mesh)
         self._params = (kept["params"], jax.device_put(arrays, sharding.replicated(self.mesh)))
 
     def rows(self, rung: int) -> int:
@@ -196,10 +191,12 @@ class Forward:
     def submit(self, waveforms: Sequence[np.ndarray]) -> Any:
         """Starts to compute a batch; returns arrays [rows, T, ...], and which frames are finite."""
         rung = self.ladder.rung(max(map(len, waveforms)))
-        rows = self.mesh.size
+        rows, full = self.mesh.size, self.rows(rung)
         while rows < len(waveforms):
             rows *= 2
-        rows = max(len(waveforms), min(rows, self.rows(rung)))
+        rows = full if rung in self._filled else max(len(waveforms), min(rows, full))
+        if rows == full:
+            self._filled.add(rung)
         batch = np.zeros((rows, rung), np.float32)
         lengths = np.full(rows, rung if self.exact else 0, np.int32)
         for row, waveform in enumerate(waveforms):
@@ -220,10 +217,12 @@ def _place(model: Any, depth: int, network: str, mesh: Any) -> Any:
     return jax.device_put(parts, sharding.replicated(mesh))
 
 
+@functools.lru_cache(maxsize=8)
 def _compile(config: Any, depth: int, compute: Callable, mesh: Any) -> Callable:
-    changed = config.to_dict()["model"] | {"num_layers": depth, "attention": "xla"}
+    """The program of networks of a `config.model`: trained or not, they share it."""
+    changed = config.to_dict() | {"num_layers": depth, "attention": "xla"}
     model = DinoSR(type(config)(changed), jnp.float32)
-    conv_layers = config.model.conv_layers
+    conv_layers = config.conv_layers
 
     def forward(params: Any, waveforms: Array, num_samples: Array) -> Any:
         params, arrays = params

@@ -13,11 +13,12 @@ import soundfile
 
 import dinosr_jax
 from dinosr_jax.data import audio
+from dinosr_jax.evaluation.features.in_memory import untrained
 from dinosr_jax.inference.features.writer import extract_files
 from dinosr_jax.inference.forward import batched
 from dinosr_jax.inference.forward.batched import Ladder
 from dinosr_jax.inference.pretrained import Pretrained, load
-from dinosr_jax.inference.recordings import Recording, open_inputs
+from dinosr_jax.inference.recordings import Recording, open_inputs, refuse
 from dinosr_jax.inference.selection import Selection
 from dinosr_jax.model import attention
 from dinosr_jax.training.checkpoint import CheckpointError
@@ -171,7 +172,9 @@ def test_neighbours_order_and_chunks_leave_features_alone(trained):
 
 
 @pytest.mark.slow
-def test_fitted_lengths_pad_less_and_leave_features_alone(trained):
+def test_fitted_lengths_pad_less_and_leave_features_alone(trained, monkeypatch):
+    prices = {"cpu": 0.3, "other": 0.3}  # as if there were more of them
+    monkeypatch.setattr("dinosr_jax.inference.ladder._PRICE_SECONDS", prices)
     rng = np.random.default_rng(3)
     sizes = [*rng.integers(400, 30_000, 12), 399, 400, 33_000]
     recordings = [
@@ -200,7 +203,7 @@ def test_more_recordings_are_worth_more_lengths():
     how = {"shortest": 400, "longest_seconds": 600, "exact": False}
     ladders = [
         (Ladder(platform=platform, **how), lengths[:number])
-        for platform, number in (("cpu", 50), ("tpu", 20_000), ("cpu", 20_000))
+        for platform, number in (("cpu", 10), ("tpu", 20_000), ("cpu", 20_000))
     ]
     used = []
     for ladder, some in ladders:
@@ -210,6 +213,28 @@ def test_more_recordings_are_worth_more_lengths():
         assert ladder.rung(600_000) >= 600_000  # longer than any
         used.append(len(set(rungs)))
     assert used == sorted(set(used))
+
+
+def test_few_recordings_are_computed_with_few_programs(trained):
+    rng = np.random.default_rng(7)
+    sizes = [int(n) for n in rng.integers(8_000, 40_000, 13)]
+    recordings = [
+        Recording(str(i), str(i), rng.standard_normal(n).astype(np.float32), n)
+        for i, n in enumerate(sizes)
+    ]
+    batched._compile.cache_clear()
+    options = batched.Options(batch_seconds=13.0)
+    programs = []
+    for model in (trained, untrained(trained)):
+        forward = batched.Forward(model, Selection((2,), "block"), depth=2, options=options)
+        parts = batched.whole(batched.run(forward, recordings, on_bad=refuse, lengths="fitted"))
+        found = {part.recording.id: part.arrays[0] for part in parts}
+        assert {id_: len(x) for id_, x in found.items()} == {
+            r.id: model.num_frames(r.num_samples) for r in recordings
+        }
+        # one length, and what does not fill a batch is computed as a whole one
+        programs.append((forward._program, forward._program._cache_size()))
+    assert programs[0] == programs[1] and programs[0][1] == 1
 
 
 @pytest.mark.parametrize("samples", [48_000, 48_001, 50_321, 95_999])
@@ -232,9 +257,9 @@ def test_a_long_recording_is_computed_in_pieces_exactly(trained, monkeypatch, sa
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 50)
     monkeypatch.setattr(batched, "_CACHED_FRAMES", 50)
     monkeypatch.setattr(batched, "_LEAST_FRAMES", 37)
-    trained.__dict__.pop("_compiled")
+    batched._compile.cache_clear()
     pieces = trained.extract([wave, wave[:65_000]], layer=[0, 3], options=options)
-    trained.__dict__.pop("_compiled")
+    batched._compile.cache_clear()
     for one, other in zip(single, pieces, strict=True):
         for layer in (0, 3):
             np.testing.assert_allclose(other[layer], one[layer], atol=1e-5)
