@@ -189,7 +189,9 @@ FIELDS: dict[str, Field] = {
     # freezes them, as the official code does, whose freeze_pre_enc_modules has no effect
     # (docs/reproducing.md); spidr freezes them from 200,001 on
     "teacher.freeze_feature_encoder_step": Field(0, NOT_NEGATIVE, scales="steps"),
-    # standard deviation of the first codewords, as published; at 0.1 few die in a small run
+    # the first codewords: 'noise', as published, or 'frames' of the first batch (docs/learning.md)
+    "codebook.init": Field("noise", one_of("noise", "frames"), older="noise"),
+    # standard deviation of that noise, as published; at 0.1 few die in a small run
     "codebook.init_scale": Field(1.0, POSITIVE, older=1.0),
     "codebook.decay": Field(0.9, FRACTION, fairseq="codebook_init_decay", scales="decay"),
     "codebook.end_decay": Field(0.9, FRACTION, fairseq="codebook_end_decay", scales="decay"),

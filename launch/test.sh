@@ -7,7 +7,7 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup "pytest>=8" "pytest-xdist>=3.8" "ruff>=0.12" "flashlight-text>=0.0.7; python_version < '3.13'" \
-  "ufal-flashlight-text>=0.0.7.1; python_version >= '3.13'" \
+  "ufal-flashlight-text>=0.0.7.1; python_version >= '3.13'" "nbclient>=0.10" "ipykernel>=6" \
   ${TORCH:+"torch==2.13.*" "transformers>=5"} ${PEERS:+"fastabx==0.9.*" "discophon==0.2.*"}
 
 .venv/bin/python -m ruff check .

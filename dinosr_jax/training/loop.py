@@ -30,7 +30,7 @@ from dinosr_jax.training.logs import RunLog
 from dinosr_jax.training.metrics import to_record
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
-from dinosr_jax.training.step import make_train_step
+from dinosr_jax.training.step import make_first_codewords, make_train_step
 from dinosr_jax.training.validation import EvalData, Evaluation, PhoneData
 
 _LOG = logging.getLogger(__name__)
@@ -142,6 +142,10 @@ class _Run:
         self.checkpoints, self.train_data = checkpoints, train_data
         make_step = make_finetuning_step if config.task == "ctc" else make_train_step
         self.train_step = sharding.jit_train_step(mesh, make_step(config), abstract)
+        self.first_codewords: Callable | None = None
+        if config.codebook.init == "frames" and abstract.codebook is not None:
+            first = make_first_codewords(config)
+            self.first_codewords = sharding.jit_train_step(mesh, first, abstract)
         self.programs = Programs(self._say)
         self.evaluation: Evaluation | WordErrors | None = None
         self.best: Best | None = None
@@ -178,6 +182,9 @@ class _Run:
         batches = self.train_data.batches(step, c.num_steps - step, share=share)
         try:
             for speech, batch in sharding.to_devices(self.mesh, batches, lambda b: b.arrays):
+                if step == 0 and self.first_codewords is not None:
+                    name, function = "first codewords", self.first_codewords
+                    state, _ = self.programs.get(name, function, state, batch)(state, batch)
                 update = self.programs.get("update", self.train_step, state, batch)
                 state, metrics = update(state, batch)
                 self._settle()  # the step before, while this one runs

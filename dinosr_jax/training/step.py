@@ -93,6 +93,28 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
     return train_step
 
 
+def make_first_codewords(config: Any):
+    """What sets the codewords before the first update, where `codebook.init` is 'frames'.
+
+    Args:
+      config: Parsed configuration, of an objective that has codes.
+
+    Returns:
+      Pure function (TrainState, Batch) -> (TrainState, {}); its codewords are frames of the batch.
+    """
+    model = make_model(config)
+
+    def first_codewords(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        padded = frame_padding(config, batch)
+        projected = apply(model, state.params, batch.waveforms, padded, method="project")
+        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+        key = stream_key(config.seed, "codebook")
+        codebook = codebooks.from_frames(key, state.codebook, targets, padded)
+        return state.replace(codebook=codebook), {}
+
+    return first_codewords
+
+
 def differentiate(loss: Callable, params: Any, frozen: Array | None, *inputs: Any) -> Any:
     """Gradients of a loss, computed without those that are not needed while parts are frozen.
 

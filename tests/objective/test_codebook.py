@@ -186,3 +186,53 @@ def test_decay_without_a_schedule_is_constant():
     for number in (1, 100_000):
         decay = codebooks.decay_at(jnp.asarray(number), start=0.9, end=0.5, steps=0)
         np.testing.assert_allclose(decay, 0.9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_frames", [B * T, V - 3])
+def test_codewords_that_are_frames(num_frames):
+    """Each is another real frame, the same one in all codebooks; the rest stay as they are."""
+    codebook, targets, _ = example()
+    padding = jnp.arange(B * T).reshape(B, T) >= num_frames
+    first = jax.jit(codebooks.from_frames)(jax.random.key(0), codebook, targets, padding)
+    np.testing.assert_array_equal(first.counts, 1)
+    drawn = min(V, num_frames)
+    np.testing.assert_array_equal(first.sums[:, drawn:], codebook.sums[:, drawn:])
+    frames = np.asarray(targets).reshape(N, -1, D)[:, :num_frames]
+    same = (np.asarray(first.sums)[:, :drawn, None] == frames[:, None]).all(-1)  # [N, V, frames]
+    assert (same.sum(-1) == 1).all() and (same.sum(1) <= 1).all()
+    np.testing.assert_array_equal(same[0], same[1])
+    other = codebooks.from_frames(jax.random.key(1), codebook, targets, None)
+    assert not np.array_equal(other.sums, first.sums)
+
+
+def test_a_batch_of_fewer_frames_than_codewords():
+    codebook, targets, _ = example()
+    few = targets[:, :1, : V - 4]
+    first = codebooks.from_frames(jax.random.key(0), codebook, few, None)
+    assert sorted(np.asarray(first.sums[0, : V - 4, 0])) == sorted(np.asarray(few[0, 0, :, 0]))
+    np.testing.assert_array_equal(first.sums[:, V - 4 :], codebook.sums[:, V - 4 :])
+
+
+def test_clustering_that_starts_from_frames_is_as_good_as_k_means():
+    """A mixture of 24 clouds of very unequal spread: the distance left, after 60 small batches."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(24, 16)) * rng.uniform(0.2, 2.0, size=16)
+    draw = lambda: (
+        centres[rng.integers(24, size=(1, 4, 50))] + 0.2 * rng.normal(size=(1, 4, 50, 16))
+    ).astype(np.float32)
+    settings = {"num_codebooks": 1, "codebook_size": 24, "width": 16}
+    noise = codebooks.init(jax.random.key(0), **settings)
+    start = {
+        "noise": noise,
+        "frames": codebooks.from_frames(jax.random.key(1), noise, draw(), None),
+    }
+    mask, left, used = jnp.ones((4, 50), bool), {}, {}
+    batches, test = [draw() for _ in range(60)], draw()
+    for name, codebook in start.items():
+        for batch in batches:
+            codebook = update(codebook, batch, assign(codebook, batch), mask, 0.9)
+        codes = np.asarray(assign(codebook, test))[0]
+        words = np.asarray(codebooks.codewords(codebook))[0]
+        left[name] = np.square(test[0] - words[codes]).sum(-1).mean()
+        used[name] = len(np.unique(codes))
+    assert left["frames"] < 0.75 * left["noise"] and used["frames"] > used["noise"], (left, used)

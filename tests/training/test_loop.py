@@ -290,6 +290,20 @@ def test_a_state_that_is_not_finite_is_not_evaluated(data_dir, tmp_path, monkeyp
     assert [r["step"] for r in records(tmp_path) if "eval_loss" in r] == evaluated
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compile_quickly", "compile_once")
+def test_codewords_of_the_first_batch_are_set_once(data_dir, tmp_path, capsys):
+    changes = {"codebook.init": "frames", "checkpoint_steps": 1, "codebook.decay": 0.999}
+    for name, stops in {"whole": (2,), "halves": (1, 2)}.items():
+        for num_steps in stops:
+            config, data = in_process(data_dir, num_steps=num_steps, **changes)
+            train(config, workdir=tmp_path / name, train_data=data, eval_data=None)
+    assert capsys.readouterr().err.count("compiling the first codewords") == 2  # once a run
+    whole, halves = load(tmp_path / "whole"), load(tmp_path / "halves")
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole.codebook, halves.codebook))
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole.params, halves.params))
+
+
 def test_two_runs_in_one_workdir_are_refused(data_dir, tmp_path):
     config, data = in_process(data_dir)
     with (tmp_path / ".lock").open("w") as lock:

@@ -23,6 +23,7 @@ from dinosr_jax.training.step import (
     apply,
     draw_mask,
     frame_padding,
+    make_first_codewords,
     make_train_step,
     teacher_targets,
 )
@@ -91,6 +92,21 @@ MESHES = (
 @pytest.fixture(scope="module", params=MESHES, ids=str)
 def cut(request, eight):
     return train(start=eight.states[0], updates=3, **request.param)
+
+
+def test_first_codewords_are_those_of_one_device(eight):
+    found = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(tiny_config(mesh__data=devices))
+        init = lambda: init_state(eight.config, optimizer=make_optimizer(eight.config))
+        abstract, make = sharding.make_state(mesh, init)
+        first = sharding.jit_train_step(mesh, make_first_codewords(eight.config), abstract)
+        state, metrics = first(make(), sharding.shard_batch(mesh, noise()))
+        assert not metrics
+        found.append(jax.device_get(state))
+    close(found[0].codebook, found[1].codebook)
+    assert same(found[0].params, eight.states[0].params) and found[0].step == 0
+    assert not np.allclose(found[0].codebook.sums, eight.states[0].codebook.sums)
 
 
 def same(a, b):
