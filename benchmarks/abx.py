@@ -30,13 +30,13 @@ OURS = """
 import json, sys, time
 start = time.perf_counter(), time.process_time()
 item, folder, speaker, context, group, across = json.loads(sys.argv[1])
-from dinosr_jax.evaluation import abx, feature_files, items
+from dinosr_jax.evaluation.abx import item_features, items, scoring
 read = items.read_items(item)
-(source,) = feature_files.open_features(folder)
-gathered = feature_files.gather(source, read, distance="angular")
-caps = abx.Caps(group, across)
+(source,) = item_features.open_features(folder)
+gathered = item_features.gather(source, read, distance="angular")
+caps = scoring.Caps(group, across)
 task = {"speaker": speaker, "context": context, "distance": "angular", "caps": caps}
-error = abx.measure(gathered, read, **task).error
+error = scoring.measure(gathered, read, **task).error
 print(json.dumps([error, time.perf_counter() - start[0], time.process_time() - start[1]]))
 """
 THEIRS = """

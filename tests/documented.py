@@ -54,14 +54,14 @@ python -m dinosr_jax scale --config=configs/base.py --devices=4
 """.strip().splitlines()
 # Patterns of the others, with the tests that run such commands on data made up there.
 CHECKED_ONLY = {
-    r"prepare --dataset=librispeech": "test_librispeech.py",
-    r"prepare --source=librispeech_finetuning": "test_librilight.py",
-    r"compile --config=configs/base.py": "test_ahead.py, where libtpu is there",
-    r"evaluate (keywords|intent|slots|asr|recognition) ": "test_superb.py, with fewer updates",
-    r"sweep .* --split=dev_other": "test_sweep.py",
-    r"transcribe .* --settings=best.json": "test_transcribe.py",
-    r"evaluate wer .*librispeech --split=test_other": "test_word_errors.py",
-    r"main.py --config=runs/official/config.py": "test_runs.py",
+    r"prepare --dataset=librispeech": "tests/data/prepare/test_librispeech.py",
+    r"prepare --source=librispeech_finetuning": "tests/data/prepare/test_librilight.py",
+    r"compile --config=configs/base.py": "tests/training/planning/test_tpu_compile.py, where libtpu is there",
+    r"evaluate (keywords|intent|slots|asr|recognition) ": "tests/evaluation/superb/test_systems.py, with fewer updates",
+    r"sweep .* --split=dev_other": "tests/inference/recognition/test_sweep.py",
+    r"transcribe .* --settings=best.json": "tests/inference/recognition/test_transcribe.py",
+    r"evaluate wer .*librispeech --split=test_other": "tests/training/ctc/test_word_errors.py",
+    r"main.py --config=runs/official/config.py": "tests/interop/test_runs.py",
     r"main.py --config=configs/base.py --workdir=runs/base$": "the same with DIR is run",
     r"main.py --config=configs/base.py$": "the same with a workdir is run",
     r"evaluate run RUN$": "the same with DATA is run",

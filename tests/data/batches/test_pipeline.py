@@ -249,7 +249,7 @@ def test_abandoned_iterators_stop_their_threads(data):
 
 SCRIPT = """
 import sys, types
-from dinosr_jax.data.pipeline import open_split
+from dinosr_jax.data.batches.pipeline import open_split
 config = types.SimpleNamespace(**{fields!r})
 data = open_split(config, split="train", seed=5)
 batches = data.batches(0)

@@ -403,8 +403,8 @@ def test_pcm16_stores_the_same_samples_and_is_written_anew(tmp_path, capsys):
 
 SLOW_PREPARE = """
 import sys, time
-from dinosr_jax.data import checking, corpora
-check, written = checking._check_file, corpora.stored_bytes
+from dinosr_jax.data.prepare import audio_folder, checking
+check, written = checking._check_file, audio_folder.stored_bytes
 def slow_check(file, **kwargs):
     time.sleep(0.15)
     return check(file, **kwargs)
@@ -414,8 +414,8 @@ def slow_write(file, **kwargs):
 if sys.argv[3] == "check":
     checking._check_file = slow_check
 else:
-    corpora.stored_bytes = slow_write
-corpora.prepare(sys.argv[1], data_dir=sys.argv[2], num_workers=1)
+    audio_folder.stored_bytes = slow_write
+audio_folder.prepare(sys.argv[1], data_dir=sys.argv[2], num_workers=1)
 """
 
 

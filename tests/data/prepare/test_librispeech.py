@@ -394,7 +394,7 @@ def test_a_full_disk_is_said_before_and_meanwhile(archives, tmp_path, monkeypatc
 
 SLOW = """
 import sys, time
-from dinosr_jax.data import archives, librispeech, librispeech_builder
+from dinosr_jax.data.prepare import archives, librispeech, librispeech_builder
 stored, extract = librispeech_builder._stored_bytes, archives.tarfile.TarFile.extractfile
 def slow(original):
     def wait(*args, **kwargs):

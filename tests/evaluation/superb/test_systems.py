@@ -182,10 +182,8 @@ def test_recipes_have_every_number(run, tmp_path, monkeypatch, name, command):
         ("slots", "read_slots"),
     ):
         monkeypatch.setattr(f"dinosr_jax.evaluation.superb.{module}.{reader}", lambda *a, **k: None)
-    monkeypatch.setattr(
-        "dinosr_jax.evaluation.superb.systems.letters.read_transcripts", lambda *a, **k: None
-    )
-    monkeypatch.setattr("dinosr_jax.evaluation.superb.systems.letters.spelt", lambda *a, **k: None)
+    monkeypatch.setattr("dinosr_jax.evaluation.superb.letters.read_letters", lambda *a, **k: None)
+    monkeypatch.setattr("dinosr_jax.evaluation.superb.letters.spelt", lambda *a, **k: None)
     monkeypatch.setattr("dinosr_jax.cli.superb.check_splits", lambda *a, **k: None)
     config = Path(__file__).parents[3] / f"configs/evaluation/superb_{name}.py"
     evaluate(command, run, tmp_path, f"--config={config}", "--batch_size=7")

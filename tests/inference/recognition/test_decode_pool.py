@@ -72,7 +72,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, time, functools, numpy as np\n"
-        "from dinosr_jax.inference.pool import spawned\n"
+        "from dinosr_jax.inference.recognition.decode_pool import spawned\n"
         "if __name__ == '__main__':\n"
         "    with spawned(1, os.getpid) as pool:\n"
         "        print(pool.submit(os.getpid).result(), flush=True)\n"

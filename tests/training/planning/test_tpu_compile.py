@@ -188,13 +188,14 @@ def test_attention_of_xla_that_drops(dtype):
 
 TRACE = """
 from dinosr_jax.model import layers
-from dinosr_jax.training import ahead, costs, sharding
+from dinosr_jax.training import sharding
+from dinosr_jax.training.planning import hlo, tpu_compile
 asked, platform, jit_train_step = [], layers.platform, sharding.jit_train_step
 layers.platform = lambda: asked.append(platform()) or asked[-1]
 sharding.jit_train_step = lambda *a: asked.clear() or jit_train_step(*a)
 def stop(jaxpr): raise ValueError(f"{set(asked)}")
-costs.flops = stop
-ahead._answer()
+hlo.flops = stop
+tpu_compile._answer()
 """
 
 
