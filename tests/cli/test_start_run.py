@@ -149,7 +149,7 @@ def test_killed_at_any_moment_gives_the_same_run(
     workdir = tmp_path / "killed"
     flags = finetuning(data_dir, workdir, f"--config.init={pretrained}")
     kills = []
-    for _ in range(3):
+    for _ in range(2):
         process, before = start(cache, *flags), last_step(workdir)
         wanted = before + chance.randint(1, 5)
         while process.poll() is None and last_step(workdir) < wanted:

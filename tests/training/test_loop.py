@@ -138,7 +138,7 @@ def test_a_run_writes_what_the_readme_says(reference):
     assert config["num_steps"] == STEPS and config["model"]["width"] == 32
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_gives_the_same_run(
     data_dir, reference, cache, tmp_path, chance, times
 ):

@@ -42,6 +42,15 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
+HEARTBEAT_SECONDS = 20  # in place of a minute
+MAIN = f"""
+import main
+from dinosr_jax.training import processes
+processes.HEARTBEAT_SECONDS = {HEARTBEAT_SECONDS}
+main.app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+
 def start(data_dir, workdir, cache, *, count, devices, num_steps=STEPS) -> list[subprocess.Popen]:
     """Starts `count` processes of `devices` devices each."""
     with socket.socket() as free:
@@ -49,7 +58,8 @@ def start(data_dir, workdir, cache, *, count, devices, num_steps=STEPS) -> list[
         port = free.getsockname()[1]
     command = [
         sys.executable,
-        "main.py",
+        "-c",
+        MAIN,
         "--config=configs/tiny.py",
         f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}",
@@ -168,7 +178,7 @@ def test_killed_and_resumed_on_other_devices(data_dir, cache, alone, stopped, tm
     started = run(count=2, devices=2)
     wait_for_step(started, workdir, end + 6)
     started[0].kill()
-    codes = wait(started, workdir, seconds=processes.HEARTBEAT_SECONDS + 60)
+    codes = wait(started, workdir, seconds=HEARTBEAT_SECONDS + 60)
     assert codes[0] == -signal.SIGKILL and codes[1] != 0
     words = said(workdir, 1)
     assert "one of them has ended" in words or "another task died" in words, words[-3000:]
