@@ -19,6 +19,8 @@ from click.testing import CliRunner
 from dinosr_jax.cli import cli
 from dinosr_jax.cli.options import LocalPath
 from dinosr_jax.config import read_file
+from dinosr_jax.evaluation import comparison
+from dinosr_jax.evaluation.probes import frame_classifier, head_training
 from dinosr_jax.recipes import FIELDS
 from tests.documented import CHECKED_ONLY, RUN, write_checkout
 
@@ -31,6 +33,7 @@ ROOMS = [path.name for path in (ROOT / "dinosr_jax").iterdir() if path.is_dir()]
 PROGRAMS = ("python", "bash", "sbatch", "kubectl")
 SECTIONS = {name.split(".")[0] for name in FIELDS if "." in name}
 # of other programs; functions and fields of other projects that look like fields
+STEPS = "num_steps"
 FOREIGN_FILES = {"examples/wav2vec/config/finetuning"}
 FOREIGN_OPTIONS = {"--xla_gpu_enable_latency_hiding_scheduler"}
 NO_FIELDS = {"model.w2v_path", "optimizer.tri_stage", "optimizer.without_unused"}
@@ -288,11 +291,24 @@ def test_every_command_is_run_or_known_not_to_be():
     assert sorted(listed - shown) == []
 
 
+def shorten_probes(monkeypatch):
+    """Classifiers and recognisers are trained for few steps; the commands say nothing of them."""
+    (steps,) = (p for p in cli.commands["evaluate"].commands["frames"].params if p.name == STEPS)
+    monkeypatch.setattr(steps, "default", 20)
+    short = {
+        "of_frames": frame_classifier.ClassifierSettings(num_steps=20),
+        "of_recognition": head_training.HeadSettings(num_steps=4, eval_steps=4),
+    }
+    defaults = tuple((comparison.ComparisonOptions._field_defaults | short).values())
+    monkeypatch.setattr(comparison.ComparisonOptions.__new__, "__defaults__", defaults)
+
+
 @pytest.mark.slow
 def test_commands_run(tmp_path, monkeypatch, run_main, compile_quickly, compile_once):
     """One after the other, as they are written, in a checkout of small configurations."""
     write_checkout(tmp_path, root=ROOT)
     monkeypatch.chdir(tmp_path)
+    shorten_probes(monkeypatch)
     for line in RUN:
         words = shlex.split(line)
         for word in words:  # several write to the same place
