@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, format and tests: bash launch/test.sh [pytest arguments].
-# SLOW=1 runs the tests that are marked slow, too.
+# SLOW=1 runs the tests that are marked slow, too, and SLOW=2 those that are marked very slow.
 # TORCH=1 installs PyTorch and transformers, for the tests of exports against them.
 # PEERS=1 installs fastabx and discophon as well, for the tests of ABX and of unit quality against
 # them; they need Python 3.12: PYTHON=python3.12 TORCH=1 PEERS=1 bash launch/test.sh
@@ -12,6 +12,11 @@ setup "pytest>=8" "pytest-xdist>=3.8" "ruff>=0.12" "flashlight-text>=0.0.7; pyth
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
+case "${SLOW:-0}" in
+  0) marks="not slow and not very_slow" ;;
+  1) marks="not very_slow" ;;
+  *) marks="" ;;
+esac
 # A file is one process's: its fixtures are computed once. tests/conftest.py says which come first.
 .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
-  -m "$([ -n "${SLOW:-}" ] || echo "not slow")" "$@"
+  -m "$marks" "$@"

@@ -303,7 +303,7 @@ def shorten_probes(monkeypatch):
     monkeypatch.setattr(comparison.ComparisonOptions.__new__, "__defaults__", defaults)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_commands_run(tmp_path, monkeypatch, run_main, compile_quickly, compile_once):
     """One after the other, as they are written, in a checkout of small configurations."""
     write_checkout(tmp_path, root=ROOT)

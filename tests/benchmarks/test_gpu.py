@@ -207,7 +207,7 @@ PathFinder.find_spec = lambda name, *rest: None if name in away else find(name, 
 """
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_rehearsal_measures_everything(tmp_path):
     """In processes that have none of what the machine with the GPU lacks."""
     pytest.importorskip("transformers")

@@ -142,7 +142,7 @@ def test_the_best_checkpoint_is_kept_and_read(reference):
     assert same_parameters(load(reference / "best" / str(best)), load(reference))
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_killed_at_any_moment_gives_the_same_run(
     data_dir, cache, pretrained, reference, tmp_path, chance
 ):

@@ -87,7 +87,7 @@ def test_intents_with_features_computed_for_every_batch(run, tmp_path):
     np.testing.assert_allclose(held, computed, atol=1 / 16)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_slots(run, tmp_path):
     write_slots(tmp_path)
     options = (
@@ -102,7 +102,7 @@ def test_slots(run, tmp_path):
     assert "F1 of slot types" in result["rule"]
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_asr_and_its_emissions(run, tmp_path):
     source, data, emissions = (tmp_path / name for name in ("source", "data", "emissions"))
     write_transcribed(source)
