@@ -149,7 +149,7 @@ def compile_ahead(
     find_libtpu(libtpu)
     request = {"config": config, "topology": topology, "optimization": optimization}
     request |= {"batch_size": batch_size, "seconds": seconds}
-    command = [sys.executable, "-c", "from dinosr_jax.training import ahead; ahead._answer()"]
+    command = [sys.executable, "-c", f"from {__name__} import _answer; _answer()"]
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as told:
         json.dump(request, asked)

@@ -174,7 +174,7 @@ def test_neighbours_order_and_chunks_leave_features_alone(trained):
 @pytest.mark.slow
 def test_fitted_lengths_pad_less_and_leave_features_alone(trained, monkeypatch):
     prices = {"cpu": 0.3, "other": 0.3}  # as if there were more of them
-    monkeypatch.setattr("dinosr_jax.inference.ladder._PRICE_SECONDS", prices)
+    monkeypatch.setattr("dinosr_jax.inference.forward.batched._PRICE_SECONDS", prices)
     rng = np.random.default_rng(3)
     sizes = [*rng.integers(400, 30_000, 12), 399, 400, 33_000]
     recordings = [
