@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -76,6 +76,27 @@ def open_lock(path: Path) -> BinaryIO:
       OSError: It cannot be opened.
     """
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
+
+
+def walk(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """The paths in a folder that are no folders; links are followed, once each.
+
+    Args:
+      folder: Where to begin.
+      on_error: Is given the error of a folder that cannot be listed.
+
+    Yields:
+      Paths that begin with `folder`.
+    """
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=on_error):
+        real = os.path.realpath(root)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        yield from (Path(root, name) for name in sorted(names))
 
 
 def temporary_prefix() -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from dinosr_jax.data import audio
 from dinosr_jax.data.prepare.sources import is_audio, unique_ids
 from dinosr_jax.data.text_files import TextError, on_disk, read_text
+from dinosr_jax.files import walk
 
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # control characters
 _EXPECTED = (
@@ -125,23 +126,17 @@ def _check_unique(found: Iterable[Recording]) -> None:
 
 def _folder(folder: Path, on_bad: Bad) -> list[Recording]:
     """The audio in a folder by its names; links are followed, every folder is entered once."""
-    found, visited = [], set()
 
     def report(error: OSError) -> None:
         where = Path(error.filename)
         reason = f"{printable(str(where))}: cannot be listed ({error.strerror}). Check its "
         on_bad(Recording(where.name, printable(str(where)), where), reason + "permissions.")
 
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=report):
-        real = os.path.realpath(root)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders.sort()
-        for name in filter(is_audio, names):
-            path = Path(root, name)
-            found.append(Recording(path.relative_to(folder).as_posix(), printable(str(path)), path))
+    found = [
+        Recording(path.relative_to(folder).as_posix(), printable(str(path)), path)
+        for path in walk(folder, report)
+        if is_audio(path.name)
+    ]
     if not found:
         raise audio.AudioError(
             f"{printable(str(folder))}: no audio file in this folder; for a prepared dataset, "

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from dinosr_jax.data.prepare.librilight import limited_splits
 from dinosr_jax.data.text_files import TextError, nfc, read_text
 from dinosr_jax.errors import UserError
+from dinosr_jax.files import walk
 
 AUDIO_EXTENSIONS = frozenset(
     ".flac .wav .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64".split()
@@ -126,19 +127,8 @@ def find_files(folder: Path) -> dict[str, os.stat_result]:
             f"{error.filename}: cannot be listed ({error.strerror}). Check its permissions."
         )
 
-    found, visited = {}, set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(root)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders.sort()
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.is_file():
-                found[path.relative_to(folder).as_posix()] = path.stat()
-    return found
+    paths = filter(Path.is_file, walk(folder, refuse))
+    return {path.relative_to(folder).as_posix(): path.stat() for path in paths}
 
 
 def is_audio(path: str) -> bool:
