@@ -171,7 +171,7 @@ def write_utterances(source: Path, folder: Path, *, seconds: float) -> float:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=["base", "small", "quickstart"], default="base")
+    parser.add_argument("--shape", choices=["base", "small", "waveform"], default="base")
     parser.add_argument("--source", type=Path, default=ROOT / "data/embedded", help="of .ogg files")
     parser.add_argument("--seconds", type=float, default=60.0, help="of audio a pass")
     parser.add_argument("--batch_seconds", type=float, default=16.0, help="budget of either side")

@@ -98,7 +98,7 @@ def make_torch_side(
 def main() -> None:
     """Times the sides in turn and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=["base", "small", "quickstart", "tiny"], default="base")
+    parser.add_argument("--shape", choices=["base", "small", "waveform", "tiny"], default="base")
     parser.add_argument("--seconds", type=float, default=15.0, help="of an utterance")
     parser.add_argument("--batch_seconds", type=float, help="(default: as extract, 240 or 16)")
     parser.add_argument("--rounds", type=int, default=5)

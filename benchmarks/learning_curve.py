@@ -38,7 +38,7 @@ from torch import nn
 from transformers import Data2VecAudioModel
 
 from benchmarks.torch_peer import model_config
-from configs import quickstart
+from configs import waveform
 from dinosr_jax import files
 from dinosr_jax.config import parse
 from dinosr_jax.interop import fairseq, naming
@@ -78,7 +78,7 @@ RUNS = [
 
 
 def make_config(kind: str) -> Any:
-    """The quick start's network with narrower layers, and all of its schedules in 300 updates.
+    """The network of configs/waveform.py, narrower, with all of its schedules in 300 updates.
 
     Args:
       kind: Of a run.
@@ -86,7 +86,7 @@ def make_config(kind: str) -> Any:
     Returns:
       Parsed configuration.
     """
-    config = quickstart.get_config()
+    config = waveform.get_config()
     config.num_steps = UPDATES
     config.mesh.data = 1
     model = config.model

@@ -35,7 +35,7 @@ from benchmarks import stand_in
 
 stand_in.install()
 from benchmarks.turns import Side, Times, process_memory, time_in_turn
-from configs import quickstart, tiny
+from configs import tiny, waveform
 from dinosr_jax.config import parse, published_recipe
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.recipes import FIELDS
@@ -46,7 +46,7 @@ from dinosr_jax.training.state import init_state, stream_key
 from dinosr_jax.training.step import draw_mask, make_train_step
 
 # utterances, seconds; 'device' is base with what one of 16 devices gets of the published batch
-SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "quickstart": (8, 4.0), "device": (12, 19.75)}
+SHAPES = {"base": (4, 4.0), "small": (8, 4.0), "waveform": (8, 4.0), "device": (12, 19.75)}
 SHAPES["tiny"] = (2, 1.0)
 # fields of config.model that are compared
 COMPARE: dict[str, tuple[str, list[Any]]] = {
@@ -73,7 +73,7 @@ def make_config(shape: str, *, dtype: str = "float32", **fields: Any) -> Any:
     Returns:
       Parsed configuration, on one device.
     """
-    own = {"quickstart": quickstart.get_config, "tiny": tiny.get_config}
+    own = {"waveform": waveform.get_config, "tiny": tiny.get_config}
     config = own.get(shape, published_recipe)()
     config.compute_dtype = dtype
     config.mesh.data = 1
@@ -200,7 +200,7 @@ def make_torch_side(config: Any, waveforms: np.ndarray, *, device: str, compiled
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, help="(default: base or device, quickstart)")
+    parser.add_argument("--shape", choices=SHAPES, help="(default: base or device, waveform)")
     parser.add_argument("--utterances", type=int, help="(default: the shape's)")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns (default 5)")
     parser.add_argument(
@@ -250,7 +250,7 @@ def main() -> None:
     else:
         platform = jax.default_backend()
     shapes = [arguments.shape or ("device" if platform == "gpu" else "base")]
-    shapes += [] if arguments.shape else ["quickstart"]
+    shapes += [] if arguments.shape else ["waveform"]
     turn = {"steps": 5, "settle": 1} if platform == "gpu" else {}
     for shape in shapes:
         try:

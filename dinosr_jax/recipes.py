@@ -166,6 +166,13 @@ FIELDS: dict[str, Field] = {
     "mask.require_same_masks": Field(True, fairseq="require_same_masks"),
     # audio of such a group, at most; 0 makes one group of the whole batch
     "mask.group_seconds": Field(237.5, NOT_NEGATIVE, fairseq="max_tokens / 16,000", older=0.0),
+    # weight of the loss on frames that are not masked, HuBERT's pred_nomask_weight; 0 as published
+    "mask.unmasked_weight": Field(0.0, NOT_NEGATIVE, older=0.0),
+    # the student hears another voice than the teacher (objective/perturbation.py): formants move
+    # by a factor of 1 + this at most; 0 leaves them, as published
+    "perturb.formants": Field(0.0, SHARE, older=0.0),
+    # and another channel: standard deviation of each of four cosines over frequency, in dB
+    "perturb.channel_db": Field(0.0, NOT_NEGATIVE, older=0.0),
     # 'encoder': the teacher reads the student's projected features
     "teacher.scope": Field(
         "encoder",

@@ -122,7 +122,7 @@ def test_missing_field(field):
 def test_the_configuration_of_an_older_run_gets_the_fields_that_came_later():
     fields = recipe()
     later = {"guard": fields.pop("guard"), "alignment": fields["data"].pop("alignment")}
-    later |= {name: fields.pop(name) for name in ("task", "init", "ctc", "objective")}
+    later |= {name: fields.pop(name) for name in ("task", "init", "ctc", "objective", "perturb")}
     for name in ("eval_data_dir", "eval_dataset"):
         del fields["data"][name]
     old = json.loads(json.dumps(fields))

@@ -27,6 +27,7 @@ class Batch(NamedTuple):
       phones: [B, T] int32, numbers of the phones, -1 where there is none; None in training.
       labels: [B, U] int32, the transcript's symbols; None in pre-training, as the next.
       num_labels: [B] int32, how many they are; 0 where a row only fills the batch.
+      heard: [B, S] float32, what the student hears in place of `waveforms`; None, the same.
     """
 
     waveforms: Array
@@ -35,6 +36,12 @@ class Batch(NamedTuple):
     phones: Array | None = None
     labels: Array | None = None
     num_labels: Array | None = None
+    heard: Array | None = None
+
+    @property
+    def student_waveforms(self) -> Array:
+        """[B, S] float32, what the student hears."""
+        return self.waveforms if self.heard is None else self.heard
 
 
 @flax.struct.dataclass
@@ -53,7 +60,7 @@ class TrainState:
 
 def stream_key(seed: int, stream: str, step: Array | int = 0) -> Array:
     """Random key of one named stream at one step of a run."""
-    streams = "init codebook teacher mask dropout eval_mask channel_mask output"
+    streams = "init codebook teacher mask dropout eval_mask channel_mask output perturb"
     number = streams.split().index(stream)
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
 

@@ -16,6 +16,7 @@ from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective import teacher as teachers
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.objective.objectives import OBJECTIVES
+from dinosr_jax.objective.perturbation import perturb
 from dinosr_jax.training.metrics import (
     moments,
     norms,
@@ -47,26 +48,27 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         update = state.step + 1
-        # 1 mask
+        # 1 mask, and the voice that the student hears
         mask = draw_mask(config, batch, stream_key(config.seed, "mask", state.step), sample_mask)
-        num_masked = jnp.sum(mask)
-        dropout_key = stream_key(config.seed, "dropout", state.step)
+        totals = jnp.sum(mask), jnp.sum(unmasked(mask, frame_padding(config, batch)))
+        batch = perturbed(config, batch, stream_key(config.seed, "perturb", state.step))
+        drop_key = stream_key(config.seed, "dropout", state.step)
 
         def student_loss(params, frozen, batch, mask, key):
-            features = apply(model, params, batch.waveforms, method="convolve")  # [B, T, C]
+            features = apply(model, params, batch.student_waveforms, method="convolve")  # [B, T, C]
             padded = frame_padding(config, batch)
             projected = apply(model, params, features, padded, method="project_features")
             projected = jax.lax.stop_gradient(projected) if frozen else projected
             # 2 teacher targets
-            targets, top = teach(config, model, state.teacher_params, projected, batch)
+            clean = projected if batch.heard is None else project(model, params, batch, padded)
+            targets, top = teach(config, model, state.teacher_params, clean, batch)
             # 3 codes
             answers = objective.answers(state.codebook, targets)  # [N, B, T]
             # 4 student loss and gradients
-            keys = {"key": key, "layerdrop_key": dropout_key}
-            inputs = {"mask": mask, "padding_mask": padded} | keys
+            inputs = {"mask": mask, "padding_mask": padded, "key": key, "layerdrop_key": drop_key}
             hidden = apply(model, params, projected, **inputs, method="read")
             logits = apply(model, params, hidden, method="predict")  # [N, B, T, V]
-            loss = jnp.mean(objective.losses(logits, answers, mask, num_masked=num_masked))
+            loss = training_loss(config, logits, answers, (mask, unmasked(mask, padded)), totals)
             found = objective.statistics(targets, answers, mask, codebook_size=logits.shape[-1])
             spread = moments({"teacher_std": top, "feature_encoder_std": features}, padded)
             return loss, (found, count(logits, answers, mask), spread)
@@ -74,7 +76,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         frozen = front_end_is_frozen(config, update)
         gradient = lambda *micro: differentiate(student_loss, state.params, frozen, *micro)
         gradients, (found, statistics, spread) = sum_micro_batches(
-            gradient, batch, mask, dropout_key, count=config.optimizer.accumulation_steps
+            gradient, batch, mask, drop_key, count=config.optimizer.accumulation_steps
         )
         # 5 optimizer
         params, updates, opt_state = move(optimizer, gradients, state)
@@ -86,7 +88,7 @@ def make_train_step(config: Any, *, sample_mask: SampleMask = span_mask):
         # 8 metrics
         metrics = prediction_metrics(statistics) | standard_deviations(spread)
         metrics |= {"learning_rate": schedule(state.step), "ema_decay": decay}
-        metrics |= {"masked_share": num_masked / mask.size}
+        metrics["masked_share"] = totals[0] / mask.size
         metrics |= norms(gradients=gradients, params=params, updates=updates)
         return TrainState(update, params, teacher, opt_state, codebook), metrics
 
@@ -106,7 +108,7 @@ def make_first_codewords(config: Any):
 
     def first_codewords(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         padded = frame_padding(config, batch)
-        projected = apply(model, state.params, batch.waveforms, padded, method="project")
+        projected = project(model, state.params, batch, padded)
         targets = teacher_targets(config, model, state.teacher_params, projected, batch)
         key = stream_key(config.seed, "codebook")
         codebook = codebooks.from_frames(key, state.codebook, targets, padded)
@@ -177,6 +179,11 @@ def apply(model: DinoSR, params: Any, *args: Any, method: str, **kwargs: Any) ->
     return model.apply({"params": params}, *args, method=method, **kwargs)
 
 
+def project(model: DinoSR, params: Any, batch: Batch, padded: Array | None) -> Array:
+    """Projected features [B, T, D] of the recordings."""
+    return apply(model, params, batch.waveforms, padded, method="project")
+
+
 def teacher_targets(
     config: Any, model: DinoSR, teacher_params: Any, projected: Array, batch: Batch
 ) -> Array:
@@ -203,7 +210,7 @@ def teach(
     teacher_params = jax.lax.stop_gradient(teacher_params)
     padded = frame_padding(config, batch)
     if config.teacher.scope == "full":
-        projected = apply(model, teacher_params, batch.waveforms, padded, method="project")
+        projected = project(model, teacher_params, batch, padded)
     inputs = {"padding_mask": padded, "all_layers": True}
     projected = jax.lax.stop_gradient(projected)
     layers = apply(model, teacher_params, projected, **inputs, method="encode")
@@ -217,6 +224,32 @@ def frame_padding(config: Any, batch: Batch) -> Array | None:
         return None
     samples, layers = batch.waveforms.shape[1], config.model.conv_layers
     return padding_mask(batch.num_samples, samples=samples, conv_layers=layers)
+
+
+def perturbed(config: Any, batch: Batch, key: Array) -> Batch:
+    """The batch with what its student hears, where that is another voice."""
+    if not any(config.perturb.values()):
+        return batch
+    return batch._replace(heard=perturb(key, batch.waveforms, **config.perturb))
+
+
+def training_loss(
+    config: Any, logits: Array, answers: Array, frames: tuple[Array, Array], totals: Any
+) -> Array:
+    """The mean over the masked frames, and `unmasked_weight` times that over the others.
+
+    `frames` are both, [B, T] bool, and `totals` how many they are in all micro-batches.
+    """
+    losses = functools.partial(OBJECTIVES[config.objective].losses, logits, answers)
+    loss = jnp.mean(losses(frames[0], num_masked=totals[0]))
+    if weight := config.mask.unmasked_weight:
+        loss += weight * jnp.mean(losses(frames[1], num_masked=totals[1]))
+    return loss
+
+
+def unmasked(mask: Array, padded: Array | None) -> Array:
+    """[B, T] bool, the real frames that are not masked."""
+    return ~mask if padded is None else ~(mask | padded)
 
 
 def draw_mask(config: Any, batch: Batch, key: Array, sample_mask: SampleMask) -> Array:

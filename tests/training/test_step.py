@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dinosr_jax.config import parse
+from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.objective.teacher import teacher_parts
 from dinosr_jax.training import sharding
@@ -107,6 +108,49 @@ def test_first_codewords_are_those_of_one_device(eight):
     close(found[0].codebook, found[1].codebook)
     assert same(found[0].params, eight.states[0].params) and found[0].step == 0
     assert not np.allclose(found[0].codebook.sums, eight.states[0].codebook.sums)
+
+
+PERTURBED = {"perturb__formants": 0.2, "perturb__channel_db": 6.0, "mask__unmasked_weight": 0.5}
+
+
+def test_student_hears_another_voice_and_the_teacher_the_recording(eight):
+    changes = {"start": eight.states[0], "updates": 1} | PERTURBED
+    several, one = train(data=8, **changes), train(**changes)
+    close(several.states[1], one.states[1])
+    # teacher and codes are those of the recording, the gradient is another
+    close(one.states[1].codebook, eight.states[1].codebook)
+    norms = [run.metrics[0]["gradient_norm"] for run in (one, eight)]
+    assert not np.allclose(*norms, rtol=1e-3)
+
+
+def test_loss_of_frames_that_are_not_masked_is_their_mean(eight):
+    silent = {"model__dropout": 0.0, "model__attention_dropout": 0.0, "model__layerdrop": 0.0}
+    config = tiny_config(**silent)
+    state, batch = eight.states[0], Batch(noise(), np.arange(1, 17, dtype=np.int32) * 500)
+    model, padded = make_model(config), frame_padding(config, batch)
+    mask = draw_mask(config, batch, stream_key(config.seed, "mask", 0), span_mask)
+
+    def norm(weight):
+        step = make_train_step(tiny_config(mask__unmasked_weight=weight, **silent))
+        return jax.jit(step)(state, batch)[1]["gradient_norm"]
+
+    @jax.jit
+    @jax.grad
+    def expected(params, weight):
+        projected = apply(model, params, batch.waveforms, padded, method="project")
+        targets = teacher_targets(config, model, state.teacher_params, projected, batch)
+        inputs = {"mask": mask, "padding_mask": padded}
+        hidden = apply(model, params, projected, **inputs, method="read")
+        logits = apply(model, params, hidden, method="predict")
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, codebooks.assign(state.codebook, targets)
+        ).mean(axis=0)
+        mean = lambda frames: jnp.mean(losses, where=frames)
+        return mean(mask) + weight * mean(~mask & ~padded)
+
+    plain, value = (optax.tree.norm(expected(state.params, weight)) for weight in (0.0, 2.0))
+    np.testing.assert_allclose(norm(2.0), value, rtol=1e-4)
+    assert abs(value - plain) > 0.05 * plain
 
 
 def same(a, b):
@@ -521,7 +565,7 @@ def test_random_keys_change_with_the_step(padded, monkeypatch):
     config = tiny_config()
     state = padded.state.replace(teacher_params={"encoder": padded.state.params["encoder"]})
     jax.eval_shape(make_train_step(config), state, Batch(jnp.zeros((2, 8000))))
-    assert drawn.keys() == {"mask", "dropout"}
+    assert drawn.keys() == {"mask", "dropout", "perturb"}
     for seed, step in drawn.values():
         assert seed == config.seed and isinstance(step, jax.core.Tracer)
     keys = [stream_key(seed, s, k) for seed in (0, 1) for s in ("mask", "dropout") for k in (0, 1)]
