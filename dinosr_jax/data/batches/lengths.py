@@ -1,6 +1,6 @@
 """The lengths that audio is cropped or padded to: those of whole frames of the network.
 
-Shapes: T frames, G lengths.
+Shapes: T frames, G lengths, V nodes.
 """
 
 import numpy as np
@@ -33,3 +33,30 @@ def shortest_length(*, field: int, hop: int) -> int:
 
 def _frame_grid(hop: int) -> int:
     return max(round(_GRID_SAMPLES / hop), 1)
+
+
+def best_paths(gain: np.ndarray, *, most: int) -> list[tuple[float, list[int]]]:
+    """The best paths from the first node of a graph to the last, of 1, 2, ... `most` edges.
+
+    Args:
+      gain: [V, V] float64, of the edge from a row's node to a column's; -inf where there is none.
+      most: edges.
+
+    Returns:
+      The gain of each path, and the nodes between its ends. Of equal ones the first nodes count.
+    """
+    reached, back, paths = gain[0], [], [(float(gain[0, -1]), [])]
+    for _ in range(1, most):
+        total = reached[:, None] + gain
+        back.append(total.argmax(axis=0))
+        reached, path, node = total.max(axis=0), [], -1
+        for choice in reversed(back):
+            node = int(choice[node])
+            path.append(node)
+        paths.append((float(reached[-1]), path[::-1]))
+    return paths
+
+
+def forward_only(gain: np.ndarray) -> np.ndarray:
+    """The gains [V, V] with edges to later nodes alone, for `best_paths`."""
+    return np.where(np.triu(np.ones(gain.shape, bool), 1), gain.astype(np.float64), -np.inf)

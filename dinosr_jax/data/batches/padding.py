@@ -1,9 +1,8 @@
-"""The plan for speech that must stay whole: padded to few lengths. Pure NumPy.
+"""The plan for speech that must stay whole, as transcripts need it. Pure NumPy.
 
-Transcripts belong to whole utterances, and so nothing is cropped: every utterance is padded up to
-one of at most 12 lengths, those that pad the least. What does not fill a batch moves up a length;
-the last batch of the longest is filled with empty rows, so that an epoch has every utterance once.
-Nothing depends on the number of devices or hosts.
+Every utterance is padded to one of at most 12 lengths, those that pad the least. What does not fill
+a batch moves up a length. The last batch of the longest is filled with empty rows: an epoch has
+every utterance once. Nothing depends on the number of devices or hosts.
 
 Shapes: N utterances, B rows of a batch.
 """
@@ -12,8 +11,15 @@ import math
 
 import numpy as np
 
-from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Epochs, Rung
-from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
+from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Epochs, Rung, epoch_generator
+from dinosr_jax.data.batches.lengths import (
+    FIELD,
+    HOP,
+    best_paths,
+    forward_only,
+    lengths_of_frames,
+    shortest_length,
+)
 
 EMPTY = -1  # index of a row that only fills its batch
 
@@ -26,14 +32,14 @@ def padded_lengths(
     field: int = FIELD,
     hop: int = HOP,
 ) -> tuple[int, ...]:
-    """Chooses the lengths to pad to that add the fewest samples; exact, by dynamic programming.
+    """Chooses the lengths to pad to that add the fewest samples; exact.
 
     Args:
       num_samples: [N] int.
-      max_rungs: How many lengths at most.
-      price: Samples that each but the first must save.
-      field: Samples that a frame sees.
-      hop: Samples from one frame to the next.
+      max_rungs: how many lengths at most.
+      price: samples that each but the first must save.
+      field: samples that a frame sees.
+      hop: samples from one frame to the next.
 
     Returns:
       Ascending, of `lengths_of_frames`; the last holds the longest utterance.
@@ -42,24 +48,13 @@ def padded_lengths(
     shortest = shortest_length(field=field, hop=hop)
     step = shortest - field + hop
     above = max(-(-(int(lengths[-1]) - shortest) // step), 0) * step
-    grid = lengths_of_frames(shortest + above, field=field, hop=hop)
+    grid = np.append(0, lengths_of_frames(shortest + above, field=field, hop=hop))
     upto = np.searchsorted(lengths, grid, side="right")  # utterances that fit
-    # cost[k][b]: what k lengths, the longest of them grid[b], make of all utterances that fit
-    cost, back = (grid * upto).astype(np.float64), []
-    best = [(cost[-1], (int(grid[-1]),))]
-    between = grid[None, :] * (upto[None, :] - upto[:, None])  # [a, b] padded to b, not to a
-    between = np.where(grid[:, None] < grid[None, :], between.astype(np.float64), np.inf)
-    for _ in range(1, min(max_rungs, len(grid))):
-        total = cost[:, None] + between
-        back.append(total.argmin(axis=0))
-        cost = total.min(axis=0)
-        rungs, place = [int(grid[-1])], len(grid) - 1
-        for choice in reversed(back):
-            place = int(choice[place])
-            rungs.append(int(grid[place]))
-        best.append((cost[-1], tuple(sorted(rungs))))
-    paid = lambda found: found[0] + price * len(found[1])
-    return min(best, key=lambda found: (paid(found), len(found[1])))[1]
+    padded = grid[None, :] * (upto[None, :] - upto[:, None])  # what is longer than a, to b
+    paths = best_paths(forward_only(-padded), most=min(max_rungs, len(grid) - 1))
+    paid = lambda path: (price * (len(path[1]) + 1) - path[0], len(path[1]))
+    _, between = min(paths, key=paid)
+    return tuple(int(grid[node]) for node in (*between, -1))
 
 
 class PaddedPlan:
@@ -85,10 +80,10 @@ class PaddedPlan:
 
         Args:
           num_samples: [N] int, lengths of the utterances at 16 kHz.
-          seed: 0 to 2**64 - 1; the order follows from it and from the epoch.
+          seed: 0 to 2**64 - 1.
           max_batch_seconds: audio in a batch at most, padding included.
           batch_multiple: every batch size is a multiple of it.
-          max_rungs: number of lengths, that is of compiled shapes, at most.
+          max_rungs: number of lengths at most.
           field: samples that a frame sees.
           hop: samples from one frame to the next.
 
@@ -131,34 +126,27 @@ class PaddedPlan:
         return tuple(filled)
 
     def batch(self, step: int) -> Crops:
-        """Gives the batch of one step: `indices` [B], -1 where a row is empty, `starts` [B] of 0.
-
-        Args:
-          step: 0, 1, 2, ...; the epoch is step // num_batches.
-
-        Returns:
-          The batch, the same however often and in whatever order it is asked for.
+        """The batch of a step, from 0 on: `indices` [B], -1 where a row is empty, `starts` 0.
 
         Raises:
           ValueError: step is negative.
         """
         epoch, position = self._epochs.at(step)
-        length, indices = epoch[position]
-        return Crops(indices, np.zeros(len(indices), np.int64), length)
+        return epoch[position]
 
-    def _draw(self, number: int) -> list[tuple[int, np.ndarray]]:
-        """The batches of one epoch, in order: length, and indices [B]."""
-        key = np.array([self.seed, number], np.uint64)
-        random = np.random.Generator(np.random.Philox(key=key))
-        batches, left = [], np.empty(0, np.int64)
+    def _draw(self, number: int) -> list[Crops]:
+        """The batches of one epoch, in order."""
+        random = epoch_generator(self.seed, number)
+        batches: list[Crops] = []
+        left = np.empty(0, np.int64)
         for place, rung in enumerate(self.rungs):
             pool = np.concatenate([left, np.flatnonzero(self._rung_of == place)])
             pool = random.permutation(pool)
             taken = rung.num_batches * rung.batch_size
             left = pool[taken:]
             rows = np.pad(pool[:taken], (0, max(taken - len(pool), 0)), constant_values=EMPTY)
-            for some in rows.reshape(rung.num_batches, -1) if rung.num_batches else ():
-                batches.append((rung.num_samples, some))
+            for some in rows.reshape(rung.num_batches, rung.batch_size):
+                batches.append(Crops(some, np.zeros_like(some), rung.num_samples))
         return [batches[i] for i in random.permutation(len(batches))]
 
     def summary(self) -> str:

@@ -1,7 +1,8 @@
-"""tf.data: plan -> decoded, normalised, cropped and stacked batches.
+"""Plan -> decoded, normalised, cropped and stacked batches.
 
-Batch k is a pure function of (records, plan, k): each is read at random access when its turn
-comes, so that a run resumed at step k starts there at once and sees exactly the same batches.
+Batch k is a pure function of (records, plan, k), read at random access: a run resumed at step k
+starts there at once and sees the same batches. tf.data serves as a pool of threads here, which
+makes whole batches ahead and gives them in order.
 
 Shapes: B rows of the batch that this host reads, S samples.
 """
@@ -33,11 +34,11 @@ _END_OF_STEPS = np.iinfo(np.int64).max
 
 @functools.cache
 def _tensorflow() -> Any:
-    """Imports it where batches are made ahead: all else here runs without."""
+    """Imports tensorflow where batches are made ahead."""
     import tensorflow as tf
 
-    for kind in ("GPU", "TPU"):  # they are jax's: tensorflow would take all of their memory
-        with contextlib.suppress(RuntimeError):  # it was in use before: it has them already
+    for kind in ("GPU", "TPU"):  # tensorflow would take all of their memory
+        with contextlib.suppress(RuntimeError):  # tensorflow has them already
             tf.config.set_visible_devices([], kind)
     return tf
 
@@ -71,9 +72,7 @@ class SpeechBatch(NamedTuple):
 
 
 def _aligned_empty(num_rows: int, num_samples: int) -> np.ndarray:
-    """An array [B, S] float32 that tensorflow takes over as it is; it copies any that starts
-    elsewhere than at a multiple of 64 bytes, and keeps all other threads waiting meanwhile.
-    """
+    """An array [B, S] float32 at a multiple of 64 bytes: tensorflow copies any other, locked."""
     items = _ALIGN_BYTES // np.dtype(np.float32).itemsize
     memory = np.empty(num_rows * num_samples + items, np.float32)
     first = -memory.ctypes.data % _ALIGN_BYTES // memory.itemsize
@@ -107,18 +106,14 @@ class SpeechData:
           manifest: the utterances that the plan counts.
           records: their audio, at the manifest's positions.
           plan: made from `manifest.num_samples`.
-          left_out: how many utterances the manifest's filter left out.
-          num_workers: threads that decode; as many batches are in the making at a time.
+          left_out: number of utterances that the manifest's filter left out.
+          num_workers: threads that decode, a batch each.
           prefetch_batches: finished batches that wait at most.
         """
-        self.manifest = manifest
-        self.plan = plan
-        self.left_out = left_out
-        self.fingerprint = manifest.fingerprint
-        self.batches_per_epoch = plan.num_batches
+        self.manifest, self.plan, self.left_out = manifest, plan, left_out
+        self.fingerprint, self.batches_per_epoch = manifest.fingerprint, plan.num_batches
         self._records = records
-        self._num_workers = num_workers
-        self._prefetch_batches = prefetch_batches
+        self._ahead = {"num_workers": num_workers, "prefetch_batches": prefetch_batches}
 
     @functools.cached_property
     def speakers(self) -> dict[str, int]:
@@ -151,13 +146,7 @@ class SpeechData:
             size = len(self.plan.batch(step).indices)
             return self.make_batch(step, rows=slice(size * first // parts, size * last // parts))
 
-        return BatchIterator(
-            make_batch,
-            start_step=start_step,
-            stop_step=stop,
-            num_workers=self._num_workers,
-            prefetch_batches=self._prefetch_batches,
-        )
+        return BatchIterator(make_batch, start_step=start_step, stop_step=stop, **self._ahead)
 
     def make_batch(self, step: int, *, rows: slice = slice(None)) -> SpeechBatch:
         """Makes the batch of one step in this thread.
@@ -174,10 +163,10 @@ class SpeechData:
           PipelineError: every utterance of the global batch is damaged.
         """
         batch = self.plan.batch(step)
-        wanted = range(*rows.indices(len(batch.indices)))
-        waveforms = _aligned_empty(len(wanted), batch.num_samples)
+        own_rows = range(*rows.indices(len(batch.indices)))
+        waveforms = _aligned_empty(len(own_rows), batch.num_samples)
         ids, num_bad, substitute = [], 0, None
-        for place, row in enumerate(wanted):
+        for place, row in enumerate(own_rows):
             used = row
             if not self._crop(batch, row=row, out=waveforms[place]):
                 if substitute is None:
@@ -255,17 +244,9 @@ class BatchIterator:
         num_workers: int,
         prefetch_batches: int,
     ):
-        """Starts making batches.
-
-        Args:
-          make_batch: gives the batch of a step; called from several threads.
-          start_step: the first.
-          stop_step: one past the last.
-          num_workers: size of the private pool of threads.
-          prefetch_batches: finished batches that wait at most.
-        """
+        """Starts making the batches of the steps from `start_step` to before `stop_step`."""
         self._iterator: Any = None
-        # `make` knows these two objects, not the iterator: it must not keep it alive.
+        # `make` must not keep the iterator alive: it has these two objects alone.
         closed = self._closed = threading.Event()
         errors = self._errors = []
 
@@ -338,7 +319,7 @@ class BatchIterator:
 
 @atexit.register
 def _close_all() -> None:
-    """Closes what was left open: tensorflow's threads must not outlive the interpreter."""
+    """Ends tensorflow's threads before the interpreter."""
     for iterator in list(_OPEN):
         iterator.close()
 
@@ -355,12 +336,10 @@ def open_split(
     """Opens a split of a prepared dataset.
 
     Args:
-      data_config: has the fields data_dir, dataset, min_seconds, max_seconds, max_batch_seconds,
-        max_rungs, max_ladder_loss, batch_multiple, num_workers, prefetch_batches.
+      data_config: `data` of a configuration.
       split: in TFDS syntax, such as 'train[:95%]'.
       seed: of order and crops.
-      use: 'held out' fills what is no whole batch up with empty rows (`HeldOutPlan`); use a fixed
-        seed, and the steps of epoch 0: `data.batches(0, data.plan.num_batches)`.
+      use: 'held out' uses every utterance (`HeldOutPlan`).
       field: samples that a frame of the network sees.
       hop: samples from one frame to the next.
 

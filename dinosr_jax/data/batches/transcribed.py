@@ -119,12 +119,12 @@ def transcripts_of_split(
     """Utterances of a split and their transcripts as they are; phones with spaces between.
 
     Args:
-      data_config: has data_dir, dataset, alignment.
-      ctc_config: has vocabulary, lexicon and language.
+      data_config: `data` of a configuration.
+      ctc_config: `ctc` of it.
       split: in TFDS syntax.
 
     Returns:
-      The manifest, and transcripts by id; utterances without one are left out of them.
+      The manifest, and transcripts by id, of those that have one.
 
     Raises:
       ManifestError: no such dataset or split.
@@ -149,8 +149,8 @@ def transcripts_of_split(
         words = read_lexicon(Path(ctc_config.lexicon), stress="strip")
         spelt = {}
         for id_, text in texts.items():
-            said = vocabularies.letters().normalise(text).split()
-            spelt[id_] = " ".join(p for word in said for p in words.get(word, [f"<{word}>"]))
+            spoken = vocabularies.letters().normalise(text).split()
+            spelt[id_] = " ".join(p for word in spoken for p in words.get(word, [f"<{word}>"]))
         return manifest, spelt
     path = data_config.alignment or phones_path(data_config.data_dir, dataset=data_config.dataset)
     if not path or not Path(path).exists():
@@ -158,16 +158,18 @@ def transcripts_of_split(
             f"config.ctc.vocabulary='phones': {data_config.data_dir} carries no phones; name an "
             "alignment with config.data.alignment, or a lexicon with config.ctc.lexicon"
         )
-    found = read_alignment(path).match(manifest.ids)
-    said = lambda phones: " ".join(p.label for p in phones if p.label != SILENCE)
-    return manifest, {id_: said(phones) for id_, phones in found.items() if said(phones)}
+    spelt = {
+        id_: " ".join(phone.label for phone in phones if phone.label != SILENCE)
+        for id_, phones in read_alignment(path).match(manifest.ids).items()
+    }
+    return manifest, {id_: text for id_, text in spelt.items() if text}
 
 
 def find_vocabulary(data_config: Any, ctc_config: Any) -> Vocabulary:
     """The vocabulary that a configuration asks for.
 
     Raises:
-      VocabularyError: There is none to be found.
+      VocabularyError: There is none.
       ManifestError, TextError: As `transcripts_of_split`.
     """
     if ctc_config.vocabulary == "letters":
@@ -195,8 +197,8 @@ def open_transcribed(
     """Opens a split of a prepared dataset with its transcripts.
 
     Args:
-      data_config: as `pipeline.open_split` takes it, with `alignment`.
-      ctc_config: has vocabulary, lexicon and language.
+      data_config: `data` of a configuration.
+      ctc_config: `ctc` of it.
       split: in TFDS syntax.
       vocabulary: to spell the transcripts with.
       field: samples that a frame sees.

@@ -68,19 +68,19 @@ class Table(NamedTuple):
 
     def at_steps(self, rows: Iterable[tuple[int, str, list[str], Decimal]]) -> dict[str, Any]:
         """Phones of labels at equal steps: runs of the same label, whose times are exact."""
-        found, lines = {}, {}
+        phones_of, lines = {}, {}
         for number, id_, labels, step in rows:
             if not labels:
                 self.refuse(number, f"no label of {id_}", "one at least")
-            if id_ in found:
+            if id_ in phones_of:
                 self.refuse(number, f"{id_}, which is in line {lines[id_]} too", "every id once")
             phones, begin = [], 0
             for label, run in itertools.groupby(map(self.named, labels)):
                 end = begin + len(list(run))
                 phones.append(Phone(float(begin * step), float(end * step), label))
                 begin = end
-            found[id_], lines[id_] = tuple(phones), number
-        return found
+            phones_of[id_], lines[id_] = tuple(phones), number
+        return phones_of
 
     def at_times(self, rows: Iterable[tuple[str, str, str, str, int]]) -> dict[str, Any]:
         """Phones of intervals with an id, start and end as text, label and line."""
@@ -100,9 +100,8 @@ def _read_fairseq(table: Table) -> dict[str, tuple[Phone, ...]]:
             id_, tab, phones = line.rstrip().partition("\t")
             labels = phones.split(",")
             if not (id_.strip() and tab and all(labels)) or len(phones.split()) > 1:
-                table.refuse(
-                    number, repr(line[:60]), "an id, a tab, and phones with commas between"
-                )
+                expected = "an id, a tab, and phones with commas between"
+                table.refuse(number, repr(line[:60]), expected)
             yield number, id_, labels, _STEP
 
     return table.at_steps(rows())
@@ -131,12 +130,8 @@ def _read_jsonl(table: Table) -> dict[str, tuple[Phone, ...]]:
                 table.refuse(number, f"phones: {str(labels)[:60]}", "a list of labels")
             if type(step) not in (int, float) or not 0 < step < math.inf:
                 table.refuse(number, f"step: {step!r}", "seconds a label")
-            yield (
-                number,
-                id_of(entry, table.path, number),
-                list(map(str, labels)),
-                Decimal(repr(step)),
-            )
+            id_ = id_of(entry, table.path, number)
+            yield number, id_, list(map(str, labels)), Decimal(repr(step))
 
     return table.at_steps(rows())
 

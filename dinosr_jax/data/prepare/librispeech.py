@@ -3,8 +3,8 @@
     python -m dinosr_jax prepare --dataset=librispeech --data_dir=DIR [--archives=FOLDER]
 
 writes the TFDS dataset `DIR/librispeech/lazy_decode/2.1.2` in array_record. Each split is unpacked,
-decoded once to find what is damaged, and written in a working folder of its own; the finished ones
-are then added to the dataset together, by one rename. A killed run loses the split under way.
+decoded to find what is damaged, and written in a working folder of its own. The finished ones are
+added to the dataset together. A killed run loses the split under way.
 """
 
 import json
@@ -53,7 +53,7 @@ def prepare_librispeech(
       splits: TFDS' names (`SPLITS`); none for all (of `source`: all that it has).
       archives: folder of OpenSLR's archives; None downloads them.
       source: folder of a TFDS librispeech dataset prepared earlier, to be converted instead.
-      encoding: 'original' stores the FLAC files, 'pcm16' samples: twice the bytes, no decoding.
+      encoding: as of `audio_folder.prepare`.
       num_workers: threads that decode; None for one a core.
 
     Returns:
@@ -65,11 +65,9 @@ def prepare_librispeech(
     """
     earlier = None if source is None else _open_earlier(Path(source))
     known = tuple(earlier.info.splits) if earlier else SPLITS
-    if unknown := [split for split in splits if split not in known]:
-        raise SourceError(
-            f"--split={','.join(splits)}: {', '.join(unknown)} unknown, expected some of "
-            f"{', '.join(known)}."
-        )
+    if unknown := ", ".join(split for split in splits if split not in known):
+        expected = f"expected some of {', '.join(known)}."
+        raise SourceError(f"--split={','.join(splits)}: {unknown} unknown, {expected}")
     data_dir = Path(data_dir).expanduser().resolve()
     work_dir = data_dir / "preparation" / "librispeech"
     with quiet_tfds(), locked(data_dir / "preparation"), disk_errors(data_dir):
@@ -80,13 +78,12 @@ def prepare_librispeech(
         if earlier:
             origins = (_origin_of(earlier, split) for split in missing)
         else:
-            found = None
+            paths = None
             if archives is not None:
                 names = [_archive_name(split) for split in missing]
-                found = find_archives(Path(archives), names=names)
-            origins = _unpacked(
-                missing, found, data_dir=data_dir, work_dir=work_dir, encoding=encoding
-            )
+                paths = find_archives(Path(archives), names=names)
+            where = {"data_dir": data_dir, "work_dir": work_dir}
+            origins = _unpacked(missing, paths, encoding=encoding, **where)
         options = {"encoding": encoding, "num_workers": num_workers}
         built = [_build(origin, work_dir=work_dir, options=options) for origin in origins]
         if built:
@@ -150,7 +147,7 @@ def _present_splits(folder: Path, *, encoding: Encoding) -> dict[str, tfds.core.
 
 
 def _read_origin(folder: Path) -> dict:
-    """What is kept of where the splits came from; that of TFDS itself where nothing is."""
+    """The stored origin of the splits; of a dataset that TFDS prepared there is none."""
     path = folder / SOURCE_NAME
     if not path.exists():
         return {"encoding": "original", "splits": {}}
@@ -159,7 +156,7 @@ def _read_origin(folder: Path) -> dict:
 
 def _unpacked(
     splits: Sequence[str],
-    found: Sequence[Path] | None,
+    paths: Sequence[Path] | None,
     *,
     data_dir: Path,
     work_dir: Path,
@@ -169,9 +166,8 @@ def _unpacked(
     for place, split in enumerate(splits):
         url = URLS[split]
         name = _archive_name(split)
-        path = _download(url, data_dir=data_dir) if found is None else found[place]
-        info = RECORDED[url]
-        subset = name.removesuffix(".tar.gz")
+        path = _download(url, data_dir=data_dir) if paths is None else paths[place]
+        info, subset = RECORDED[url], name.removesuffix(".tar.gz")
         archive = Archive(path, subset, url, int(info.size), info.checksum)
         stat = path.stat()
         origin = Origin(split, str(path), stat.st_size)
@@ -194,9 +190,7 @@ def _download(url: str, *, data_dir: Path) -> Path:
     else:  # where its bar would be one line of megabytes
         print(f"downloading {url} ({int(RECORDED[url].size) / 1e9:.1f} GB) ...", flush=True)
     manager = tfds.download.DownloadManager(
-        download_dir=data_dir / "downloads",
-        url_infos=RECORDED,
-        dataset_name="librispeech",
+        download_dir=data_dir / "downloads", url_infos=RECORDED, dataset_name="librispeech"
     )
     try:
         return Path(manager.download(url))

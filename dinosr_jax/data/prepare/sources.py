@@ -6,7 +6,7 @@ Three kinds of folders are understood:
   Libri-Light's limited sets, the folders are the splits (`librilight`);
 - one with an `index.tsv` that cuts long files into utterances, as data/embedded has; `shard`,
   `file`, `start_sample` and `num_samples` are its columns.
-A `transcribed.tsv` at the root, with a column `file`, describes the first two. Both tables may
+A `transcripts.tsv` at the root, with a column `file`, describes the first two. Both tables may
 have the columns `speaker`, `language`, `split` and `text`.
 """
 
@@ -72,8 +72,8 @@ class AudioFile(NamedTuple):
 class Source(NamedTuple):
     """A source folder: its files with their utterances, files that are left out, and notes.
 
-    `left_out` holds (path, reason); `notes` are sentences to print; `fingerprint` changes when
-    the folder does (paths, sizes, times, tables). `parts` are those of several folders, by name.
+    `left_out` holds (path, reason); `notes` are sentences to print; `fingerprint` changes with
+    paths, sizes, times and tables; `parts` are several folders, by name.
     """
 
     folder: Path
@@ -85,29 +85,25 @@ class Source(NamedTuple):
 
 
 def read_source(folder: str | os.PathLike) -> Source:
-    """Lists the utterances of a folder of audio.
-
-    Args:
-      folder: see the head of this file.
-
-    Returns:
-      The source; its files are sorted by path.
+    """Lists the utterances of a folder of audio; files are sorted by path.
 
     Raises:
       SourceError: no such folder, no audio in it, or a malformed table (the line is named).
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+        there = "a file" if folder.exists() else "nothing"
         raise SourceError(
-            f"--source={folder}: expected a folder of audio, found {found}. Check the path."
+            f"--source={folder}: expected a folder of audio, found {there}. Check the path."
         )
     found = find_files(folder)
     audio = {path: stat for path, stat in found.items() if is_audio(path)}
     if not audio:
         raise SourceError(_no_audio_message(folder, found))
-    reader = _read_index if INDEX_NAME in found else _read_plain
-    per_file, left_out, notes = reader(folder, audio, found)
+    if INDEX_NAME in found:
+        per_file, left_out, notes = _read_index(folder, audio)
+    else:
+        per_file, left_out, notes = _read_plain(folder, audio, found)
     files = tuple(
         AudioFile(path, audio[path].st_size, audio[path].st_mtime_ns, tuple(utterances))
         for path, utterances in sorted(per_file.items())
@@ -138,9 +134,8 @@ def is_audio(path: str) -> bool:
 
 def _no_audio_message(folder: Path, found: Iterable[str]) -> str:
     """Says what a folder without audio holds instead."""
-    kinds = collections.Counter(
-        os.path.splitext(path)[1].lower() or "no extension" for path in found
-    )
+    extensions = (os.path.splitext(path)[1].lower() for path in found)
+    kinds = collections.Counter(extension or "no extension" for extension in extensions)
     held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file at all"
     return (
         f"--source={folder}: no audio found; it holds {held}. Expected files that end in "
@@ -204,11 +199,11 @@ def _unknown_columns(name: str, columns: list[str], *, known: tuple[str, ...]) -
 
 def _by_name(audio: Iterable[str]) -> dict[str, list[str]]:
     """Audio files by path, and by path without extension; letters and accents joined."""
-    found = collections.defaultdict(list)
+    by_name = collections.defaultdict(list)
     for path in audio:
         for name in {nfc(path), nfc(_without_extension(path))}:
-            found[name].append(path)
-    return found
+            by_name[name].append(path)
+    return by_name
 
 
 def _read_table(folder: Path, audio: dict) -> tuple[dict, list[str]]:
@@ -236,9 +231,8 @@ def _read_table(folder: Path, audio: dict) -> tuple[dict, list[str]]:
     return rows, columns
 
 
-def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, list]:
+def _read_index(folder: Path, audio: dict) -> tuple[dict, list, list]:
     """Reads index.tsv: many utterances a file."""
-    del found
     per_file, lines = collections.defaultdict(list), {}
     shard_ids, columns = unique_ids(audio), []
     shards = {nfc(path): path for path in audio}
@@ -257,11 +251,8 @@ def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
                 f"{lines[utterance_id]}."
             )
         lines[utterance_id] = line = int(where.rsplit(" ", 1)[-1])
-        segment = Segment(
-            _count(row, "start_sample", lowest=0, where=where),
-            _count(row, "num_samples", lowest=1, where=where),
-            line,
-        )
+        start = _count(row, "start_sample", lowest=0, where=where)
+        segment = Segment(start, _count(row, "num_samples", lowest=1, where=where), line)
         fields = {key: row.get(key, "") for key in ("language", "text")}
         fields["speaker"] = row.get("speaker") or _speaker(shard, folder=folder)
         fields["split"] = row.get("split", DEFAULT_SPLIT)
@@ -367,10 +358,9 @@ def _read_trans_texts(
 
 
 def _speaker(path: str, *, folder: Path) -> str:
-    """The speaker that the place of a file tells.
+    """The folder that the file is in; of LibriSpeech's speaker/chapter/x.flac the first.
 
-    In speaker/chapter/x.flac, known by numbers (LibriSpeech) or by a name that starts with
-    speaker and chapter, the first of the two folders; else the folder that the file is in.
+    Those are known by numbers, or by a name that starts with speaker and chapter.
     """
     folders = Path(path).parent.parts
     if len(folders) >= 2:
