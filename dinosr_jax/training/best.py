@@ -9,13 +9,12 @@ from dinosr_jax.training.checkpoint import Checkpoints
 
 
 class Best:
-    """Keeps the state with the least of a metric, under `directory`; a run that goes on knows it.
+    """Keeps the state with the least of some metrics, under `directory`; of equal ones the first.
 
-    Of equal ones the earlier is kept.
+    Metrics are compared in the order of `fields`.
     """
 
     def __init__(self, directory: Path, *, fields: Sequence[str]):
-        """`fields` of the metrics are compared, the first first."""
         self._checkpoints = Checkpoints(directory, keep=1)
         self.directory, self._fields = self._checkpoints.directory, tuple(fields)
         before = self._checkpoints.newest_data()
@@ -31,16 +30,13 @@ class Best:
         metrics: Mapping[str, float],
         about: Callable[[int], dict[str, Any]],
     ) -> bool:
-        """Saves a state if it is better than all before.
+        """Saves a state if it is better than all before; returns whether it is.
 
         Args:
           step: Finished updates.
-          state: To be saved; copied from the devices before this returns.
+          state: Copied from the devices before this returns.
           metrics: Figures on held-out speech, the same in all processes.
-          about: Gives the `config` and `data` that `Checkpoints.save` takes.
-
-        Returns:
-          Whether it was the best.
+          about: Gives the `config` and `data` that `Checkpoints.save` takes, of a step.
 
         Raises:
           CheckpointError: It could not be written.
@@ -49,9 +45,9 @@ class Best:
         comparable = not any(map(math.isnan, figures))
         if not comparable or (self._least is not None and figures >= self._least):
             return False
-        found = about(step)
-        found["data"] = found["data"] | {"metrics": dict(metrics)}
-        self._checkpoints.save(step, state, **found)
+        beside = about(step)
+        beside["data"] = beside["data"] | {"metrics": dict(metrics)}
+        self._checkpoints.save(step, state, **beside)
         self._least = figures
         return True
 

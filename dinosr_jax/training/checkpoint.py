@@ -1,7 +1,7 @@
 """Checkpoints of a run: state, configuration and data position, written by orbax.
 
-A step is written to a temporary folder and renamed when it is complete, so that a run killed at
-any moment finds its last complete checkpoint whole.
+A step is written to a temporary folder and renamed when it is complete: a kill at any moment leaves
+the last complete checkpoint whole.
 """
 
 import json
@@ -56,8 +56,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
-        # Reading takes no more than the folder; orbax's manager warns that it is for reading only.
-        self._manager = None if read_only else self._open()
+        self._manager = None if read_only else self._open()  # orbax's warns where it is read-only
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -68,7 +67,7 @@ class Checkpoints:
             raise CheckpointError(f"cannot open {self.directory}: {error}") from error
 
     def _sync(self) -> None:
-        """Has what is written on disk before it gets its name: orbax syncs arrays alone."""
+        """Syncs what is written before it gets its name: orbax syncs arrays alone."""
         for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
             files.sync_tree(folder)
 
@@ -83,9 +82,9 @@ class Checkpoints:
           CheckpointError: One cannot be read, and is not damaged.
         """
         for step in reversed(self._steps_together()):
-            found = read_together(self.directory / str(step), lambda f: _read_json(f / "data"))
-            if found is not None:
-                return found
+            data = read_together(self.directory / str(step), lambda f: _read_json(f / "data"))
+            if data is not None:
+                return data
         return None
 
     def save(self, step: int, state: Any, *, config: dict[str, Any], data: dict[str, Any]) -> None:
@@ -117,15 +116,10 @@ class Checkpoints:
             raise self._failed(None, error) from error
 
     def close(self) -> None:
-        """Ends the saves in progress and gives the threads of the manager back.
-
-        Raises:
-          CheckpointError: One of the saves could not be written.
-        """
-        if self._manager is None:
-            return
+        """Ends the saves in progress, and the manager; errors as of `wait`."""
         try:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
         except Exception as error:
             raise self._failed(None, error) from error
 
@@ -140,7 +134,7 @@ class Checkpoints:
         )
 
     def _steps_on_disk(self) -> list[int]:
-        """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
+        """Steps whose folder has its final name on disk, oldest first."""
         names = os.listdir(self.directory) if self.directory.exists() else ()
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -149,9 +143,8 @@ class Checkpoints:
     ) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
-        One that is damaged is named in a warning and the one before it is read. Only when that
-        succeeds is it moved aside, to `damaged-STEP` (unless read_only): where none can be read,
-        the cause may be another, and all stay where they are.
+        A damaged one is named in a warning, and moved to `damaged-STEP` once one before it has been
+        read (unless read_only): where none can be read, all stay where they are.
 
         Args:
           abstract_state: Shapes, types and shardings of the state.
@@ -160,7 +153,7 @@ class Checkpoints:
           step: Read this one and no other; None reads the newest.
 
         Returns:
-          The checkpoint, the same in all processes, or None where the run has none at all.
+          The checkpoint, the same in all processes, or None where the run has none.
 
         Raises:
           CheckpointError: There are checkpoints, and all are damaged; or one of the processes
@@ -169,18 +162,15 @@ class Checkpoints:
         steps, damaged = [s for s in self._steps_together() if step in (None, s)], []
         describe = lambda folder: [_read_json(folder / item) for item in ("config", "data")]
         for step in reversed(steps):
-            folder = self.directory / str(step)
-            if (about := read_together(folder, describe)) is None:
-                damaged.append(step)
-                continue
-            if check is not None:
-                check(*about)
-            state = read_together(folder, lambda f: _read_state(f / "state", abstract_state))
-            if state is None:
-                damaged.append(step)
-                continue
-            self._move_aside(damaged)
-            return Restored(step, state, *about)
+            folder, state = self.directory / str(step), None
+            if (about := read_together(folder, describe)) is not None:
+                if check is not None:
+                    check(*about)
+                state = read_together(folder, lambda f: _read_state(f / "state", abstract_state))
+            if state is not None:
+                self._move_aside(damaged)
+                return Restored(step, state, *about)
+            damaged.append(step)
         if steps:
             raise CheckpointError(
                 f"none of the {len(steps)} checkpoints in {self.directory} can be read; see above. "
@@ -214,7 +204,7 @@ def _read_json(folder: Path) -> Any:
 def _read_state(folder: Path, abstract_state: Any) -> Any:
     """The state in buffers of its own, which can be donated.
 
-    By orbax's handler, not by its manager, in which the processes wait for each other: one that
+    In orbax's manager, other than in its handler, the processes wait for each other: one that
     cannot read would leave the others there.
     """
     handler = ocp.StandardCheckpointHandler()
@@ -232,13 +222,13 @@ def check_same_run(
 
     Args:
       old: Configuration of the checkpoint.
-      new: Configuration asked for.
-      old_data: Data identity of the checkpoint: its `fingerprint`.
-      new_data: The same of the data that is there now.
+      new: Of this run.
+      old_data: With the `fingerprint` of the data of the checkpoint.
+      new_data: With that of the data of this run.
       where: Folder of the checkpoints, for the message.
 
     Returns:
-      The fields that may change and did: name -> (old, new).
+      Changed fields that may change: name -> (old, new).
 
     Raises:
       CheckpointError: Other fields differ, or the data does; all are named.
@@ -264,13 +254,7 @@ def check_same_run(
             f"config.data.data_dir now holds {new_data['fingerprint']}"
         )
     if lines:
-        raise CheckpointError(
-            "\n".join(
-                [
-                    f"the run in {where} cannot go on with this configuration:",
-                    *lines,
-                    "Give it the old values, or choose another --workdir to start a new run.",
-                ]
-            )
-        )
+        first = f"the run in {where} cannot go on with this configuration:"
+        last = "Give it the old values, or choose another --workdir to start a new run."
+        raise CheckpointError("\n".join([first, *lines, last]))
     return {name: values for name, values in changed.items() if name != "workdir"}

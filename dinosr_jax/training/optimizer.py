@@ -1,4 +1,4 @@
-"""AdamW with fairseq's tri-stage learning rate, and what is frozen when."""
+"""AdamW with fairseq's tri-stage learning rate, and frozen parts."""
 
 import re
 from typing import Any, NamedTuple
@@ -27,16 +27,8 @@ def tri_stage(
 ) -> optax.Schedule:
     """Linear warm-up, hold, exponential decay (fairseq TriStageLRSchedule).
 
-    Args:
-      learning_rate: Peak.
-      warmup_steps: Updates from init_scale * learning_rate up to the peak.
-      hold_steps: Updates at the peak.
-      decay_steps: Updates from the peak down to final_scale * learning_rate, which then stays.
-      init_scale: Start, as a share of the peak.
-      final_scale: End, as a share of the peak.
-
-    Returns:
-      Schedule of the number of updates done before (0 at the first).
+    The schedule, of the number of updates done before, rises from init_scale * learning_rate to the
+    peak, holds it, and falls to final_scale * learning_rate, which then stays.
     """
     schedules = [
         optax.linear_schedule(init_scale * learning_rate, learning_rate, max(warmup_steps, 1)),
@@ -85,11 +77,11 @@ def freeze_from(
 def without_unused(
     optimizer: optax.GradientTransformation, config: Any
 ) -> optax.GradientTransformation:
-    """Leaves alone what the network of a configuration does not use: no step, no weight decay.
+    """Never moves parameters that the network of a configuration does not use.
 
     Those are the biases of query, key and value where `model.qkv_bias` is False, and, where heads
-    read the `ffn` of their layer, the last layer's last LayerNorm (which spidr's SpidR leaves alone
-    too). Their gradients do not count in the norm that the others are clipped by.
+    read the `ffn` of their layer, the last layer's last LayerNorm (as in spidr's SpidR). Their
+    gradients do not count in the norm that the others are clipped by.
     """
     last_norm = OBJECTIVES[config.objective].reads == "ffn"
 

@@ -1,4 +1,4 @@
-"""What a training run carries from one update to the next: arrays, nothing else."""
+"""The state of a training run, and its batches: arrays alone."""
 
 from typing import Any, NamedTuple
 
@@ -68,14 +68,9 @@ def make_model(config: Any) -> DinoSR:
 def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update; trace it with `jax.jit` to make it on a mesh.
 
-    Args:
-      config: Parsed configuration.
-      optimizer: Of `make_optimizer`.
-
-    Returns:
-      Student initialised from the seed, teacher a copy of it (or, with `teacher.init='reinit'`,
-      initialised anew), codebooks of standardised noise. A recogniser: the student with an output
-      layer in place of the heads.
+    The student is initialised from the seed; the teacher is a copy of it (with
+    `teacher.init='reinit'` initialised anew), the codebooks are standardised noise. A recogniser is
+    the student with an output layer in place of the heads.
     """
     model = make_model(config)
     samples = jnp.zeros((1, receptive_field(config.model.conv_layers)[0]))
@@ -104,7 +99,7 @@ def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> Train
 
 
 def _init_recogniser(config: Any, params: Any, optimizer: optax.GradientTransformation) -> Any:
-    """A student [its parameters] becomes a recogniser."""
+    """The state of a recogniser, of the parameters of a student."""
     frame = jnp.zeros((1, 1, config.model.width))
     output = Output(len(config.ctc.symbols)).init(stream_key(config.seed, "output"), frame)
     params = {name: part for name, part in params.items() if name != "heads"}

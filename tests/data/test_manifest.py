@@ -7,25 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifest_module
 from dinosr_jax.data.manifest import ManifestError, Records, load_manifest, split_names
 from dinosr_jax.data.prepare.audio_folder import prepare
-
-SHARD = Path(__file__).parents[2] / "data/embedded/asterisk_en.ogg"
+from tests.prepared_speech import speech, write_parts
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
     """40 utterances in train, 5 in test; texts with quotes, tabs are impossible in a table."""
     source = tmp_path_factory.mktemp("source")
-    waveform = soundfile.read(SHARD, frames=60 * 16_000, dtype="int16")[0]
+    write_parts(source, [0.5 + number / 40 for number in range(45)], step=16_000)
     rows = ["file\ttext\tsplit\tlanguage"]
     for number in range(45):
-        part = waveform[number * 16_000 : number * 16_000 + 8_000 + 400 * number]
-        soundfile.write(source / f"{number:02d}.flac", part, 16_000)
         rows.append(f'{number:02d}\tsay "{number}, é\t{"test" if number < 5 else "train"}\ten')
     (source / "transcripts.tsv").write_text("\n".join(rows), encoding="utf-8")
     folder = tmp_path_factory.mktemp("prepared")
@@ -189,10 +185,9 @@ def write_like_librispeech(folder: Path, *, file_format: str) -> None:
 
         def _generate_examples(self):
             for number in range(3):
-                samples = soundfile.read(SHARD, frames=8_000 + number, dtype="int16")[0]
-                speech = io.BytesIO(audio.encode_flac(samples))
+                content = io.BytesIO(audio.encode_flac(speech(8_000 + number)))
                 fields = {"speaker_id": 19, "chapter_id": 198, "id": f"19-198-{number}"}
-                yield number, {"speech": speech, "text": "HELLO", **fields}
+                yield number, {"speech": content, "text": "HELLO", **fields}
 
     LikeLibrispeech(data_dir=folder, file_format=file_format).download_and_prepare()
 

@@ -359,7 +359,8 @@ def test_reinit_makes_another_teacher(small_network):
 
 
 def test_evaluation_leaves_the_state_alone(eight):
-    evaluate = sharding.jit_eval_step(eight.mesh, make_eval_step(eight.config), eight.abstract)
+    step = make_eval_step(eight.config)
+    evaluate = sharding.jit_eval_step(eight.mesh, step, eight.abstract, numbers=1)
     before = jax.device_get(eight.state)
     first = jax.device_get(evaluate(eight.state, eight.batch, 0))
     again = jax.device_get(evaluate(eight.state, eight.batch, 0))

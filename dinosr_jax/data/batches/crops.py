@@ -118,7 +118,8 @@ class BatchPlan:
     Attributes:
       rungs: tuple of `Rung`, ascending; every rung has at least one batch an epoch.
       num_batches: batches an epoch, the same in every epoch.
-      max_samples: what utterances are cropped to before the ladder.
+      batch: step, from 0 on -> its `Crops`.
+      max_samples: to which utterances are cropped before the ladder.
     """
 
     def __init__(
@@ -180,22 +181,7 @@ class BatchPlan:
         self._ladder_loss = _ladder_loss(self._pieces.lengths, rungs=sizes)
         self._leftover_loss = in_pieces - self._ladder_loss - _kept(self.rungs)
         self._ladder_loss += int(lengths.sum()) - in_pieces
-        self._epochs = Epochs(self._draw, num_batches=self.num_batches)
-
-    def batch(self, step: int) -> Crops:
-        """Gives the batch of one training step.
-
-        Args:
-          step: 0, 1, 2, ...; the epoch is step // num_batches.
-
-        Returns:
-          The batch.
-
-        Raises:
-          ValueError: step is negative.
-        """
-        epoch, position = self._epochs.at(step)
-        return epoch[position]
+        self.batch = by_step(self._draw, num_batches=self.num_batches)
 
     def summary(self) -> str:
         """Describes ladder, batch sizes and what is lost, in lines to print."""
@@ -213,13 +199,10 @@ class BatchPlan:
             f"{self.num_batches} batches an epoch, {len(self.rungs)} shapes",
             "  seconds  frames  batch size  batch seconds  batches an epoch",
         ]
-        for rung in self.rungs:
-            seconds = rung.num_samples / SAMPLE_RATE
-            frames = (rung.num_samples - self.field) // self.hop + 1
-            lines.append(
-                f"  {seconds:7.3f}  {frames:6d}  {rung.batch_size:10d}"
-                f"  {seconds * rung.batch_size:13.1f}  {rung.num_batches:16d}"
-            )
+        for samples, size, number in self.rungs:
+            seconds, frames = samples / SAMPLE_RATE, (samples - self.field) // self.hop + 1
+            row = f"  {seconds:7.3f}  {frames:6d}  {size:10d}  {seconds * size:13.1f}"
+            lines.append(f"{row}  {number:16d}")
         lines += [
             f"  utterances over {limit} are cropped to it: {1 - capped / total:.1%} of the audio",
             f"  of the rest, an epoch loses {self._ladder_loss / capped:.1%} to the ladder"
@@ -276,12 +259,9 @@ class BatchPlan:
             )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2**64 - 1.")
-        for name, value in (
-            ("max_batch_seconds", self.max_batch_seconds),
-            ("max_seconds", self.max_seconds),
-            ("batch_multiple", self.batch_multiple),
-            ("max_rungs", max_rungs),
-        ):
+        names = ("max_batch_seconds", "max_seconds", "batch_multiple")
+        for name in (*names, "max_rungs"):
+            value = max_rungs if name == "max_rungs" else getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} is {value}, expected more than 0.")
 
@@ -333,26 +313,22 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
 
 
-class Epochs:
-    """Epochs by number, each a pure function of it; threads may share them."""
+def by_step(draw: Callable[[int], list[Crops]], *, num_batches: int) -> Callable[[int], Crops]:
+    """The batches of all steps, from 0 on; threads may share them.
 
-    def __init__(self, draw: Callable[[int], Any], *, num_batches: int):
-        """`draw` makes an epoch, which has `num_batches` batches."""
-        self._draw, self._num_batches = draw, num_batches
-        self._drawn: dict[int, Any] = {}
+    Args:
+      draw: gives the batches of an epoch, from its number alone.
+      num_batches: batches an epoch.
 
-    def at(self, step: int) -> tuple[Any, int]:
-        """The epoch of a step, and which of its batches that is.
+    Returns:
+      Step -> its batch; ValueError where the step is negative.
+    """
+    epoch = functools.lru_cache(_KEPT_EPOCHS)(draw)
 
-        Raises:
-          ValueError: step is negative.
-        """
+    def batch(step: int) -> Crops:
         if step < 0:
             raise ValueError(f"step is {step}, expected 0 or more: steps count from 0.")
-        number, position = divmod(int(step), self._num_batches)
-        epoch = self._drawn.get(number)
-        if epoch is None:
-            epoch = self._draw(number)
-            kept = list(self._drawn.items())[1 - _KEPT_EPOCHS :]
-            self._drawn = dict([*kept, (number, epoch)])  # replaced, not changed: many threads
-        return epoch, position
+        number, position = divmod(int(step), num_batches)
+        return epoch(number)[position]
+
+    return batch

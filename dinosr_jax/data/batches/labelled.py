@@ -37,7 +37,7 @@ class LabelledData:
 
     Attributes:
       phones: names of the phones, sorted; their place is their number.
-      manifest: the utterances, in the order in which they are read (a random one, always the same).
+      manifest: the utterances in a random order, always the same.
       num_samples: S; what is longer is cropped to its first S samples.
     """
 

@@ -95,16 +95,13 @@ class MixturePlan:
         seed: int,
         **options: float,
     ):
-        """Plans the batches.
+        """Plans the batches; further arguments and errors as of `BatchPlan`.
 
         Args:
           num_samples: name of a set -> [K] int, lengths of its utterances at 16 kHz.
           weights: name of a set -> passes over it in an epoch.
           seed: as of `BatchPlan`.
           **options: as of `BatchPlan`.
-
-        Raises:
-          ValueError: as of `BatchPlan`.
         """
         self._turn = epoch_generator(seed, _TURNS).random()
         places = [_places_of(num_samples[name], weight=weights[name]) for name in weights]
@@ -125,14 +122,7 @@ class MixturePlan:
         self.num_batches, self.rungs = self._plan.num_batches, self._plan.rungs
 
     def batch(self, step: int) -> Crops:
-        """Gives the batch of one step; `indices` count the utterances of all sets, in their order.
-
-        Args:
-          step: 0, 1, 2, ...
-
-        Raises:
-          ValueError: step is negative.
-        """
+        """As `BatchPlan.batch`; `indices` count the utterances of all sets, in their order."""
         batch = self._plan.batch(step)
         turn = (self._turn + step // self.num_batches * _GOLDEN) % 1
         return batch._replace(indices=self._places.utterances(batch.indices, turn=turn))
@@ -159,16 +149,6 @@ class MixturePlan:
         return "\n".join([*lines, self._plan.summary()])
 
 
-class MixedData(SpeechData):
-    """Several sets, ready to be read in batches; ids are NAME/ID, NAME being that of the set."""
-
-    plan: MixturePlan
-
-    def shares(self, steps: range) -> dict[str, float]:
-        """Share of each set in the audio of some steps, by its name."""
-        return self.plan.shares(steps)
-
-
 class _MixedRecords:
     """The records of several sets one after the other, with the ids that the mixture gives."""
 
@@ -186,19 +166,8 @@ class _MixedRecords:
 
 def open_mixture(
     data_config: Any, *, split: str, seed: int, field: int = FIELD, hop: int = HOP
-) -> MixedData:
-    """Opens a split of every set of a mixture, for training.
-
-    Args:
-      data_config: as `pipeline.open_split` takes it, with `mixture`: (name, weight) of each set.
-        The name is that of a folder that `prepare` wrote to, below data_dir, or its whole path.
-      split: of each, in TFDS syntax.
-      seed: of order and crops.
-      field: samples that a frame of the network sees.
-      hop: samples from one frame to the next.
-
-    Returns:
-      The data. Nothing is decoded yet.
+) -> SpeechData:
+    """Opens a split of every set of `data_config.mixture`, for training; as `open_split`.
 
     Raises:
       ManifestError: a dataset or its split is not there, it is not of 16 kHz, or the same is named
@@ -222,7 +191,7 @@ def open_mixture(
             f"config.data.mixture, split {split!r}: {counts} are at least min_seconds = "
             f"{data_config.min_seconds:g}: {error}"
         ) from None
-    return MixedData(
+    return SpeechData(
         _joined(manifests, sizes=[len(some) for some in wholes.values()]),
         records=_MixedRecords(records),
         plan=plan,

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Epochs, Rung, epoch_generator
+from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Rung, by_step, epoch_generator
 from dinosr_jax.data.batches.lengths import (
     FIELD,
     HOP,
@@ -63,6 +63,7 @@ class PaddedPlan:
     Attributes:
       rungs: tuple of `Rung`, ascending: length, batch size, batches an epoch.
       num_batches: batches an epoch, the same in every epoch.
+      batch: step, from 0 on -> its `Crops`, with index -1 where a row is empty, and `starts` of 0.
     """
 
     def __init__(
@@ -76,16 +77,7 @@ class PaddedPlan:
         field: int = FIELD,
         hop: int = HOP,
     ):
-        """Plans the batches.
-
-        Args:
-          num_samples: [N] int, lengths of the utterances at 16 kHz.
-          seed: 0 to 2**64 - 1.
-          max_batch_seconds: audio in a batch at most, padding included.
-          batch_multiple: every batch size is a multiple of it.
-          max_rungs: number of lengths at most.
-          field: samples that a frame sees.
-          hop: samples from one frame to the next.
+        """Plans the batches; arguments as of `BatchPlan`, padding counts as audio.
 
         Raises:
           ValueError: there is no utterance, or `batch_multiple` of the longest do not fit.
@@ -108,7 +100,7 @@ class PaddedPlan:
         self._rung_of = np.searchsorted(self._lengths, self.num_samples)
         self.rungs = self._fill(budget, batch_multiple)
         self.num_batches = sum(rung.num_batches for rung in self.rungs)
-        self._epochs = Epochs(self._draw, num_batches=self.num_batches)
+        self.batch = by_step(self._draw, num_batches=self.num_batches)
 
     def _fill(self, budget: int, multiple: int) -> tuple[Rung, ...]:
         """Counts the batches of each length; what does not fill one moves up."""
@@ -124,15 +116,6 @@ class PaddedPlan:
             left = 0 if last else available - number * size
             filled.append(Rung(int(length), size, number))
         return tuple(filled)
-
-    def batch(self, step: int) -> Crops:
-        """The batch of a step, from 0 on: `indices` [B], -1 where a row is empty, `starts` 0.
-
-        Raises:
-          ValueError: step is negative.
-        """
-        epoch, position = self._epochs.at(step)
-        return epoch[position]
 
     def _draw(self, number: int) -> list[Crops]:
         """The batches of one epoch, in order."""

@@ -61,11 +61,6 @@ class SpeechBatch(NamedTuple):
     num_bad: int
 
     @property
-    def seconds(self) -> float:
-        """Audio of these rows."""
-        return self.waveforms.size / audio.SAMPLE_RATE
-
-    @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What goes to the devices."""
         return {"waveforms": self.waveforms}
@@ -88,6 +83,7 @@ class SpeechData:
       fingerprint: of the manifest; a run that is resumed must find the same.
       left_out: how many utterances are shorter than `min_seconds`.
       batches_per_epoch: after so many, every utterance was used at most once.
+      shares: of a mixture `MixturePlan.shares`, else None.
     """
 
     def __init__(
@@ -112,6 +108,7 @@ class SpeechData:
         """
         self.manifest, self.plan, self.left_out = manifest, plan, left_out
         self.fingerprint, self.batches_per_epoch = manifest.fingerprint, plan.num_batches
+        self.shares = getattr(plan, "shares", None)
         self._records = records
         self._ahead = {"num_workers": num_workers, "prefetch_batches": prefetch_batches}
 
@@ -128,13 +125,13 @@ class SpeechData:
         *,
         share: tuple[int, int, int] = (0, 1, 1),
     ) -> "BatchIterator":
-        """Gives the batches from a step on.
+        """The batches from a step on.
 
         Args:
           start_step: the first step; starting late costs nothing.
           num_steps: how many; None for no end.
-          share: (first, last, parts): the rows of every global batch to read (those of this host)
-            are those from first / parts to last / parts of it.
+          share: (first, last, parts): this host reads the rows from first / parts to last / parts
+            of every global batch.
 
         Returns:
           An iterator, to be closed when it is left half way (`with`, `close()`, or deletion).
@@ -151,13 +148,12 @@ class SpeechData:
     def make_batch(self, step: int, *, rows: slice = slice(None)) -> SpeechBatch:
         """Makes the batch of one step in this thread.
 
+        A row whose record is damaged is replaced by the first good row of the global batch, and
+        counted.
+
         Args:
           step: of the training.
-          rows: which rows of the global batch to read.
-
-        Returns:
-          The batch. A row whose record is damaged is replaced by the first good row of the global
-          batch, whatever `rows` is, and counted.
+          rows: of the global batch, to read.
 
         Raises:
           PipelineError: every utterance of the global batch is damaged.

@@ -54,6 +54,7 @@ class TranscribedData:
 
     Attributes:
       references: normalised transcripts by id.
+      samples: step -> samples of audio in its global batch.
       left_out: reason -> how many utterances.
       fingerprint: of utterances and labels; a run that is resumed must find the same.
       batches_per_epoch: after so many, every utterance was used once.
@@ -69,7 +70,7 @@ class TranscribedData:
     ):
         """Joins the parts; `open_transcribed` makes them from a config."""
         self.references, self.left_out = references, dict(left_out)
-        self.batches_per_epoch = speech.batches_per_epoch
+        self.batches_per_epoch, self.samples = speech.batches_per_epoch, speech.samples
         self._speech, self._labels = speech, labels
         manifest = speech.manifest
         self._samples = dict(zip(manifest.ids, manifest.num_samples.tolist(), strict=True))
@@ -82,10 +83,6 @@ class TranscribedData:
         for rung in speech.plan.rungs:
             most = int(sizes[manifest.num_samples <= rung.num_samples].max(initial=1))
             self._num_labels[rung.num_samples] = -(-most // _LABEL_GRID) * _LABEL_GRID
-
-    def samples(self, step: int) -> int:
-        """Samples of audio in the global batch of a step."""
-        return self._speech.samples(step)
 
     def summary(self) -> str:
         """The plan, and what was left out, in lines to print."""

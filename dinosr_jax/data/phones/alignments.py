@@ -134,14 +134,11 @@ def read_alignment(
     """Reads the phones of utterances.
 
     Args:
-      path: A file, or for TextGrids a folder of them, nested or not; tables may be gzip.
+      path: A file, or for TextGrids a folder of them, nested or not; tables may be gzip. Ids of
+        TextGrids are their paths in the folder without the extension.
       kind: The format; None recognises it.
       tier: Of TextGrids.
       stress: 'strip' makes AH of AH0; 'keep'.
-
-    Returns:
-      The alignment. Ids are those in the table, of TextGrids the path in the folder without the
-      extension.
 
     Raises:
       TextError: It cannot be read, is of no known format, or contradicts itself.

@@ -79,34 +79,22 @@ def clean_label(text: str, *, stress: Stress) -> str:
 
 
 def read_lexicon(path: Path, *, stress: Stress) -> dict[str, list[str]]:
-    """Words, in upper case, and their phones; of several pronunciations the first, as in SUPERB.
+    """Words, in upper case, and their phones, of a file with a word and its phones a line.
 
-    Args:
-      path: A word and its phones a line.
-      stress: Whether AH0 is AH.
-
-    Raises:
-      TextError: It cannot be read.
+    Of several pronunciations the first counts, as in SUPERB. Raises TextError as `read_text`.
     """
     words: dict[str, list[str]] = {}
     for line in read_text(path).split("\n"):
         if (parts := line.split())[1:]:
-            words.setdefault(
-                nfc(parts[0].upper()), [clean_label(p, stress=stress) for p in parts[1:]]
-            )
+            phones = [clean_label(part, stress=stress) for part in parts[1:]]
+            words.setdefault(nfc(parts[0].upper()), phones)
     return words
 
 
 def in_order(
     id_: str, spans: Iterable[Span], *, path: Path, named: Callable[[str], str]
 ) -> tuple[Phone, ...]:
-    """Phones of an utterance from its intervals, sorted.
-
-    Args:
-      id_: The utterance's, for errors.
-      spans: Intervals.
-      path: The file's name, for errors.
-      named: Gives labels their name.
+    """Phones of the utterance `id_` of a file from its intervals, sorted; `named` names labels.
 
     Raises:
       TextError: Times that are no numbers, negative, backwards, or overlap.

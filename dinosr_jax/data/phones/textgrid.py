@@ -28,14 +28,7 @@ class Span(NamedTuple):
 
 
 def interval_tiers(text: str, *, path: str | Path) -> list[tuple[str, list[Span]]]:
-    """The interval tiers of a TextGrid; tiers of points are passed over.
-
-    Args:
-      text: The file's.
-      path: Its name, for errors.
-
-    Returns:
-      Name and intervals of each, as they stand in the file.
+    """Name and intervals of each interval tier of a TextGrid; `path` is for errors.
 
     Raises:
       TextError: It is no TextGrid, or cut, or its sizes are not those of what it holds.
@@ -123,14 +116,11 @@ class Interval(NamedTuple):
 
 
 def to_textgrid(tiers: Mapping[str, Sequence[Interval]], *, end: float) -> str:
-    """The text of a TextGrid.
+    """The text of a TextGrid; quotes within names and texts are doubled, as Praat has it.
 
     Args:
       tiers: Name -> intervals without gaps from 0 to `end`.
       end: Length in seconds.
-
-    Returns:
-      The file's text; quotes within names and texts are doubled, as Praat has it.
     """
     quoted = lambda text: '"' + text.replace('"', '""') + '"'
     lines = [

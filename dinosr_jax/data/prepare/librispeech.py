@@ -76,7 +76,9 @@ def prepare_librispeech(
         builder = Librispeech(encoding=encoding, data_dir=data_dir)
         missing = [split for split in splits or known if split not in present]
         if earlier:
-            origins = (_origin_of(earlier, split) for split in missing)
+            sizes = {split: int(earlier.info.splits[split].num_bytes) for split in missing}
+            name = f"{earlier.data_dir}"
+            origins = (Origin(split, name, sizes[split], earlier=earlier) for split in missing)
         else:
             paths = None
             if archives is not None:
@@ -113,11 +115,6 @@ def _open_earlier(folder: Path) -> tfds.core.DatasetBuilder:
             "of a version, such as DIR/librispeech/lazy_decode/2.1.2."
         ) from None
     return earlier
-
-
-def _origin_of(earlier: tfds.core.DatasetBuilder, split: str) -> Origin:
-    num_bytes = int(earlier.info.splits[split].num_bytes)
-    return Origin(split, f"{earlier.data_dir}", num_bytes, earlier=earlier)
 
 
 def _present_splits(folder: Path, *, encoding: Encoding) -> dict[str, tfds.core.SplitInfo]:

@@ -1,4 +1,4 @@
-"""What an update compiled for a TPU needs of its memory, and takes of its time at least."""
+"""Memory and least time of an update that is compiled for a TPU."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -42,17 +42,17 @@ CHIPS = {
 
 @dataclasses.dataclass
 class Estimate:
-    """What compilation found; bytes, FLOPs and seconds are of one device and one update.
+    """Figures of one compilation; bytes, FLOPs and seconds are of one device and one update.
 
     Attributes:
       raised: The `data.batch_multiple` that was set to suit the mesh; 0 where it did already.
       needed: Bytes by what needs them: 'arguments' (state and batch), 'temporaries', 'results' that
-        take no argument's place, and 'code'. Where XLA gave up, what it says, if anything.
+        take no argument's place, and 'code'. Where XLA gave up, the figures of its message.
       flops: Of products and convolutions, recomputation included (`hlo.flops`).
       flops_loops_once: XLA's count, element-wise operations too, loop bodies once.
       traffic: Bytes from and to main memory.
       traffic_by_place: [place in the model, bytes], most bytes first; they add up to `traffic`.
-      collectives: [kind, devices, times, bytes, bytes sent at least, known how often].
+      collectives: [kind, devices, times, bytes, bytes sent at least, whether times are known].
     """
 
     topology: str
@@ -94,10 +94,7 @@ class Estimate:
         }
 
     def step_seconds(self) -> float:
-        """Lower bound of an update: the slower of computing and memory, and then exchange.
-
-        It is that of this program; the bytes depend on how well the compiler fused it.
-        """
+        """Lower bound of this program: the slower of computing and memory, and then exchange."""
         bounds = self.bounds()
         return max(bounds["computing"], bounds["memory"]) + bounds["exchange"]
 
@@ -129,9 +126,9 @@ class Estimate:
         total = sum(self.needed.values()) / GIB
         if self.fits:
             return [f"  fits: {total:.2f} of {self.chip.available} GiB"]
-        found = self.out_of_memory or f"{total:.2f} of {self.chip.available} GiB"
+        memory = self.out_of_memory or f"{total:.2f} of {self.chip.available} GiB"
         return [
-            f"  DOES NOT FIT: {found}. In order: model.remat='full', a larger",
+            f"  DOES NOT FIT: {memory}. In order: model.remat='full', a larger",
             "  optimizer.accumulation_steps, a smaller data.max_batch_seconds; where the arguments",
             "  are most of it, a larger mesh.fsdp",
         ]

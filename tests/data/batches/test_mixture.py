@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,8 @@ from dinosr_jax.data.batches.pipeline import PipelineError, open_split
 from dinosr_jax.data.manifest import ManifestError, dataset_folder
 from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.recipes import published_recipe
+from tests.prepared_speech import data_config, write_parts
+from tests.prepared_speech import read_batches as read
 
 ROOT = Path(__file__).parents[3]
 SETS = {"asterisk_en": (40, 4.0), "asterisk_it": (16, 3.0)}
@@ -35,29 +36,17 @@ def root(tmp_path_factory) -> Path:
     random = np.random.Generator(np.random.Philox(key=2))
     for name, (number, longest) in SETS.items():
         source = tmp_path_factory.mktemp(name)
-        speech = soundfile.read(ROOT / f"data/embedded/{name}.ogg", dtype="int16")[0]
-        for k, seconds in enumerate(random.uniform(0.6, longest, number)):
-            part = speech[k * 64_000 : k * 64_000 + int(seconds * 16_000)]
-            soundfile.write(source / f"{k:02d}.flac", part, 16_000)
+        write_parts(source, random.uniform(0.6, longest, number), step=64_000, voice=name)
         prepare(source, data_dir=folder / name)
     return folder
 
 
 def config(root, *mixture, **changed):
-    fields = dict(
-        data_dir=str(root), dataset="audio_folder", mixture=mixture, min_seconds=1.0,
-        max_seconds=3.0, max_batch_seconds=12.0, max_rungs=12, batch_multiple=2,
-        max_ladder_loss=1.0, num_workers=2, prefetch_batches=2,
-    )  # fmt: skip
-    return types.SimpleNamespace(**{**fields, **changed})
+    fields = {"mixture": mixture, "max_batch_seconds": 12.0, "batch_multiple": 2}
+    return data_config(root, **(fields | changed))
 
 
 BOTH = (("asterisk_en", 1.0), ("asterisk_it", 2.5))
-
-
-def read(data, start, num_steps, **options):
-    with data.batches(start, num_steps, **options) as batches:
-        return list(batches)
 
 
 def random_lengths(size, *, key):

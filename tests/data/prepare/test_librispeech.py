@@ -1,6 +1,5 @@
 """LibriSpeech from archives in OpenSLR's layout, through TFDS' own builder; bad and killed ones."""
 
-import csv
 import errno
 import glob
 import io
@@ -8,10 +7,7 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
-import time
 import types
 from pathlib import Path
 
@@ -28,8 +24,16 @@ from dinosr_jax.data.batches.pipeline import open_split
 from dinosr_jax.data.manifest import ManifestError, Records, load_manifest
 from dinosr_jax.data.prepare import archives as archives_module
 from dinosr_jax.data.prepare import librispeech, librispeech_builder
+from tests.prepared_speech import (
+    data_config,
+    prepare_error,
+    prepare_well,
+    records_by_id,
+    run_until,
+    skipped_in,
+    speech,
+)
 
-ROOT = Path(__file__).parents[3]
 VOICES = ("asterisk_en", "asterisk_es", "asterisk_fr")
 SIZES = {"dev-clean": 6, "train-clean-100": 9, "train-clean-360": 7}
 SPEAKERS = (
@@ -46,12 +50,8 @@ def write_subset(folder: Path, subset: str, count: int) -> Path:
     base = folder / "LibriSpeech"
     for number in range(count):
         speaker = 100 * (1 + list(SIZES).index(subset)) + number % 3
-        samples = soundfile.read(
-            ROOT / f"data/embedded/{VOICES[number % 3]}.ogg",
-            start=40_000 * number,
-            frames=16_000 + 4_000 * number,
-            dtype="int16",
-        )[0]
+        where = {"voice": VOICES[number % 3], "start": 40_000 * number}
+        samples = speech(16_000 + 4_000 * number, **where)
         chapter = base / subset / str(speaker) / "7"
         chapter.mkdir(parents=True, exist_ok=True)
         name = f"{speaker}-7-{number:04d}"
@@ -95,21 +95,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(tfds.download.DownloadManager, "download", refuse)
 
 
-def run(data_dir: Path, *options: str):
-    command = ["prepare", "--dataset=librispeech", f"--data_dir={data_dir}", *options]
-    return CliRunner().invoke(cli, command)
-
-
 def run_well(data_dir: Path, *options: str) -> str:
-    result = run(data_dir, *options)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return prepare_well("--dataset=librispeech", f"--data_dir={data_dir}", *options)
 
 
 def run_error(data_dir: Path, *options: str) -> str:
-    result = run(data_dir, *options)
-    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
-    return result.output[result.output.index("Error: ") :].strip()
+    return prepare_error("--dataset=librispeech", f"--data_dir={data_dir}", *options)
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +112,8 @@ def data_dir(archives, tmp_path_factory) -> Path:
     return folder
 
 
-def records_by_id(data_dir: Path, split: str) -> dict[str, bytes]:
-    where = {"dataset": DATASET, "split": split}
-    records, manifest = Records(data_dir, **where), load_manifest(data_dir, **where)
-    found = {}
-    for position in range(len(records)):
-        content, id_ = records[position]
-        assert id_ == manifest.ids[position]
-        assert len(audio.load(content, name=id_)) == manifest.num_samples[position]
-        found[id_] = content
-    return found
+def stored(data_dir: Path, split: str) -> dict[str, bytes]:
+    return records_by_id(data_dir, split=split, dataset=DATASET)
 
 
 def files_by_id(folder: Path) -> dict[str, bytes]:
@@ -139,8 +122,8 @@ def files_by_id(folder: Path) -> dict[str, bytes]:
 
 def test_the_original_bytes_and_tables_are_stored(data_dir, unpacked):
     for split, subset in (("dev_clean", "dev-clean"), ("train_clean100", "train-clean-100")):
-        stored = records_by_id(data_dir, split)
-        assert stored == files_by_id(unpacked / subset) and len(stored) == SIZES[subset]
+        files = stored(data_dir, split)
+        assert files == files_by_id(unpacked / subset) and len(files) == SIZES[subset]
         manifest = load_manifest(data_dir, dataset=DATASET, split=split)
         for id_, speaker, text in zip(manifest.ids, manifest.speakers, manifest.texts, strict=True):
             assert id_.split("-")[0] == speaker and text == f"UTTERANCE {int(id_.split('-')[2])}"
@@ -166,26 +149,18 @@ def test_splits_combine_as_tfds_users_write_them(data_dir):
     assert [records[i][1] for i in range(12)] == both.ids.tolist()
 
 
-def data_config(data_dir, **changed):
-    fields = dict(
-        data_dir=str(data_dir), dataset=DATASET, min_seconds=1.0, max_seconds=3.0,
-        max_batch_seconds=8.0, max_rungs=3, max_ladder_loss=1.0, batch_multiple=2,
-        num_workers=2, prefetch_batches=2,
-    )  # fmt: skip
-    return types.SimpleNamespace(**{**fields, **changed})
-
-
 def test_pcm16_gives_the_same_batches(data_dir, archives, tmp_path):
     printed = run_well(
         tmp_path, f"--archives={archives}", "--split=train_clean100", "--encoding=pcm16"
     )
     assert "9 utterances" in printed
-    stored = records_by_id(tmp_path, "train_clean100")
-    for id_, flac in records_by_id(data_dir, "train_clean100").items():
+    contents = stored(tmp_path, "train_clean100")
+    for id_, flac in stored(data_dir, "train_clean100").items():
         samples = soundfile.read(io.BytesIO(flac), dtype="int16")[0]
-        assert stored[id_][:4] == b"RIFF" and stored[id_][44:] == samples.tobytes()
+        assert contents[id_][:4] == b"RIFF" and contents[id_][44:] == samples.tobytes()
+    changes = {"dataset": DATASET, "max_batch_seconds": 8.0, "max_rungs": 3, "batch_multiple": 2}
     left, right = (
-        open_split(data_config(folder), split="train_clean100", seed=1)
+        open_split(data_config(folder, **changes), split="train_clean100", seed=1)
         for folder in (data_dir, tmp_path)
     )
     for step in range(left.plan.num_batches):
@@ -323,12 +298,11 @@ def test_damaged_utterances_are_left_out_and_listed(unpacked, tmp_path):
     pack(base, tmp_path / "archives/train-clean-100.tar.gz")
     options = f"--archives={tmp_path / 'archives'}", "--split=train_clean100"
     printed = run_well(tmp_path / "data", *options)
-    with open(tmp_path / f"data/{DATASET}/2.1.2/skipped.tsv", newline="") as file:
-        skipped = list(csv.reader(file, "excel-tab"))[1:]
+    skipped = skipped_in(tmp_path / f"data/{DATASET}/2.1.2").items()
     for name, reason in expected.items():
         assert any(name in where and reason in why for where, why in skipped), (name, skipped)
     assert f"{len(skipped)} left out" in printed
-    assert set(records_by_id(tmp_path / "data", "train_clean100")) == {
+    assert set(stored(tmp_path / "data", "train_clean100")) == {
         "200-7-0006", "201-7-0004", "201-7-0007", "202-8-0004"
     }  # fmt: skip
 
@@ -347,7 +321,7 @@ def test_an_archive_writes_nowhere_but_in_its_folder(archives, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     run_well(tmp_path / "data", f"--archives={evil.parent}", "--split=dev_clean")
-    assert len(records_by_id(tmp_path / "data", "dev_clean")) == 6
+    assert len(stored(tmp_path / "data", "dev_clean")) == 6
     assert not list(tmp_path.rglob("*evil")) and not Path("/tmp/dinosr_evil").exists()
 
 
@@ -418,20 +392,12 @@ librispeech.prepare_librispeech(
     ],
 )
 def test_kill_and_restart(archives, data_dir, tmp_path, monkeypatch, slow, sign):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path), str(archives), slow],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     work_dir = tmp_path / "preparation/librispeech"
     # pathlib's glob raises where a folder is removed under it
     there = lambda pattern: any(glob.iglob(pattern, root_dir=work_dir, recursive=True))
-    written = "dev_clean-*-original/librispeech/lazy_decode/2.1.2"
-    deadline = time.monotonic() + 300
-    while not (there(written) and there(sign)):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    is_written = "dev_clean-*-original/librispeech/lazy_decode/2.1.2"
+    is_half_way = lambda: there(is_written) and there(sign)
+    process = run_until(is_half_way, SLOW, tmp_path, archives, slow)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "librispeech").exists()
@@ -445,7 +411,7 @@ def test_kill_and_restart(archives, data_dir, tmp_path, monkeypatch, slow, sign)
     printed = run_well(tmp_path, f"--archives={archives}", "--split=dev_clean,train_clean100")
     assert "dev_clean was written before" in printed and len(written) == 9
     for split in ("dev_clean", "train_clean100"):
-        assert records_by_id(tmp_path, split) == records_by_id(data_dir, split)
+        assert stored(tmp_path, split) == stored(data_dir, split)
 
 
 def test_killed_while_splits_are_added(archives, data_dir, tmp_path, monkeypatch):
@@ -457,12 +423,13 @@ def test_killed_while_splits_are_added(archives, data_dir, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(librispeech, "write_skipped", killed)  # the records are in place by then
-        assert run(tmp_path, *options).exit_code != 0
+        command = ["prepare", "--dataset=librispeech", f"--data_dir={tmp_path}", *options]
+        assert CliRunner().invoke(cli, command).exit_code != 0
     info = tfds.builder_from_directory(tmp_path / DATASET / "2.1.2").info
     assert list(info.splits) == ["dev_clean"]
     run_well(tmp_path, *options)
     for split in ("dev_clean", "train_clean100"):
-        assert records_by_id(tmp_path, split) == records_by_id(data_dir, split)
+        assert stored(tmp_path, split) == stored(data_dir, split)
 
 
 class Earlier(official.Builder, skip_registration=True):
@@ -506,7 +473,7 @@ def test_what_tfds_prepared_earlier_is_converted_by_the_command_in_the_error(
     assert result.exit_code == 0, result.output
     target = Path(command.split("--data_dir=")[1])
     assert tmp_path in target.parents
-    converted, expected = records_by_id(target, "dev_clean"), records_by_id(data_dir, "dev_clean")
+    converted, expected = stored(target, "dev_clean"), stored(data_dir, "dev_clean")
     assert set(converted) == set(expected)
     for id_, content in expected.items():
         if name == "lazy_decode":
@@ -539,7 +506,7 @@ def test_downloaded_archives_are_used(archives, data_dir, tmp_path, monkeypatch)
         lambda self, url: archives / url.rsplit("/", 1)[-1],
     )
     run_well(tmp_path, "--split=dev_clean")
-    assert records_by_id(tmp_path, "dev_clean") == records_by_id(data_dir, "dev_clean")
+    assert stored(tmp_path, "dev_clean") == stored(data_dir, "dev_clean")
 
 
 def test_every_archive_has_a_recorded_size_and_checksum():
