@@ -2,26 +2,17 @@
 
 import json
 import re
-import runpy
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dinosr_jax.config import parse
 from dinosr_jax.inference.pretrained import load
 from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.loop import TrainingError, train
+from tests.update_runs import config_of
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
-
-
-def config_of(name="tiny", **changes):
-    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return parse(config)
 
 
 class Noise:

@@ -1,9 +1,7 @@
 """The update as a whole: meshes, freezing, padding, donation and evaluation."""
 
 import re
-import runpy
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +11,6 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from dinosr_jax.config import parse
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.objective.teacher import teacher_parts
 from dinosr_jax.training import sharding
@@ -28,8 +25,8 @@ from dinosr_jax.training.step import (
     teacher_targets,
 )
 from dinosr_jax.training.validation import make_eval_step
+from tests.update_runs import config_of, on_mesh, run_updates
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 FREEZE = 4  # the update from which on teacher and feature encoder stay as they are
 UPDATES = 5
 FROZEN = ("feature_encoder", "feature_projection")
@@ -39,13 +36,9 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def tiny_config(**changes):
-    config = runpy.run_path(str(TINY))["get_config"]()
-    config.optimizer.warmup_steps = 0
-    config.mask.require_same_masks = False  # so that devices have unequal numbers of masked frames
-    for field, value in changes.items():
-        *room, name = field.split("__")
-        (config[room[0]] if room else config)[name] = value
-    return parse(config)
+    plain = {"optimizer__warmup_steps": 0}
+    plain["mask__require_same_masks"] = False  # devices have unequal numbers of masked frames
+    return config_of(**(plain | changes))
 
 
 def noise(*, size=16, samples=8000, seed=0):
@@ -57,19 +50,8 @@ def train(*, data=1, fsdp=1, tensor=1, start=None, updates=UPDATES, **more):
     changes = {"teacher__freeze_step": FREEZE, "teacher__freeze_feature_encoder_step": FREEZE}
     changes |= {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
     config = tiny_config(**({"model__layerdrop": 0.3} | changes | more))
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    abstract, make = sharding.make_state(mesh, init)
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = make() if start is None else jax.device_put(start, where)
-    step = sharding.jit_train_step(mesh, make_train_step(config), abstract)
-    states, metrics = [jax.device_get(state)], []
-    for k in range(updates):
-        batch = sharding.shard_batch(mesh, noise(seed=k))
-        state, on_device = step(state, batch)
-        states.append(jax.device_get(state))
-        metrics.append(jax.device_get(on_device))
-    return SimpleNamespace(**locals())
+    arrays_of = lambda k: {"waveforms": noise(seed=k)}
+    return run_updates(config, make_train_step, arrays_of, updates=updates, start=start)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +79,7 @@ def cut(request, eight):
 def test_first_codewords_are_those_of_one_device(eight):
     found = []
     for devices in (1, 8):
-        mesh = sharding.make_mesh(tiny_config(mesh__data=devices))
-        init = lambda: init_state(eight.config, optimizer=make_optimizer(eight.config))
-        abstract, make = sharding.make_state(mesh, init)
+        mesh, abstract, make = on_mesh(tiny_config(mesh__data=devices, model__layerdrop=0.3))
         first = sharding.jit_train_step(mesh, make_first_codewords(eight.config), abstract)
         state, metrics = first(make(), sharding.shard_batch(mesh, noise()))
         assert not metrics
@@ -172,14 +152,14 @@ def test_every_leaf_of_the_state_is_cut_as_planned(cut):
         for pattern, axes in CUT.items():
             if re.search(f"(^|/){pattern}$", name):
                 seen.add(pattern)
-                for axis, parts in zip(axes, (cut.fsdp, cut.tensor), strict=True):
+                for axis, name_of_axis in zip(axes, ("fsdp", "tensor"), strict=True):
                     if axis is not None:
-                        size[axis] //= parts
+                        size[axis] //= cut.mesh.shape[name_of_axis]
         assert {shard.data.shape for shard in leaf.addressable_shards} == {tuple(size)}, name
         assert leaf.sharding.device_set == set(jax.devices())
     assert seen == set(CUT)
     sizes = {shard.data.shape for shard in cut.batch.waveforms.addressable_shards}
-    assert sizes == {(16 // (cut.data * cut.fsdp), 8000)}
+    assert sizes == {(16 // (cut.mesh.shape["data"] * cut.mesh.shape["fsdp"]), 8000)}
 
 
 def close_runs(found, expected):
@@ -202,13 +182,11 @@ def test_one_device_is_any_mesh(one, cut):
 
 def test_sizes_that_a_mesh_does_not_divide_stay_whole():
     config = tiny_config(mesh__data=1, mesh__fsdp=8, model__codebook_size=12, model__ffn_dim=63)
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    params = sharding.make_state(mesh, init)[0].params
-    layers = params["encoder"]["layers"]
+    layers = on_mesh(config)[1].params["encoder"]["layers"]
     assert layers["ffn_in"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
-    mesh = sharding.make_mesh(tiny_config(mesh__data=1, mesh__tensor=8))
-    layers = sharding.make_state(mesh, init)[0].params["encoder"]["layers"]
+    odd = {"model__codebook_size": 12, "model__ffn_dim": 63}
+    config = tiny_config(mesh__data=1, mesh__tensor=8, **odd)
+    layers = on_mesh(config)[1].params["encoder"]["layers"]
     assert layers["ffn_in"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp", None)
     assert layers["ffn_in"]["bias"].sharding.spec == PartitionSpec(None, None)
 
@@ -236,9 +214,7 @@ def test_dropout_moves_nothing_between_the_devices():
     found = []
     for rate in (0.0, 0.1):
         config = tiny_config(model__activation_dropout=rate, **mesh)
-        devices = sharding.make_mesh(config)
-        init = lambda c=config: init_state(c, optimizer=make_optimizer(c))
-        abstract, _ = sharding.make_state(devices, init)
+        devices, abstract, _ = on_mesh(config)
         step = sharding.jit_train_step(devices, make_train_step(config), abstract)
         program = step.lower(abstract, sharding.shard_batch(devices, noise())).compile().as_text()
         names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
@@ -415,12 +391,8 @@ def test_padded_batch_gives_a_finite_loss(padded):
 
 
 def test_spread_of_teacher_and_feature_encoder_over_the_real_frames(padded):
-    config, state, batch, (_, metrics) = (
-        padded.config,
-        padded.state,
-        padded.batch,
-        padded.results[0],
-    )
+    config, state, batch = padded.config, padded.state, padded.batch
+    _, metrics = padded.results[0]
     model, padding = make_model(config), frame_padding(config, batch)
 
     def outputs(params):
