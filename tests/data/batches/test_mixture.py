@@ -1,12 +1,8 @@
 """Several datasets that train together: weights, turns, resumption, and what is refused."""
 
 import io
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +17,7 @@ from dinosr_jax.data.batches.pipeline import PipelineError, open_split
 from dinosr_jax.data.manifest import ManifestError, dataset_folder
 from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.recipes import published_recipe
+from tests.main_runs import records, run_main_py
 from tests.prepared_speech import data_config, write_parts
 from tests.prepared_speech import read_batches as read
 
@@ -251,30 +248,12 @@ def rewrite_at_8000(shard):
 
 
 def run(workdir, root, *flags, expect=0):
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    kept |= {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    command = [
-        sys.executable, "main.py", "--config=configs/tiny.py", f"--workdir={workdir}",
-        f"--config.data.data_dir={root}", "--config.data.dataset=audio_folder",
-        f"--config.data.eval_data_dir={root / 'asterisk_it'}",
-        "--config.data.eval_dataset=audio_folder", "--config.data.eval_split=train",
-        "--config.data.train_split=train", "--config.data.max_rungs=1", "--config.log_steps=2",
-        "--config.checkpoint_steps=3", "--config.eval_steps=4", *flags,
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=500)
-    assert done.returncode == expect, (done.stdout + done.stderr)[-3000:]
-    return done.stdout + done.stderr
-
-
-def records(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("audio_seconds_per_second", "num_bad_utterances")
-    return [{name: value for name, value in r.items() if name not in timed} for r in lines]
+    fields = {"data_dir": root, "dataset": "audio_folder", "eval_data_dir": root / "asterisk_it"}
+    fields |= {"eval_dataset": "audio_folder", "eval_split": "train", "train_split": "train"}
+    given = [f"--config.data.{name}={value}" for name, value in (fields | {"max_rungs": 1}).items()]
+    given += [f"--config.{name}" for name in ("log_steps=2", "checkpoint_steps=3", "eval_steps=4")]
+    cache = workdir.parent / "compiled"
+    return run_main_py(cache, f"--workdir={workdir}", *given, *flags, expect=expect)
 
 
 def test_a_run_trains_on_a_mixture_and_goes_on_exactly(root, tmp_path):
