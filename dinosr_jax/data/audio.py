@@ -70,14 +70,11 @@ def decode(source: Source, *, name: str) -> Decoded:
 
 
 def decode_samples(source: Source, *, name: str) -> tuple[np.ndarray, int]:
-    """Decodes a recording as a whole and checks it; as `decode`, but leaves the samples as stored.
+    """As `decode`, but leaves the samples as stored, and does not compare channels.
 
     Returns:
       Samples [S], or [S, C] where there are several channels: int16 if the file holds 16 bits in
       FLAC or WAV, else float32 (full scale is 1); their rate in Hz.
-
-    Raises:
-      AudioError: as `decode`, but channels are not compared.
     """
     with explained(name):
         stored = _decode(source, name=name)
@@ -156,13 +153,7 @@ def check(waveform: np.ndarray, *, name: str) -> None:
 
 
 def to_16khz(waveform: np.ndarray, *, sample_rate: int) -> np.ndarray:
-    """Mixes a waveform [S] or [S, C] float32 down and resamples it to 16 kHz.
-
-    Returns:
-      [ceil(S * 16000 / sample_rate)] float32; the same array where there is nothing to do.
-    """
-    if waveform.ndim == 2:
-        waveform = waveform.mean(axis=1, dtype=np.float32)
+    """A waveform [S] float32 at 16 kHz: [ceil(S * 16000 / sample_rate)]; itself if it is that."""
     if sample_rate == SAMPLE_RATE:
         return waveform
     import librosa
@@ -176,18 +167,15 @@ def to_16khz(waveform: np.ndarray, *, sample_rate: int) -> np.ndarray:
 def load(
     source: Source, *, name: str, on_missing: Callable[[float], None] | None = None
 ) -> np.ndarray:
-    """Decodes and checks a recording, and brings it to 16 kHz mono.
+    """Decodes and checks a recording, as `decode`, and brings it to 16 kHz mono.
 
     Args:
-      source: as of `decode`.
+      source: the bytes of an audio file, or its path.
       name: of the recording, in errors.
       on_missing: called with the seconds that are missing at the end, where a few samples are.
 
     Returns:
       [S] float32 at 16 kHz, full scale 1, not normalised.
-
-    Raises:
-      AudioError: as `decode`.
     """
     decoded = decode(source, name=name)
     if decoded.missing and on_missing:

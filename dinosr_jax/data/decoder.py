@@ -129,8 +129,8 @@ class Sound:
                 "ffmpeg or sox, or record it again."
             )
         missing = max((self.num_samples or 0) - self._read, 0)
-        for declared, found in _SIZES.findall(self._file.extra_info):
-            size, there = int(declared), int(found)
+        for sizes in _SIZES.findall(self._file.extra_info):
+            size, there = map(int, sizes)  # declared, actual
             if there + 1 < size < _OPEN_ENDED_BYTES:  # 1: a missing padding byte
                 missing = max(missing, math.ceil((size - there) / max(there, 1) * self._read))
         what = _unfinished_ogg(self._ends)

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 2**20
 
 
 class TextError(UserError, ValueError):
-    """A text file cannot be used; the message says where, what was found and what was expected."""
+    """A text file cannot be used; the message has the place, what is there, and what it lacks."""
 
 
 def read_text(

@@ -19,13 +19,8 @@ def ahead(
 ) -> Iterator[tuple[Item, futures.Future[Result]]]:
     """Yields items with the futures of their results, in order.
 
-    Closed early, it waits for what has begun and starts nothing else.
-
-    Args:
-      function: Called in the threads.
-      items: In the order of the results.
-      num_workers: Threads; None for one per core.
-      per_worker: Items that are begun before their turn, for each thread.
+    Closed early, it waits for what has begun and starts nothing else. There are `num_workers`
+    threads (None: one a core), each `per_worker` items ahead of what is taken.
     """
     num_workers = num_workers or os.cpu_count() or 1
     pending: collections.deque[tuple[Item, futures.Future[Result]]] = collections.deque()

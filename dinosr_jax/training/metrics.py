@@ -47,9 +47,6 @@ def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int
       codes: [N, B, T] int32.
       mask: [B, T] bool.
       bins: P, bins of frame positions; at least T / 10.
-
-    Returns:
-      `PredictionSums`.
     """
     logits = jax.lax.stop_gradient(logits)
     n, _, frames, size = logits.shape
@@ -120,14 +117,9 @@ class FrameSums(NamedTuple):
 
 @jax.named_scope("metrics")
 def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[str, FrameSums]:
-    """Sums over the real frames, in float32 and without gradient.
+    """Sums of features [B, T, C], by name, over the frames without padding, without gradient.
 
-    Args:
-      features: Name -> [B, T, C].
-      padding_mask: [B, T] bool, True on padding; None where nothing is padded.
-
-    Returns:
-      Name -> `FrameSums`.
+    `padding_mask` [B, T] is True on padding; None where nothing is padded.
     """
 
     def of(x: Array) -> FrameSums:
@@ -191,16 +183,13 @@ class HeldOut(NamedTuple):
 
 
 def count_table(labels: Array, codes: Array, *, num_labels: int, codebook_size: int) -> Array:
-    """How often a label and a code meet, over the frames of the global batch.
+    """How often labels and codes meet, [N, K, V] float32, exact up to 2^24 frames.
 
     Args:
       labels: [B, T] integers, 0 to K - 1; frames of any other number do not count.
       codes: [N, B, T] int32.
       num_labels: K.
       codebook_size: V.
-
-    Returns:
-      [N, K, V] float32, exact up to 2^24 frames.
     """
     counted = ((labels >= 0) & (labels < num_labels)).astype(jnp.float32).ravel()
     rows = jnp.broadcast_to(jnp.clip(labels, 0, num_labels - 1), codes.shape)

@@ -10,16 +10,9 @@ _GRID_SAMPLES = 1600  # from one length to the next, about
 
 
 def lengths_of_frames(max_samples: int, *, field: int, hop: int) -> np.ndarray:
-    """The lengths that audio is cropped or padded to: nothing of them is outside of all frames.
+    """[G] int, ascending: field + (T - 1) * hop samples of whole frames, up to `max_samples`.
 
-    Args:
-      max_samples: no length is longer.
-      field: samples that a frame sees.
-      hop: samples from one frame to the next.
-
-    Returns:
-      [G] int, ascending: field + (T - 1) * hop samples, which make T frames, T a multiple of as
-      many frames as begin in a tenth of a second (5, where a frame begins every 20 ms).
+    T is a multiple of as many frames as begin in a tenth of a second (5, of a hop of 20 ms).
     """
     step = _frame_grid(hop)
     frames = np.arange(step, (max_samples - field) // hop + 2, step)
@@ -38,12 +31,8 @@ def _frame_grid(hop: int) -> int:
 def best_paths(gain: np.ndarray, *, most: int) -> list[tuple[float, list[int]]]:
     """The best paths from the first node of a graph to the last, of 1, 2, ... `most` edges.
 
-    Args:
-      gain: [V, V] float64, of the edge from a row's node to a column's; -inf where there is none.
-      most: edges.
-
-    Returns:
-      The gain of each path, and the nodes between its ends. Of equal ones the first nodes count.
+    `gain` [V, V] is of the edge from a row's node to a column's, -inf where there is none. Returns
+    the gain of each path, and the nodes between its ends; of equal paths the first nodes count.
     """
     reached, back, paths = gain[0], [], [(float(gain[0, -1]), [])]
     for _ in range(1, most):

@@ -32,17 +32,9 @@ def padded_lengths(
     field: int = FIELD,
     hop: int = HOP,
 ) -> tuple[int, ...]:
-    """Chooses the lengths to pad to that add the fewest samples; exact.
+    """The lengths, of `lengths_of_frames`, ascending, that pad num_samples [N] the least; exact.
 
-    Args:
-      num_samples: [N] int.
-      max_rungs: how many lengths at most.
-      price: samples that each but the first must save.
-      field: samples that a frame sees.
-      hop: samples from one frame to the next.
-
-    Returns:
-      Ascending, of `lengths_of_frames`; the last holds the longest utterance.
+    There are `max_rungs` at most, and each but the first saves `price` samples at least.
     """
     lengths = np.sort(np.asarray(num_samples, np.int64))
     shortest = shortest_length(field=field, hop=hop)

@@ -126,7 +126,7 @@ def transcripts_of_split(
     Raises:
       ManifestError: no such dataset or split.
       TextError: lexicon or alignment cannot be read.
-      VocabularyError: phones are asked for, and not known.
+      VocabularyError: the vocabulary is of phones, which are not known.
     """
     where = {"dataset": data_config.dataset, "split": split}
     manifest = load_manifest(data_config.data_dir, **where)
@@ -279,5 +279,5 @@ def _label(
         left_out[reason] += 1
     if strange:
         shown = " ".join(repr(token) for token, _ in strange.most_common(20))
-        _LOG.warning("found in transcripts, and not in the vocabulary: %s", shown)
+        _LOG.warning("in transcripts, but not in the vocabulary: %s", shown)
     return labels, dict(left_out)

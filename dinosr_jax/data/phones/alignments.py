@@ -1,4 +1,4 @@
-"""When each phone is said: alignments in the formats of the field, read into one form.
+"""Phones in time: alignments in the formats of the field, read into one form.
 
 Formats, recognised by content:
 - textgrid: Praat's, as the Montreal Forced Aligner writes them; a file or a folder of them;

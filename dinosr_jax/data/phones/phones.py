@@ -33,16 +33,13 @@ class Phone(NamedTuple):
 def frame_labels(
     phones: Sequence[Phone], *, num_frames: int, step: float = 0.01, first: float | None = None
 ) -> np.ndarray:
-    """The label at the centre of each frame.
+    """The labels [T] at the centres of frames; 'SIL' where there is no phone.
 
     Args:
       phones: Of one utterance, in order.
       num_frames: T.
       step: Between the centres of frames, in seconds.
       first: Centre of the first frame in seconds; None is step / 2.
-
-    Returns:
-      [T] texts; 'SIL' where there is no phone.
     """
     labels = np.asarray([phone.label for phone in phones] + [SILENCE])
     return labels[frame_phones(phones, num_frames=num_frames, step=step, first=first)]

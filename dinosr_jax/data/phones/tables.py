@@ -43,9 +43,9 @@ def id_of(entry: Mapping[str, Any], path: Path, number: int) -> str:
     """The utterance that an object is of: its field file, name, fileid or audio."""
     names = [key for key in ID_KEYS if isinstance(entry.get(key), str) and entry[key]]
     if len(names) != 1:
-        found = ", ".join(entry)[:60] or "none"
+        fields = ", ".join(entry)[:60] or "none"
         raise TextError(
-            f"{path}: line {number}: found the fields {found}; expected one of "
+            f"{path}: line {number}: found the fields {fields}; expected one of "
             f"{', '.join(ID_KEYS)} with the utterance's name"
         )
     return nfc(entry[names[0]])

@@ -43,9 +43,9 @@ def find_archives(folder: Path, *, names: Sequence[str]) -> list[Path]:
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+        there = "a file" if folder.exists() else "nothing"
         raise SourceError(
-            f"--archives={folder}: expected a folder of OpenSLR's archives, found {found}."
+            f"--archives={folder}: expected a folder of OpenSLR's archives, found {there}."
         )
     present = {path.name: path for path in sorted(folder.rglob("*.tar.gz"), reverse=True)}
     if missing := [name for name in names if name not in present]:
@@ -138,12 +138,12 @@ def _extract(archive: Archive, *, to: Path) -> None:
 def _check_layout(archive: Archive, *, folder: Path) -> None:
     """Refuses an archive that does not hold the subset of its name and the two tables."""
     root = folder / ROOT
-    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    other = [name for name in found if (root / name).is_dir() and name != archive.subset]
-    missing = [name for name in (archive.subset, *METADATA) if name not in found]
+    names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    other = [name for name in names if (root / name).is_dir() and name != archive.subset]
+    missing = [name for name in (archive.subset, *METADATA) if name not in names]
     if missing or other:
         raise SourceError(
-            f"{archive.path}: holds {found or 'nothing'} in {ROOT}/, expected {archive.subset}, "
+            f"{archive.path}: holds {names or 'nothing'} in {ROOT}/, expected {archive.subset}, "
             f"{' and '.join(METADATA)}, as in OpenSLR's archive: {archive.url}"
         )
 

@@ -43,13 +43,7 @@ def check_source(
 ) -> dict[str, Verdict]:
     """Checks the files of a source that the journal does not know.
 
-    Args:
-      source: as `read_source` gives it.
-      work_dir: holds the journal and the converted files.
-      num_workers: threads; None for one a core.
-
-    Returns:
-      Path of every file of the source -> verdict.
+    The journal and the converted files are in `work_dir`. Returns path of the file -> verdict.
 
     Raises:
       SourceError: index.tsv asks for samples beyond the end of a file (the line is named).

@@ -16,14 +16,12 @@ _FIELDS = ("language", "speaker")
 def read_sources(folders: Sequence[str | os.PathLike], *, exclude: Sequence[str] = ()) -> Source:
     """Lists the utterances of one folder of audio, or of several together.
 
-    Args:
-      folders: as of `read_source`, none of them within another.
-      exclude: rules 'language=NAME' and 'speaker=NAME'; what fits one of them is left out, and
-        listed as such.
+    Of several folders, paths begin at the folder that holds all of them, and `parts` has each by
+    its name.
 
-    Returns:
-      The source. Of several folders, paths begin at the folder that holds all of them, and `parts`
-      has each by its name.
+    Args:
+      folders: none of them within another.
+      exclude: rules 'language=NAME' and 'speaker=NAME'; what fits one is left out, and listed.
 
     Raises:
       SourceError: as of `read_source`; a folder is named twice or lies within another; a rule is

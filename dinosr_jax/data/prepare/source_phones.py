@@ -22,11 +22,7 @@ Named = tuple[str, Utterance]  # path of the audio file, and an utterance in it
 
 
 def carry_phones(source: Source, *, folder: Path) -> None:
-    """Writes the phones of a source into the folder of its dataset; nothing where it has none.
-
-    Args:
-      source: as `read_sources` gives it.
-      folder: of the prepared dataset.
+    """Writes the phones of a source, if it has any, into the folder of its dataset.
 
     Raises:
       SourceError: a table is malformed, or does not say which utterance it means.

@@ -96,20 +96,20 @@ def read_source(folder: str | os.PathLike) -> Source:
         raise SourceError(
             f"--source={folder}: expected a folder of audio, found {there}. Check the path."
         )
-    found = find_files(folder)
-    audio = {path: stat for path, stat in found.items() if is_audio(path)}
+    paths = find_files(folder)
+    audio = {path: stat for path, stat in paths.items() if is_audio(path)}
     if not audio:
-        raise SourceError(_no_audio_message(folder, found))
-    if INDEX_NAME in found:
+        raise SourceError(_no_audio_message(folder, paths))
+    if INDEX_NAME in paths:
         per_file, left_out, notes = _read_index(folder, audio)
     else:
-        per_file, left_out, notes = _read_plain(folder, audio, found)
+        per_file, left_out, notes = _read_plain(folder, audio, paths)
     files = tuple(
         AudioFile(path, audio[path].st_size, audio[path].st_mtime_ns, tuple(utterances))
         for path, utterances in sorted(per_file.items())
     )
     digest = hashlib.sha256()
-    for path, stat in sorted(found.items()):
+    for path, stat in sorted(paths.items()):
         if path in audio or path.endswith((INDEX_NAME, TABLE_NAME, ".trans.txt")):
             digest.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
     return Source(folder, files, tuple(left_out), tuple(notes), digest.hexdigest())
@@ -132,9 +132,9 @@ def is_audio(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in AUDIO_EXTENSIONS
 
 
-def _no_audio_message(folder: Path, found: Iterable[str]) -> str:
+def _no_audio_message(folder: Path, paths: Iterable[str]) -> str:
     """Says what a folder without audio holds instead."""
-    extensions = (os.path.splitext(path)[1].lower() for path in found)
+    extensions = (os.path.splitext(path)[1].lower() for path in paths)
     kinds = collections.Counter(extension or "no extension" for extension in extensions)
     held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file at all"
     return (
@@ -144,7 +144,7 @@ def _no_audio_message(folder: Path, found: Iterable[str]) -> str:
     )
 
 
-def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, list]:
+def _read_plain(folder: Path, audio: dict, paths: dict) -> tuple[dict, list, list]:
     """One utterance a file, described by transcripts.tsv or *.trans.txt where there are any."""
     left_out, notes = [], []
     for path in list(audio):
@@ -154,10 +154,10 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
             left_out.append((ascii(path), "its name is not valid UTF-8; rename it"))
             del audio[path]
     ids = unique_ids(audio)
-    texts = _read_trans_texts(folder, audio, found, notes)
+    texts = _read_trans_texts(folder, audio, paths, notes)
     table: dict[str, dict[str, str]] = {}
     columns: list[str] = []
-    if TABLE_NAME in found:
+    if TABLE_NAME in paths:
         table, columns = _read_table(folder, audio)
         notes += _unknown_columns(TABLE_NAME, columns, known=(*_TABLE_REQUIRED, *_OPTIONAL))
     limited = limited_splits(audio) or {}
@@ -179,7 +179,7 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
                 split=row.get("split", limited.get(path, DEFAULT_SPLIT)),
             )
         ]
-    if "text" in columns or any(path.endswith(".trans.txt") for path in found):
+    if "text" in columns or any(path.endswith(".trans.txt") for path in paths):
         notes.append(_num_transcripts(per_file))
     return per_file, left_out, notes
 
@@ -330,11 +330,11 @@ def unique_ids(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _read_trans_texts(
-    folder: Path, audio: Iterable[str], found: Iterable[str], notes: list[str]
+    folder: Path, audio: Iterable[str], paths: Iterable[str], notes: list[str]
 ) -> dict[str, str]:
     """Texts of LibriSpeech's *.trans.txt files, by audio path; notes what fits no recording."""
     by_name, texts, strangers, again = _by_name(audio), {}, [], []
-    for path in found:
+    for path in paths:
         if not path.endswith(".trans.txt") or Path(path).name.startswith("._"):  # macOS
             continue
         lines = _read(folder / path, may_be_empty=True).split("\n")

@@ -123,7 +123,7 @@ def ctc_of(config: Any, params: Any, hidden: Array, batch: Batch) -> Array:
 def draw_masks(
     config: Any, batch: Batch, step: Array, sample_mask: SampleMask
 ) -> tuple[Array | None, Array | None]:
-    """Masked frames [B, T] and channels [B, D] of an update; None where none are asked for."""
+    """Masked frames [B, T] and channels [B, D] of an update, or None."""
     c, (size, width) = config.ctc, (len(batch.waveforms), config.model.width)
     mask = channels = None
     if config.mask.prob:

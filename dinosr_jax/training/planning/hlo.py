@@ -123,22 +123,22 @@ class Program:
             costliest counts.
           turns: How often it runs.
         """
-        name, found = name or self.entry, []
+        name, moves = name or self.entry, []
         for line in self.computations[name].values():
             loop = (self._loop_turns(line) or 1) if line.opcode == "while" else 1
             inner = [self.movements(callee, turns * loop) for callee in self._callees(line)]
             if inner:
-                found += max(inner, key=lambda branch: sum(moved for _, _, moved in branch))
+                moves += max(inner, key=lambda branch: sum(moved for _, _, moved in branch))
             elif moved := self._moved(name, line):
-                found.append((name, line, turns * moved))
-        return found
+                moves.append((name, line, turns * moved))
+        return moves
 
     def fused(self, line: Instruction) -> list[Instruction]:
         """Instructions of a fusion, those of fusions in it too."""
-        found = []
+        lines = []
         for inner in self.computations[line.called("calls")].values():
-            found += self.fused(inner) if inner.opcode == "fusion" else [inner]
-        return found
+            lines += self.fused(inner) if inner.opcode == "fusion" else [inner]
+        return lines
 
     def _executed(
         self, name: str, turns: int = 1, counted: bool = True

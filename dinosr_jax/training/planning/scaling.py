@@ -38,16 +38,13 @@ def scale(
     device_seconds: float,
     batch_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Fits a recipe to devices.
+    """Fits a recipe to devices; returns the fields that change: name -> value.
 
     Args:
       config: A configuration as a nested dict.
       devices: How many there will be, all of them on the axes data and fsdp.
       device_seconds: Audio that fits in the memory of one, in seconds.
       batch_seconds: Audio of an update; None leaves it, and with it the recipe.
-
-    Returns:
-      Fields that change: name -> value.
 
     Raises:
       ScalingError: There is no such batch.

@@ -63,19 +63,11 @@ def check_topology(topology: str) -> int:
 
 
 def with_batch(config: Any, chips: int, *, batch_size: int | None, seconds: float | None):
-    """The batch to compile for, and the configuration with a `batch_multiple` that suits the mesh.
+    """The parsed configuration with a `batch_multiple` that suits the mesh; utterances; samples.
 
-    By default as many of the longest crops as `max_batch_seconds` holds, which are shortened where
-    it does not hold one for each device.
-
-    Args:
-      config: Configuration as a nested dict.
-      chips: Devices.
-      batch_size: Utterances of a batch, over all devices.
-      seconds: Length of each.
-
-    Returns:
-      Parsed configuration, utterances, samples of each.
+    The batch is of `batch_size` utterances, over all devices, of `seconds` each; by default of as
+    many of the longest crops as `max_batch_seconds` holds, shortened where it does not hold one for
+    each device.
 
     Raises:
       AheadError: `batch_size` cannot be dealt to the devices.
@@ -137,14 +129,11 @@ def compile_ahead(
     Args:
       config: Configuration as a nested dict.
       topology: Such as 'v5e:4x4'.
-      batch_size: Utterances of a batch; None fills `data.max_batch_seconds`.
-      seconds: Length of each; None for `data.max_seconds`.
+      batch_size: As of `with_batch`.
+      seconds: As of `with_batch`.
       optimization: Effort of the compiler, `jax_optimization_level`; runs have 'O2'.
       libtpu: Folder that libtpu was installed in; None for this environment.
       progress: Called every second with the seconds since the start.
-
-    Returns:
-      What it needs and takes.
 
     Raises:
       AheadError: It cannot be compiled.

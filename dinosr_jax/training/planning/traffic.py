@@ -11,7 +11,7 @@ import re
 from dinosr_jax.training.planning.estimate import UNNAMED
 from dinosr_jax.training.planning.hlo import COLLECTIVES, Instruction, Program
 
-# Place -> what is in the path of its instructions; the first that is found counts.
+# Place -> what is in the path of its instructions; the first that matches counts.
 PLACES = {
     "random numbers": r"random_bits",
     "metrics": r"metrics",
