@@ -11,12 +11,11 @@ import pytest
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifest_module
 from dinosr_jax.data.manifest import ManifestError, Records, load_manifest, split_names
-from dinosr_jax.data.prepare.audio_folder import prepare
 from tests.prepared_speech import speech, write_parts
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
+def source(tmp_path_factory) -> Path:
     """40 utterances in train, 5 in test; texts with quotes, tabs are impossible in a table."""
     source = tmp_path_factory.mktemp("source")
     write_parts(source, [0.5 + number / 40 for number in range(45)], step=16_000)
@@ -24,9 +23,7 @@ def data_dir(tmp_path_factory) -> Path:
     for number in range(45):
         rows.append(f'{number:02d}\tsay "{number}, é\t{"test" if number < 5 else "train"}\ten')
     (source / "transcripts.tsv").write_text("\n".join(rows), encoding="utf-8")
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
-    return folder
+    return source
 
 
 def cache(data_dir: Path, split: str = "train") -> Path:

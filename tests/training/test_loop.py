@@ -13,15 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import soundfile
 
 from dinosr_jax.data.batches.pipeline import open_split
-from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.inference.pretrained import load
 from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.loop import TrainingError, train
 from dinosr_jax.training.validation import Evaluation
 from tests.main_runs import records, run_main_py, start_main
+from tests.prepared_speech import write_parts
 from tests.update_runs import config_of
 
 ROOT = Path(__file__).parents[2]
@@ -30,24 +29,13 @@ STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-    """A minute and a half of real speech, half of it held out."""
-    source = tmp_path_factory.mktemp("source")
-    waveform = soundfile.read(ROOT / "data/embedded/asterisk_it.ogg", frames=96 * 16_000)[0]
-    rows = ["file\tspeaker\tsplit"]
-    for number in range(48):
-        name = f"{number:02d}.flac"
-        soundfile.write(source / name, waveform[number * 32_000 :][:32_000], 16_000)
-        rows.append(f"{name}\tcarlo\t{'validation' if number % 3 == 0 else 'train'}")
-    (source / "transcripts.tsv").write_text("\n".join(rows) + "\n")
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
+def source(tmp_path_factory) -> Path:
+    """A minute and a half of real speech, a third of it held out."""
+    folder = tmp_path_factory.mktemp("source")
+    write_parts(folder, [2.0] * 48, step=32_000, voice="asterisk_it")
+    rows = [f"{n:02d}\tcarlo\t{'train' if n % 3 else 'validation'}" for n in range(48)]
+    (folder / "transcripts.tsv").write_text("\n".join(["file\tspeaker\tsplit", *rows]) + "\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
 
 
 def flags_of(data_dir: Path, workdir: Path, *flags: str) -> list[str]:

@@ -11,7 +11,6 @@ from dinosr_jax.data import audio
 from dinosr_jax.data.batches.labelled import open_labelled
 from dinosr_jax.data.batches.pipeline import open_split
 from dinosr_jax.data.manifest import Records
-from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.objective import information
 from dinosr_jax.training.compiled import Programs
@@ -27,9 +26,9 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
+def source(tmp_path_factory) -> Path:
     """Eleven utterances of two speakers; all but two have made-up phones, which end early."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("prepared")
+    source = tmp_path_factory.mktemp("source")
     waveform = soundfile.read(ROOT / "data/embedded/asterisk_ru.ogg", frames=30 * 16_000)[0]
     rows, random = ["file\tstart_s\tend_s\tphone"], np.random.default_rng(0)
     for number, seconds in enumerate(SECONDS):
@@ -42,8 +41,7 @@ def data_dir(tmp_path_factory) -> Path:
             start, end = end, round(end + float(random.choice([0.05, 0.13, 0.21])), 2)
             rows.append(f"{number}\t{start}\t{end}\t{random.choice(LABELS)}")
     (source / "phones.tsv").write_text("\n".join(rows) + "\n")
-    prepare(source, data_dir=folder)
-    return folder
+    return source
 
 
 def config_of(data_dir, **changes):

@@ -32,13 +32,6 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data_dir(source, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data(data_dir):
     return open_split(config(data_dir), split="train", seed=5)
 
@@ -274,13 +267,6 @@ def test_errors_say_what_to_do(data_dir, tmp_path):
     none = r"holds no utterance; .* 60 in train\. Choose a larger"
     with pytest.raises(ManifestError, match=none):
         open_split(config(data_dir), split="train[99%:99%]", seed=0)
-
-
-def test_evaluation_is_one_fixed_pass(data_dir):
-    first = open_split(config(data_dir), split="train[50%:]", seed=0)
-    second = open_split(config(data_dir), split="train[50%:]", seed=0)
-    num_batches = first.plan.num_batches
-    assert_same(read(first, 0, num_batches), read(second, 0, num_batches))
 
 
 def test_tensorflow_sees_no_accelerator(data):

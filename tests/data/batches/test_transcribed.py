@@ -14,7 +14,6 @@ from dinosr_jax.data.batches.transcribed import (
     open_transcribed,
     transcripts_of_split,
 )
-from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.data.vocabulary import VocabularyError, letters
 
 ROOT = Path(__file__).parents[3]
@@ -35,13 +34,6 @@ def source(tmp_path_factory):
     (folder / "transcripts.tsv").write_text("\n".join(rows) + "\n")
     phones = ["file\tstart_s\tend_s\tphone", "0\t0\t0.1\tSIL", "0\t0.1\t0.3\tW", "0\t0.3\t0.5\tAH"]
     (folder / "phones.tsv").write_text("\n".join([*phones, "1\t0\t1\tT"]) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data_dir(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
     return folder
 
 
