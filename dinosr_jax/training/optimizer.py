@@ -43,7 +43,7 @@ def tri_stage(
     return optax.join_schedules(schedules, [warmup_steps, warmup_steps + hold_steps])
 
 
-class FreezeState(NamedTuple):
+class CountedState(NamedTuple):
     """Updates done, and the state of the optimizer inside."""
 
     count: Array
@@ -64,12 +64,12 @@ def freeze_from(
         return {k: jax.tree.map(stop, v) if k in parts else v for k, v in tree.items()}
 
     def init(params):
-        return FreezeState(jnp.zeros((), jnp.int32), optimizer.init(params))
+        return CountedState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
     def update(gradients, state, params=None):
         frozen = state.count + 1 >= step
         updates, inner = optimizer.update(hold(gradients, frozen), state.inner, params)
-        return hold(updates, frozen), FreezeState(state.count + 1, inner)
+        return hold(updates, frozen), CountedState(state.count + 1, inner)
 
     return optax.GradientTransformation(init, update)
 
@@ -101,13 +101,6 @@ def without_unused(
     return optax.GradientTransformation(optimizer.init, update)
 
 
-class WaitState(NamedTuple):
-    """Updates seen, and the state of the optimizer inside."""
-
-    count: Array
-    inner: optax.OptState
-
-
 def wait_until(
     optimizer: optax.GradientTransformation, *, step: int
 ) -> optax.GradientTransformation:
@@ -118,14 +111,14 @@ def wait_until(
     """
 
     def init(params):
-        return WaitState(jnp.zeros((), jnp.int32), optimizer.init(params))
+        return CountedState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
     def update(gradients, state, params=None):
         waits = state.count < step
         updates, inner = optimizer.update(gradients, state.inner, params)
         updates = jax.tree.map(lambda new: jnp.where(waits, jnp.zeros_like(new), new), updates)
         inner = jax.tree.map(lambda new, old: jnp.where(waits, old, new), inner, state.inner)
-        return updates, WaitState(state.count + 1, inner)
+        return updates, CountedState(state.count + 1, inner)
 
     return optax.GradientTransformation(init, update)
 

@@ -157,7 +157,7 @@ def read_alignment(
         utterances = {path.stem: _read_textgrid(text, path, tier, named)}
     else:
         table = tables.Table(path, text.split("\n"), named)
-        utterances = tables.READERS[kind](table)
+        utterances = tables.read_utterances(table, kind)
     if not utterances:
         raise TextError(f"{path}: found no utterance below the header")
     return Alignment(utterances, kind, str(path))
