@@ -45,13 +45,6 @@ def test_truncation_is_found_in_every_format(speech, kind, options, part):
         audio.decode(content[: int(len(content) * part)], name="a.wav")
 
 
-def test_bytes_and_path_decode_alike(speech, tmp_path):
-    (tmp_path / "a.flac").write_bytes(encoded(speech, kind="FLAC"))
-    from_path = audio.decode(tmp_path / "a.flac", name="a")
-    from_bytes = audio.decode((tmp_path / "a.flac").read_bytes(), name="a")
-    np.testing.assert_array_equal(from_path.waveform, from_bytes.waveform)
-
-
 def nan_at(samples: np.ndarray, value: float) -> np.ndarray:
     samples = samples.astype(np.float32) / 32768
     samples[7] = value

@@ -90,7 +90,7 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing is downloaded
         source = self._checked.source
         skipped = _skipped(self._checked)
-        # Written here, in TFDS' temporary folder: they appear together with the records.
+        # In TFDS' temporary folder: they appear together with the records.
         write_skipped(Path(self.data_path), skipped)
         _write_missing(Path(self.data_path), self._checked)
         origin = {
@@ -99,25 +99,17 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
             "encoding": self._checked.encoding,
         }
         (self.data_path / SOURCE_NAME).write_text(json.dumps(origin, indent=1))
-        splits = sorted({u.split for u, _, _ in _usable(self._checked)})
+        splits = sorted({utterance.split for utterance, _ in _usable(self._checked)})
         return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
         speaker_ids = _speaker_ids(self._checked.source)
+        names = ("id", "text", "speaker", "language")
         for utterance, num_samples, content in _contents(self._checked, split=split):
-            yield (
-                utterance.id,
-                {
-                    "speech": io.BytesIO(content),
-                    "text": utterance.text,
-                    "speaker_id": speaker_ids[utterance.speaker],
-                    "id": utterance.id,
-                    "speaker": utterance.speaker,
-                    "language": utterance.language,
-                    "num_samples": num_samples,
-                    "sample_rate": audio.SAMPLE_RATE,
-                },
-            )
+            example = {name: getattr(utterance, name) for name in names}
+            example |= {"speech": io.BytesIO(content), "num_samples": num_samples}
+            example |= {"speaker_id": speaker_ids[utterance.speaker]}
+            yield utterance.id, example | {"sample_rate": audio.SAMPLE_RATE}
 
 
 def _contents(checked: _Checked, *, split: str) -> Iterator[tuple[Utterance, int, bytes]]:
@@ -187,12 +179,12 @@ def prepare(
 
 
 def _usable(checked: _Checked) -> Iterator[tuple]:
-    """Yields (utterance, number of samples, whether it was converted) of what is written."""
+    """Yields (utterance, whether it was converted) of what is written."""
     for file in checked.source.files:
-        reasons, lengths, spans, _ = checked.verdicts[file.path]
-        for utterance, reason, length in zip(file.utterances, reasons, lengths, strict=True):
+        verdict = checked.verdicts[file.path]
+        for utterance, reason in zip(file.utterances, verdict.reasons, strict=True):
             if not reason:
-                yield utterance, length, spans is not None
+                yield utterance, verdict.spans is not None
 
 
 def _write_missing(folder: Path, checked: _Checked) -> None:
@@ -294,7 +286,7 @@ def _is_up_to_date(source: Source, *, data_dir: Path, encoding: Encoding) -> boo
 
 def _write(checked: _Checked, *, data_dir: Path) -> None:
     """Writes the records in a folder of their own, then moves it into place."""
-    converted = [was_converted for _, _, was_converted in _usable(checked)]
+    converted = [was_converted for _, was_converted in _usable(checked)]
     if not converted:
         message = nothing_usable(_skipped(checked))
         raise SourceError(f"--source={named(checked.source)}: {message}")

@@ -156,8 +156,8 @@ def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
         return Verdict(tuple(reasons), tuple(lengths), None)
     with files.replacing(converted, sync=False) as file:
         file.write(b"".join(flacs))
-    ends = list(itertools.accumulate(map(len, flacs)))
-    spans = tuple((end - len(flac), len(flac)) for end, flac in zip(ends, flacs, strict=True))
+    sizes = list(map(len, flacs))
+    spans = tuple(zip(itertools.accumulate(sizes[:-1], initial=0), sizes, strict=True))
     return Verdict(tuple(reasons), tuple(lengths), spans, missing / sample_rate)
 
 

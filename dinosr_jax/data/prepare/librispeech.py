@@ -80,12 +80,8 @@ def prepare_librispeech(
             name = f"{earlier.data_dir}"
             origins = (Origin(split, name, sizes[split], earlier=earlier) for split in missing)
         else:
-            paths = None
-            if archives is not None:
-                names = [_archive_name(split) for split in missing]
-                paths = find_archives(Path(archives), names=names)
             where = {"data_dir": data_dir, "work_dir": work_dir}
-            origins = _unpacked(missing, paths, encoding=encoding, **where)
+            origins = _unpacked(missing, archives, encoding=encoding, **where)
         options = {"encoding": encoding, "num_workers": num_workers}
         built = [_build(origin, work_dir=work_dir, options=options) for origin in origins]
         if built:
@@ -97,17 +93,12 @@ def prepare_librispeech(
     return folder
 
 
-def _archive_name(split: str) -> str:
-    return URLS[split].rsplit("/", 1)[-1]
-
-
 def _open_earlier(folder: Path) -> tfds.core.DatasetBuilder:
     """Opens a dataset that TFDS prepared, as --source gives it."""
     try:
         earlier = tfds.builder_from_directory(folder.expanduser().resolve())
-        if missing := {"speech", "text", "speaker_id", "chapter_id", "id"} - set(
-            earlier.info.features
-        ):
+        features = {"speech", "text", "speaker_id", "chapter_id", "id"}
+        if missing := features - set(earlier.info.features):
             raise ValueError(f"it has no feature {', '.join(sorted(missing))}")
     except Exception as error:  # TFDS raises many kinds
         raise SourceError(
@@ -153,17 +144,20 @@ def _read_origin(folder: Path) -> dict:
 
 def _unpacked(
     splits: Sequence[str],
-    paths: Sequence[Path] | None,
+    archives: str | os.PathLike | None,
     *,
     data_dir: Path,
     work_dir: Path,
     encoding: Encoding,
 ) -> Iterator[Origin]:
     """Unpacks the archives one after another, each when its turn comes."""
-    for place, split in enumerate(splits):
+    names = [URLS[split].rsplit("/", 1)[-1] for split in splits]
+    paths = [None] * len(names)  # to be downloaded
+    if archives is not None:
+        paths = find_archives(Path(archives), names=names)
+    for split, name, path in zip(splits, names, paths, strict=True):
         url = URLS[split]
-        name = _archive_name(split)
-        path = _download(url, data_dir=data_dir) if paths is None else paths[place]
+        path = path or _download(url, data_dir=data_dir)
         info, subset = RECORDED[url], name.removesuffix(".tar.gz")
         archive = Archive(path, subset, url, int(info.size), info.checksum)
         stat = path.stat()
