@@ -29,17 +29,13 @@ _LEAST_POWER = 0.02
 
 
 class Decoded(NamedTuple):
-    """A decoded and checked recording: `waveform` [S] float32, and what the file holds.
+    """A decoded and checked recording, and what the file holds."""
 
-    `missing` samples at the end are claimed by the header, but not there; `has_true_header` is
-    False where other programs may not read the whole file.
-    """
-
-    waveform: np.ndarray
+    waveform: np.ndarray  # [S] float32
     sample_rate: int
     num_channels: int
-    missing: int
-    has_true_header: bool
+    missing: int  # samples at the end that the header claims, but are not there
+    has_true_header: bool  # False where other programs may not read the whole file
 
 
 def decode(source: Source, *, name: str) -> Decoded:

@@ -38,23 +38,14 @@ class ManifestError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is known about N utterances, without their audio.
+    """What is known about N utterances, without their audio."""
 
-    Attributes:
-      ids: [N] str, unique.
-      num_samples: [N] int64, lengths at 16 kHz.
-      speakers: [N] str.
-      languages: [N] str, '' where unknown.
-      texts: [N] str, '' where unknown.
-      positions: [N] int64, in the `Records` of the same split.
-    """
-
-    ids: np.ndarray
-    num_samples: np.ndarray
-    speakers: np.ndarray
-    languages: np.ndarray
-    texts: np.ndarray
-    positions: np.ndarray
+    ids: np.ndarray  # [N] str, unique
+    num_samples: np.ndarray  # [N] int64, lengths at 16 kHz
+    speakers: np.ndarray  # [N] str
+    languages: np.ndarray  # [N] str, '' where unknown
+    texts: np.ndarray  # [N] str, '' where unknown
+    positions: np.ndarray  # [N] int64, in the `Records` of the same split
 
     def __len__(self) -> int:
         return len(self.ids)

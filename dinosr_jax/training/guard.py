@@ -10,15 +10,12 @@ _FRAMES_A_CODEWORD = 4  # a batch with fewer cannot be expected to use the whole
 
 
 class Bound(NamedTuple):
-    """A field of `config.guard`, the figure of the records that it bounds from below, its format.
+    """The lowest value of a figure."""
 
-    Under the share `watch` of the codebook, a report says that the figure is to be watched.
-    """
-
-    field: str
-    name: str
-    unit: str
-    watch: float = 0.0
+    field: str  # of `config.guard`
+    name: str  # of the figure in the records
+    unit: str  # format of the figure
+    watch: float = 0.0  # share of the codebook under which a report says to watch it
 
 
 PERPLEXITY = Bound("min_target_perplexity", "target_perplexity", ".2f", watch=0.25)

@@ -99,11 +99,10 @@ def train(
             if processes.is_first():
                 files.replace_text(workdir / "config.json", to_text(config) + "\n")
                 record_environment(workdir / "environment.jsonl", step=int(state.step))
-            run = _Run(config, workdir, mesh, abstract, checkpoints, train_data)
+            data = (train_data, eval_data, phone_data)
+            run = _Run(config, workdir, mesh, abstract, checkpoints, *data)
             if restored and run.guard:
                 run.guard.resume(restored.data.get("guard"))
-            if eval_data is not None:
-                run.evaluate_on(eval_data, phone_data)
             return run.run(state, stop)
         finally:
             checkpoints.close()
@@ -122,8 +121,10 @@ class _Run:
         abstract: Any,
         checkpoints: Checkpoints,
         train_data: SpeechData | TranscribedData,
+        eval_data: SpeechData | TranscribedData | None,
+        phone_data: LabelledData | None,
     ):
-        self.config, self.workdir, self.mesh, self.abstract = config, workdir, mesh, abstract
+        self.config, self.workdir, self.mesh = config, workdir, mesh
         self.checkpoints, self.train_data = checkpoints, train_data
         make_step = make_finetuning_step if config.task == "ctc" else make_train_step
         self.train_step = sharding.jit_train_step(mesh, make_step(config), abstract)
@@ -133,19 +134,16 @@ class _Run:
             self.first_codewords = sharding.jit_train_step(mesh, first, abstract)
         self.programs = Programs(self._notify)
         self.evaluation: Evaluation | WordErrors | None = None
-        self.best: Best | None = None
+        self.best: Best | None = None  # of a recogniser
+        where = (config, mesh, abstract, self.programs)
+        if eval_data is not None and config.task == "ctc":
+            self.evaluation = WordErrors(*where, eval_data=eval_data)
+            self.best = Best(workdir / "best", fields=self.evaluation.best)
+        elif eval_data is not None:
+            self.evaluation = Evaluation(*where, eval_data=eval_data, phone_data=phone_data)
         self.guard = Guard(config) if config.task == "pretrain" else None
         self.collapse = ""  # the guard's warning, where it stops the run
         self.pending: _Pending | None = None
-
-    def evaluate_on(self, eval_data: Any, phone_data: LabelledData | None) -> None:
-        """Evaluates every `eval_steps` updates and at the end; keeps the best recogniser."""
-        where = (self.config, self.mesh, self.abstract, self.programs)
-        if self.config.task == "ctc":
-            self.evaluation = WordErrors(*where, eval_data=eval_data)
-            self.best = Best(self.workdir / "best", fields=self.evaluation.best)
-        else:
-            self.evaluation = Evaluation(*where, eval_data=eval_data, phone_data=phone_data)
 
     def run(self, state: TrainState, stop: processes.StopSignals) -> int:
         """Runs the updates that are left; returns the number of finished ones."""

@@ -172,14 +172,10 @@ def _regression_metrics(statistics: RegressionStatistics) -> dict[str, Array]:
 
 
 class HeldOut(NamedTuple):
-    """Sums over held-out batches; those of several batches add up.
-
-    `tables`: name of something that codes may follow -> how often they met, [N, K, V], at all
-    frames, masked or not.
-    """
+    """Sums over held-out batches; those of several batches add up."""
 
     prediction: PredictionSums | RegressionStatistics
-    tables: dict[str, Array]
+    tables: dict[str, Array]  # what codes may follow -> `count_table` of all frames
 
 
 def count_table(labels: Array, codes: Array, *, num_labels: int, codebook_size: int) -> Array:

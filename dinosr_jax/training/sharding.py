@@ -212,13 +212,8 @@ def _on(mesh: Mesh, step: Callable) -> Callable:
     def place(x, axes):
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
 
-    specs = {
-        "in_specs": (BATCH, P()),
-        "out_specs": BATCH,
-        "axis_names": set(BATCH[0]),
-        "check_vma": False,
-    }
-    split = functools.partial(jax.shard_map, mesh=mesh, **specs)
+    specs = {"in_specs": (BATCH, P()), "out_specs": BATCH, "axis_names": set(BATCH[0])}
+    split = functools.partial(jax.shard_map, mesh=mesh, **specs, check_vma=False)
 
     def spread(function, axes, result):
         specs = {"in_specs": tuple(map(spec, axes)), "out_specs": spec(result)}

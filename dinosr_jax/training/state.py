@@ -18,23 +18,14 @@ Array = jax.Array
 
 
 class Batch(NamedTuple):
-    """Audio of one update.
+    """Audio of one update, or of one held-out batch; None is what it does not need."""
 
-    Attributes:
-      waveforms: [B, S] float32, 16 kHz, normalised per utterance.
-      num_samples: [B] int32, real samples of each; None where nothing is padded.
-      speakers: [B] int32, numbers of the speakers; None in training.
-      phones: [B, T] int32, numbers of the phones, -1 where there is none; None in training.
-      labels: [B, U] int32, the transcript's symbols; None in pre-training, as the next.
-      num_labels: [B] int32, how many they are; 0 where a row only fills the batch.
-    """
-
-    waveforms: Array
-    num_samples: Array | None = None
-    speakers: Array | None = None
-    phones: Array | None = None
-    labels: Array | None = None
-    num_labels: Array | None = None
+    waveforms: Array  # [B, S] float32, 16 kHz, normalised per utterance
+    num_samples: Array | None = None  # [B] int32, of each row; None where nothing is padded
+    speakers: Array | None = None  # [B] int32, numbers of the speakers
+    phones: Array | None = None  # [B, T] int32, numbers of the phones, -1 where there is none
+    labels: Array | None = None  # [B, U] int32, symbols of the transcripts
+    num_labels: Array | None = None  # [B] int32, of each row; 0 where it only fills the batch
 
 
 @flax.struct.dataclass

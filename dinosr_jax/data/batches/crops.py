@@ -32,14 +32,10 @@ _SHORTEST_PART = 2 * SAMPLE_RATE  # no utterance is cut into parts shorter than 
 
 
 class Crops(NamedTuple):
-    """One batch of crops.
+    """One batch of crops of `num_samples` each."""
 
-    `indices` [B] int64 and `starts` [B] int64 (first sample of the crop); every crop is
-    `num_samples` long.
-    """
-
-    indices: np.ndarray
-    starts: np.ndarray
+    indices: np.ndarray  # [B] int64, of the utterances
+    starts: np.ndarray  # [B] int64, first samples
     num_samples: int
 
 

@@ -21,15 +21,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class LabelledBatch(NamedTuple):
-    """The rows of one batch that this host reads.
+    """The rows of one batch that this host reads."""
 
-    `waveforms` [B, S] float32, normalised, zeros after the end; `num_samples` [B] int32; `phones`
-    [B, T] int32, numbers of the phones, -1 on padding and in rows that only fill the batch.
-    """
-
-    waveforms: np.ndarray
-    num_samples: np.ndarray
-    phones: np.ndarray
+    waveforms: np.ndarray  # [B, S] float32, normalised, zeros after the end
+    num_samples: np.ndarray  # [B] int32
+    phones: np.ndarray  # [B, T] int32, -1 on padding and in rows that only fill the batch
 
 
 class LabelledData:

@@ -38,15 +38,14 @@ class _Places(NamedTuple):
     """Places of an epoch, each filled by one utterance of a few of about the same length.
 
     Place p takes turns among `order[first[p]:stop[p]]`. Its position goes from `start[p]` on by
-    `width[p]` while a turn goes from 0 to 1: no two places of one set meet. `order` [N] and
-    `first`, `stop` [P] are int64, `start` and `width` [P] float64.
+    `width[p]` while a turn goes from 0 to 1: no two places of one set meet.
     """
 
-    order: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
-    start: np.ndarray
-    width: np.ndarray
+    order: np.ndarray  # [N] int64
+    first: np.ndarray  # [P] int64
+    stop: np.ndarray  # [P] int64
+    start: np.ndarray  # [P] float64
+    width: np.ndarray  # [P] float64
 
     def utterances(self, places: np.ndarray, *, turn: float) -> np.ndarray:
         """The utterances [B] that fill some places [B]; `turn` is at least 0 and less than 1."""

@@ -48,17 +48,13 @@ class PipelineError(UserError, RuntimeError):
 
 
 class SpeechBatch(NamedTuple):
-    """The rows of one batch that this host reads.
-
-    `waveforms` [B, S] float32, normalised over the whole utterance before cropping, zeros after the
-    end of one that is shorter; `ids` of the utterances, '' where a row is empty; `num_bad`: rows
-    replaced because their record is damaged.
-    """
+    """The rows of one batch that this host reads."""
 
     step: int
+    # [B, S] float32, normalised over the whole utterance before cropping, zeros after its end
     waveforms: np.ndarray
-    ids: list[str]
-    num_bad: int
+    ids: list[str]  # '' where a row is empty
+    num_bad: int  # rows replaced because their record is damaged
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:

@@ -27,20 +27,15 @@ _LOG = logging.getLogger(__name__)
 
 
 class TranscribedBatch(NamedTuple):
-    """The rows of one batch that this host reads.
-
-    `waveforms` [B, S] float32, normalised, zeros after the end; `num_samples` [B] int32, S where a
-    row is empty; `labels` [B, U] int32, 0 after the end; `num_labels` [B] int32, 0 where a row is
-    empty; `ids`, '' where a row is empty; `num_bad` rows replaced because their record is damaged.
-    """
+    """The rows of one batch that this host reads."""
 
     step: int
-    waveforms: np.ndarray
-    num_samples: np.ndarray
-    labels: np.ndarray
-    num_labels: np.ndarray
-    ids: list[str]
-    num_bad: int
+    waveforms: np.ndarray  # [B, S] float32, normalised, zeros after the end
+    num_samples: np.ndarray  # [B] int32, S where a row is empty
+    labels: np.ndarray  # [B, U] int32, 0 after the end
+    num_labels: np.ndarray  # [B] int32, 0 where a row is empty
+    ids: list[str]  # '' where a row is empty
+    num_bad: int  # rows replaced because their record is damaged
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:

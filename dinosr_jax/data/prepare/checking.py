@@ -25,17 +25,13 @@ _JOURNAL_FORMAT = 2
 
 
 class Verdict(NamedTuple):
-    """The check of one file; all tuples have one entry an utterance.
+    """The check of one file; all tuples have one entry an utterance."""
 
-    `reasons` why an utterance is left out, '' if it is not; `num_samples` at 16 kHz; `spans` are
-    (first byte, number of bytes) in the converted file, None if the file's own bytes are stored;
-    `missing_seconds` at the end of the file that its header claims.
-    """
-
-    reasons: tuple[str, ...]
-    num_samples: tuple[int, ...]
+    reasons: tuple[str, ...]  # why it is left out, '' if it is not
+    num_samples: tuple[int, ...]  # at 16 kHz
+    # (first byte, number of bytes) in the converted file; None if the file's own bytes are stored
     spans: tuple[tuple[int, int], ...] | None
-    missing_seconds: float = 0.0
+    missing_seconds: float = 0.0  # at the end of the file, by its header
 
 
 def check_source(

@@ -29,17 +29,14 @@ RECORDED = checksums.load_url_infos(epath.Path(official.__file__).with_name("che
 
 
 class Origin(NamedTuple):
-    """Where a split comes from: an unpacked archive, or a dataset that TFDS prepared earlier.
-
-    `name` and `num_bytes` are kept with the dataset; `left_out` is what `unpack` took out.
-    """
+    """Where a split comes from: an unpacked archive, or a dataset that TFDS prepared earlier."""
 
     split: str
-    name: str
+    name: str  # kept with the dataset, as `num_bytes`
     num_bytes: int
     folder: Path | None = None
     earlier: tfds.core.DatasetBuilder | None = None
-    left_out: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[tuple[str, str]] = ()  # what `unpack` took out
 
 
 class Librispeech(official.Builder, skip_registration=True):

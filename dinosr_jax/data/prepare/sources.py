@@ -70,18 +70,14 @@ class AudioFile(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A source folder: its files with their utterances, files that are left out, and notes.
-
-    `left_out` holds (path, reason); `notes` are sentences to print; `fingerprint` changes with
-    paths, sizes, times and tables; `parts` are several folders, by name.
-    """
+    """A source folder: its files with their utterances."""
 
     folder: Path
     files: tuple[AudioFile, ...]
-    left_out: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    fingerprint: str
-    parts: Mapping[str, "Source"] = MappingProxyType({})
+    left_out: tuple[tuple[str, str], ...]  # (path, reason)
+    notes: tuple[str, ...]  # sentences to print
+    fingerprint: str  # changes with paths, sizes, times and tables
+    parts: Mapping[str, "Source"] = MappingProxyType({})  # several folders, by name
 
 
 def read_source(folder: str | os.PathLike) -> Source:

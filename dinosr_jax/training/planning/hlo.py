@@ -48,21 +48,13 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """One exchange between devices.
+    """One exchange between devices."""
 
-    Attributes:
-      kind: One of `COLLECTIVES`.
-      size: Bytes of the whole arrays: before a reduction, after a gathering.
-      devices: How many exchange.
-      turns: How often it runs in an update.
-      counted: False where it is in a loop of unknown length, of which one turn is counted.
-    """
-
-    kind: str
-    size: int
-    devices: int
-    turns: int
-    counted: bool
+    kind: str  # one of `COLLECTIVES`
+    size: int  # bytes of the whole arrays: before a reduction, after a gathering
+    devices: int  # that exchange
+    turns: int  # in an update
+    counted: bool  # False in a loop of unknown length, of which one turn counts
 
     @property
     def sent(self) -> float:
