@@ -281,7 +281,9 @@ def _missing_size(fd: int) -> _Patch | None:
     rest = num_bytes - begin
     if size > container.empty or rest <= container.empty:
         return None
-    if _are_chunks(fd, container, begin + max(size, 0)):
+    behind = begin + max(size, 0)  # chunks to the end where there really are no samples
+    ends = [behind, *(first + more for _, first, more in _chunks(fd, container, behind))]
+    if abs(num_bytes - ends[-1]) <= 1:  # 1: a padding byte
         return None
     return _Patch(position, form.pack(min(rest, 2**32 - 1) if form.size == 4 else rest))
 
@@ -295,12 +297,6 @@ def _chunks(fd: int, container: _Container, position: int) -> Iterator[tuple[byt
             return
         yield head[:4], position + length, size
         position += length + max(size, 0) + (size % 2 if container.padded else 0)
-
-
-def _are_chunks(fd: int, container: _Container, position: int) -> bool:
-    """Whether the rest of a file is chunks: behind no samples, where there really are none."""
-    ends = [position, *(begin + size for _, begin, size in _chunks(fd, container, position))]
-    return abs(os.fstat(fd).st_size - ends[-1]) <= 1  # 1: a padding byte
 
 
 def _ends(fd: int) -> bytes:

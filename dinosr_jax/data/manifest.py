@@ -249,7 +249,11 @@ def _file_instructions(builder, *, split: str) -> Sequence:
 
 def _of_split(paths: Sequence[Path], *, split: str, num_rows: int) -> Manifest:
     """The manifest of a split, from the cache or from its records."""
-    key = _state_of(paths)
+    digest = hashlib.sha256()  # of the state of the files
+    for path in paths:
+        stat = path.stat()
+        digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
+    key = digest.hexdigest()[:32]
     cache = paths[0].parent / CACHE_NAME.format(split=split)
     whole = _read_cache(cache, key=key, num_rows=num_rows)
     if whole is None:
@@ -262,15 +266,6 @@ def join_manifests(parts: Sequence[Manifest]) -> Manifest:
     """One manifest after the other."""
     names = [field.name for field in dataclasses.fields(Manifest)]
     return Manifest(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-
-def _state_of(paths: Sequence[Path]) -> str:
-    """Changes when a file of records does."""
-    digest = hashlib.sha256()
-    for path in paths:
-        stat = path.stat()
-        digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
-    return digest.hexdigest()[:32]
 
 
 def _scan(paths: Sequence[Path], *, split: str) -> Manifest:

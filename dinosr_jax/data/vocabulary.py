@@ -57,8 +57,14 @@ class Vocabulary(NamedTuple):
 
     def unknown(self, text: str) -> list[str]:
         """The tokens of a transcript that are no symbols, in order, once each."""
-        tokens = _tokens(self.normalise(text), characters=self.of_characters)
-        return list(dict.fromkeys(t for t in tokens if t not in _numbers(self.symbols)))
+        tokens, numbers = self._tokens(text), _numbers(self.symbols)
+        return list(dict.fromkeys(token for token in tokens if token not in numbers))
+
+    def _tokens(self, text: str) -> list[str]:
+        words = self.normalise(text).split()
+        if not self.of_characters:
+            return words
+        return [c for word in words for c in [*word, BOUNDARY]]
 
     def encode(self, text: str, *, unknown: Literal["raise", "mark"] = "raise") -> np.ndarray:
         """A transcript as labels [U] int32; with 'mark', `<unk>` for what is no symbol.
@@ -73,8 +79,8 @@ class Vocabulary(NamedTuple):
                 "symbols of the vocabulary"
             )
         numbers = _numbers(self.symbols)
-        tokens = _tokens(self.normalise(text), characters=self.of_characters)
-        return np.asarray([numbers.get(token, UNKNOWN) for token in tokens], np.int32)
+        labels = [numbers.get(token, UNKNOWN) for token in self._tokens(text)]
+        return np.asarray(labels, np.int32)
 
     def decode(self, labels: Sequence[int] | np.ndarray, *, one_space: bool = True) -> str:
         """Labels [U] as a transcript, without the blank, padding and end.
@@ -98,13 +104,6 @@ def _numbers(symbols: tuple[str, ...]) -> dict[str, int]:
 @functools.lru_cache
 def _upper(symbols: tuple[str, ...]) -> bool:
     return any(s.isupper() for s in symbols if len(s) == 1)
-
-
-def _tokens(text: str, *, characters: bool) -> list[str]:
-    """Of a normalised transcript."""
-    if not characters:
-        return text.split()
-    return [c for word in text.split() for c in [*word, BOUNDARY]]
 
 
 def frames_needed(labels: np.ndarray) -> int:

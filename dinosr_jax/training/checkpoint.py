@@ -4,10 +4,12 @@ A step is written to a temporary folder and renamed when it is complete: a kill 
 the last complete checkpoint whole.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,40 +100,35 @@ class Checkpoints:
             config=ocp.args.JsonSave(config),
             data=ocp.args.JsonSave(data),
         )
-        try:
+        with self._saving(step):
             self._manager.save(step, args=args, force=True)
-        except Exception as error:  # whatever the file system or tensorstore raise
-            raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Waits until everything is on disk.
-
-        Raises:
-          CheckpointError: It could not be written.
-        """
-        try:
+        """Waits until everything is on disk; raises CheckpointError where it could not be."""
+        with self._saving():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(None, error) from error
 
     def close(self) -> None:
         """Ends the saves in progress, and the manager; errors as of `wait`."""
-        try:
-            if self._manager is not None:
+        if self._manager is not None:
+            with self._saving():
                 self._manager.close()
-        except Exception as error:
-            raise self._failed(None, error) from error
 
-    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        complete = [s for s in self._steps_on_disk() if s != step]
-        kept = f"step {complete[-1]} is complete" if complete else "no checkpoint is complete"
-        free = shutil.disk_usage(self.directory).free / 2**20
-        return CheckpointError(
-            f"saving a checkpoint into {self.directory} failed ({free:,.0f} MB free there): "
-            f"{first_line(error)}\nNothing older was touched: {kept}. Free or repair the disk and "
-            "run the same command again to go on from there."
-        )
+    @contextlib.contextmanager
+    def _saving(self, step: int | None = None) -> Iterator[None]:
+        """Raises CheckpointError for whatever the file system or tensorstore raise."""
+        try:
+            yield
+        except Exception as error:
+            complete = [s for s in self._steps_on_disk() if s != step]
+            kept = f"step {complete[-1]} is complete" if complete else "no checkpoint is complete"
+            free = shutil.disk_usage(self.directory).free / 2**20
+            raise CheckpointError(
+                f"saving a checkpoint into {self.directory} failed ({free:,.0f} MB free there): "
+                f"{first_line(error)}\nNothing older was touched: {kept}. Free or repair the disk "
+                "and run the same command again to go on from there."
+            ) from error
 
     def _steps_on_disk(self) -> list[int]:
         """Steps whose folder has its final name on disk, oldest first."""

@@ -21,7 +21,6 @@ from dinosr_jax.data.batches.lengths import (
     FIELD,
     HOP,
     best_paths,
-    forward_only,
     lengths_of_frames,
     shortest_length,
 )
@@ -67,7 +66,7 @@ def ladders(lengths: np.ndarray, *, grid: np.ndarray, max_rungs: int) -> list[tu
     bounds = np.concatenate([[0], grid, [np.iinfo(np.int64).max]])
     num_shorter = np.searchsorted(np.sort(lengths), bounds, side="left")
     between = num_shorter[None, :] - num_shorter[:, None]
-    paths = best_paths(forward_only(bounds[:, None] * between), most=min(max_rungs, len(grid)) + 1)
+    paths = best_paths(bounds[:, None] * between, most=min(max_rungs, len(grid)) + 1)
     return [tuple(int(bounds[node]) for node in path) for _, path in paths[1:]]
 
 

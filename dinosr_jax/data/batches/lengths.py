@@ -29,11 +29,13 @@ def _frame_grid(hop: int) -> int:
 
 
 def best_paths(gain: np.ndarray, *, most: int) -> list[tuple[float, list[int]]]:
-    """The best paths from the first node of a graph to the last, of 1, 2, ... `most` edges.
+    """The best paths from the first node to the last, each to later ones, of 1, 2, ... edges.
 
-    `gain` [V, V] is of the edge from a row's node to a column's, -inf where there is none. Returns
-    the gain of each path, and the nodes between its ends; of equal paths the first nodes count.
+    `gain` [V, V] is of the edge from a row's node to a column's. Returns the gain of each path, and
+    the nodes between its ends; of equal paths the first nodes count.
     """
+    later = np.triu(np.ones(gain.shape, bool), 1)
+    gain = np.where(later, gain.astype(np.float64), -np.inf)
     reached, back, paths = gain[0], [], [(float(gain[0, -1]), [])]
     for _ in range(1, most):
         total = reached[:, None] + gain
@@ -44,8 +46,3 @@ def best_paths(gain: np.ndarray, *, most: int) -> list[tuple[float, list[int]]]:
             path.append(node)
         paths.append((float(reached[-1]), path[::-1]))
     return paths
-
-
-def forward_only(gain: np.ndarray) -> np.ndarray:
-    """The gains [V, V] with edges to later nodes alone, for `best_paths`."""
-    return np.where(np.triu(np.ones(gain.shape, bool), 1), gain.astype(np.float64), -np.inf)

@@ -16,7 +16,6 @@ from dinosr_jax.data.batches.lengths import (
     FIELD,
     HOP,
     best_paths,
-    forward_only,
     lengths_of_frames,
     shortest_length,
 )
@@ -43,7 +42,7 @@ def padded_lengths(
     grid = np.append(0, lengths_of_frames(shortest + above, field=field, hop=hop))
     upto = np.searchsorted(lengths, grid, side="right")  # utterances that fit
     padded = grid[None, :] * (upto[None, :] - upto[:, None])  # what is longer than a, to b
-    paths = best_paths(forward_only(-padded), most=min(max_rungs, len(grid) - 1))
+    paths = best_paths(-padded, most=min(max_rungs, len(grid) - 1))
     paid = lambda path: (price * (len(path[1]) + 1) - path[0], len(path[1]))
     _, between = min(paths, key=paid)
     return tuple(int(grid[node]) for node in (*between, -1))

@@ -197,7 +197,7 @@ def _by_name(audio: Iterable[str]) -> dict[str, list[str]]:
     """Audio files by path, and by path without extension; letters and accents joined."""
     by_name = collections.defaultdict(list)
     for path in audio:
-        for name in {nfc(path), nfc(_without_extension(path))}:
+        for name in {nfc(path), nfc(os.path.splitext(path)[0])}:
             by_name[name].append(path)
     return by_name
 
@@ -310,13 +310,9 @@ def _count(row: dict[str, str], column: str, *, lowest: int, where: str) -> int:
     return int(row[column])
 
 
-def _without_extension(path: str) -> str:
-    return os.path.splitext(path)[0]
-
-
 def unique_ids(paths: Iterable[str]) -> dict[str, str]:
     """Ids: the path without its extension, with it where two files would share an id."""
-    ids = {path: _without_extension(path) for path in paths}
+    ids = {path: os.path.splitext(path)[0] for path in paths}
     while True:
         counts = collections.Counter(ids.values())
         shared = [path for path, id_ in ids.items() if counts[id_] > 1 and id_ != path]
