@@ -202,7 +202,7 @@ def normalise(
       out: as long as the crop, float32: written to and returned; None makes a new array.
 
     Returns:
-      [S], or as long as the crop, float32: (x - mean) / sqrt(variance + 1e-5).
+      [S] or the crop, float32: (x - mean) / sqrt(variance + 1e-5).
     """
     scale = _FULL_SCALE if waveform.dtype == np.int16 else 1
     if len(getattr(_THREAD, "work", ())) < len(waveform):

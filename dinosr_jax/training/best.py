@@ -30,16 +30,10 @@ class Best:
         metrics: Mapping[str, float],
         about: Callable[[int], dict[str, Any]],
     ) -> bool:
-        """Saves a state if it is better than all before; returns whether it is.
+        """Saves the state after `step` updates, as `Checkpoints.save`, if it is the best so far.
 
-        Args:
-          step: Finished updates.
-          state: Copied from the devices before this returns.
-          metrics: Figures on held-out speech, the same in all processes.
-          about: Gives the `config` and `data` that `Checkpoints.save` takes, of a step.
-
-        Raises:
-          CheckpointError: It could not be written.
+        `metrics` are the same in all processes; `about` gives the `config` and `data` of a step.
+        Returns whether it is the best.
         """
         figures = self._figures(metrics)
         comparable = not any(map(math.isnan, figures))

@@ -78,11 +78,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps()) if self._manager else self._steps_on_disk()
 
     def newest_data(self) -> dict[str, Any] | None:
-        """The `data` of the newest checkpoint that has a readable one; None where none has.
-
-        Raises:
-          CheckpointError: One cannot be read, and is not damaged.
-        """
+        """The `data` of the newest checkpoint that is not damaged, or None."""
         for step in reversed(self._steps_together()):
             data = read_together(self.directory / str(step), lambda f: _read_json(f / "data"))
             if data is not None:
@@ -217,15 +213,9 @@ def check_same_run(
 ) -> dict[str, tuple[Any, Any]]:
     """Refuses to go on from a checkpoint with a configuration that makes it another run.
 
-    Args:
-      old: Configuration of the checkpoint.
-      new: Of this run.
-      old_data: With the `fingerprint` of the data of the checkpoint.
-      new_data: With that of the data of this run.
-      where: Folder of the checkpoints, for the message.
-
-    Returns:
-      Changed fields that may change: name -> (old, new).
+    `old` and `new` are the configurations of the checkpoint and of this run, `old_data` and
+    `new_data` have the `fingerprint` of their data; `where` is the folder, for the message. Returns
+    the changed fields that may change: name -> (old, new).
 
     Raises:
       CheckpointError: Other fields differ, or the data does; all are named.

@@ -223,10 +223,7 @@ def draw_curves(records: Sequence[Record], figure_path: Path) -> None:
 def draw_panel(
     axes: Any, records: Sequence[Record], panel: Panel, *, labels: Sequence[str] = ()
 ) -> None:
-    """Draws the lines of a panel on axes of matplotlib, without title and legend.
-
-    `labels` are names of the codebooks; by default their numbers.
-    """
+    """Draws the lines of a panel, without title and legend; `labels` are names of codebooks."""
     lines = panel_lines(records, panel)
     styles = line_styles(len(lines), order="ranked" if panel.lines == "codebook" else "none")
     for k, ((field, points), style) in enumerate(zip(lines.items(), styles, strict=True)):

@@ -29,14 +29,10 @@ class CheckpointError(UserError, RuntimeError):
 
 
 def read_together(folder: Path, read: Callable[[Path], Read]) -> Read | None:
-    """Reads something of a checkpoint, in all processes at once.
+    """What `read` gives of the folder of a checkpoint, in all processes at once.
 
-    Args:
-      folder: Of the checkpoint.
-      read: Reads it from the folder; must not wait for other processes.
-
-    Returns:
-      What was read; None, after a warning, where it is damaged for one of the processes.
+    It is None, after a warning, where the checkpoint is damaged for one of the processes. `read`
+    must not wait for other processes.
 
     Raises:
       CheckpointError: One of the processes cannot read it, and it is not damaged.

@@ -14,11 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_attention(config: Any, device: jax.Device) -> Implementation:
-    """The implementation of attention of a run on a device that trains; it is logged.
-
-    Raises:
-      ValueError: The device cannot run `model.attention`.
-    """
+    """The attention of a run on a device, which is logged; ValueError where it cannot run there."""
     model, data = config.model, config.data
     samples = int(data.max_seconds * SAMPLE_RATE)
     chosen = implementation(

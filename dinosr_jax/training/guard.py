@@ -48,14 +48,10 @@ class Guard:
             self._since, self._last = dict(history["since"]), history["last"]
 
     def check(self, record: Mapping[str, float], *, frames: float) -> str | None:
-        """Looks at the next update.
+        """The warning about the next update, with causes and what to do; None where none is due.
 
-        Args:
-          record: Its plain metrics (`metrics.to_record`), with its `step`.
-          frames: Masked frames of its batch.
-
-        Returns:
-          The warning, with causes and what to do; None where there is none, or none is due.
+        `record` are its metrics (`metrics.to_record`) and its `step`; its batch has so many masked
+        `frames`.
         """
         guard, step = self._config.guard, int(record["step"])
         seen: list[str] = []

@@ -27,11 +27,7 @@ class RunLog:
         self._events = SummaryWriter(str(workdir / "events"), purge_step=start_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a record; it has a `step` and a `loss`.
-
-        Raises:
-          OSError: The disk is full or gone; names the file.
-        """
+        """Adds a record with a `step`; an OSError of a full disk names the file."""
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
@@ -60,10 +56,8 @@ class RunLog:
 def read_records(path: Path, *, at_most: int | None = None) -> list[dict[str, Any]]:
     """Records of a metrics.jsonl, which have a whole number as `step`; other lines are left out.
 
-    Args:
-      path: File with one record a line.
-      at_most: Of more lines every k-th is read, about so many, and as many of those with held-out
-        figures; the last line always.
+    Of more lines than `at_most` every k-th is read, about so many, and as many of those with
+    held-out figures; the last line always.
     """
     every = every_held_out = 1
     lines = held_out = -1

@@ -42,11 +42,8 @@ class PredictionSums(NamedTuple):
 def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int) -> PredictionSums:
     """Sums the predictions of the masked frames of the global batch; without gradient.
 
-    Args:
-      logits: [N, B, T, V] float32.
-      codes: [N, B, T] int32.
-      mask: [B, T] bool.
-      bins: P, bins of frame positions; at least T / 10.
+    Logits are [N, B, T, V] float32, codes [N, B, T] int32, the mask [B, T] bool; `bins` is P, at
+    least T / 10.
     """
     logits = jax.lax.stop_gradient(logits)
     n, _, frames, size = logits.shape
@@ -179,13 +176,9 @@ class HeldOut(NamedTuple):
 
 
 def count_table(labels: Array, codes: Array, *, num_labels: int, codebook_size: int) -> Array:
-    """How often labels and codes meet, [N, K, V] float32, exact up to 2^24 frames.
+    """How often labels [B, T] and codes [N, B, T] meet, [N, K, V] float32, exact up to 2^24 frames.
 
-    Args:
-      labels: [B, T] integers, 0 to K - 1; frames of any other number do not count.
-      codes: [N, B, T] int32.
-      num_labels: K.
-      codebook_size: V.
+    Labels are 0 to K - 1; frames of any other number do not count.
     """
     counted = ((labels >= 0) & (labels < num_labels)).astype(jnp.float32).ravel()
     rows = jnp.broadcast_to(jnp.clip(labels, 0, num_labels - 1), codes.shape)

@@ -34,11 +34,8 @@ class ProcessError(UserError, RuntimeError):
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes; must come before anything else of jax.
 
-    Args:
-      coordinator: HOST:PORT of the first process. On SLURM, TPU pods and Open MPI jax finds it, and
-        the other two, where they are None.
-      num_processes: How many there are.
-      process_id: Of this one, from 0.
+    `coordinator` is HOST:PORT of the first process, ids count from 0. On SLURM, TPU pods and Open
+    MPI jax finds what is None.
 
     Raises:
       ProcessError: They did not come together.

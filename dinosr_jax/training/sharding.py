@@ -48,11 +48,7 @@ class MeshError(UserError, ValueError):
 
 
 def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh with the axes 'data', 'fsdp' and 'tensor'.
-
-    Args:
-      config: Parsed configuration; one axis of `mesh` may be -1 and takes the devices left.
-      devices: Of which the mesh takes the first; None for all that jax has.
+    """The mesh of a configuration over the first of some devices, or of all that jax has.
 
     Raises:
       MeshError: There are not as many devices, or batches cannot be cut by them.

@@ -137,16 +137,10 @@ class Evaluation:
 
 
 def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_speakers: int = 0):
-    """The same loss and metrics on held-out speech, without dropout and without any update.
+    """(TrainState, Batch, number of the batch) -> HeldOut, without dropout and without any update.
 
-    Args:
-      config: Parsed configuration.
-      sample_mask: As in `make_train_step`.
-      num_speakers: How many speakers there are, where batches name them.
-
-    Returns:
-      Pure function (TrainState, Batch, number of the batch) -> HeldOut; its masks depend on the
-      seed and the number of the batch only.
+    Masks depend on the seed and the number of the batch alone; `sample_mask` is as in
+    `make_train_step`.
     """
     model, objective = make_model(config), OBJECTIVES[config.objective]
     count = make_statistics(config)

@@ -43,28 +43,19 @@ class LabelledData:
         *,
         phones: Mapping[str, tuple[Phone, ...]],
         records: Records,
-        max_samples: int,
-        batch_samples: int,
-        num_workers: int = 2,
+        data_config: Any,
     ):
-        """Joins the parts; `open_labelled` makes them from a config.
-
-        Args:
-          manifest: utterances that all have phones.
-          phones: by id.
-          records: their audio, at the manifest's positions.
-          max_samples: S at most.
-          batch_samples: of a batch, over all hosts.
-          num_workers: threads that decode.
-        """
+        """Joins the parts, as `open_labelled` makes them; `phones` of every utterance, by id."""
         order = np.random.Generator(np.random.Philox(key=0)).permutation(len(manifest))
         self.manifest = manifest.take(order)
-        self.num_samples = int(min(max_samples, manifest.num_samples.max()))
+        most = int(data_config.max_seconds * audio.SAMPLE_RATE)
+        self.num_samples = int(min(most, manifest.num_samples.max()))
         labels = {phone.label for id_ in manifest.ids for phone in phones[id_]}
         self.phones = tuple(sorted(labels | {SILENCE}))
         self._number = {label: number for number, label in enumerate(self.phones)}
         self._alignment, self._records = phones, records
-        self._batch_samples, self._num_workers = batch_samples, num_workers
+        self._batch_samples = int(data_config.max_batch_seconds * audio.SAMPLE_RATE)
+        self._num_workers = data_config.num_workers
 
     def num_batches(self, parts: int) -> int:
         """How many batches all utterances make where batches are dealt to so many parts."""
@@ -73,16 +64,10 @@ class LabelledData:
     def batches(
         self, num_batches: int, *, share: tuple[int, int, int], field: int, hop: int
     ) -> Iterator[LabelledBatch]:
-        """The first batches.
+        """The first batches, of one shape; a frame has the phone at its centre.
 
-        Args:
-          num_batches: how many.
-          share: (first, last, parts): the rows of each that this host reads, as in `SpeechData`.
-          field: samples that a frame sees.
-          hop: samples from one frame to the next. A frame has the phone at its centre.
-
-        Yields:
-          Batches of one shape.
+        `share` is as of `SpeechData.batches`; a frame sees `field` samples, the next begins `hop`
+        samples later.
         """
         first, last, parts = share
         size = self._batch_size(parts)
@@ -153,11 +138,6 @@ def open_labelled(data_config: Any) -> LabelledData | None:
     if not phones:
         return None
     _LOG.info("unit quality: %d of %d held-out utterances have phones", len(phones), len(manifest))
-    return LabelledData(
-        manifest.take(np.array([id_ in phones for id_ in manifest.ids])),
-        phones=phones,
-        records=Records(data_config.data_dir, **where),
-        max_samples=int(data_config.max_seconds * audio.SAMPLE_RATE),
-        batch_samples=int(data_config.max_batch_seconds * audio.SAMPLE_RATE),
-        num_workers=data_config.num_workers,
-    )
+    manifest = manifest.take(np.array([id_ in phones for id_ in manifest.ids]))
+    records = Records(data_config.data_dir, **where)
+    return LabelledData(manifest, phones=phones, records=records, data_config=data_config)

@@ -195,8 +195,7 @@ def open_mixture(
         records=_MixedRecords(records),
         plan=plan,
         left_out=sum(map(len, wholes.values())) - sum(map(len, manifests.values())),
-        num_workers=data_config.num_workers,
-        prefetch_batches=data_config.prefetch_batches,
+        data_config=data_config,
     )
 
 

@@ -89,24 +89,24 @@ class SpeechData:
         records: Records,
         plan: BatchPlan | HeldOutPlan | PaddedPlan,
         left_out: int = 0,
-        num_workers: int = 2,
-        prefetch_batches: int = 2,
+        data_config: Any,
     ):
-        """Joins the parts; `open_split` makes them from a config.
+        """Joins the parts, as `open_split` makes them.
 
         Args:
           manifest: the utterances that the plan counts.
           records: their audio, at the manifest's positions.
           plan: made from `manifest.num_samples`.
           left_out: number of utterances that the manifest's filter left out.
-          num_workers: threads that decode, a batch each.
-          prefetch_batches: finished batches that wait at most.
+          data_config: has num_workers, which decode a batch each, and prefetch_batches, the
+            finished batches that wait at most.
         """
         self.manifest, self.plan, self.left_out = manifest, plan, left_out
         self.fingerprint, self.batches_per_epoch = manifest.fingerprint, plan.num_batches
         self.shares = getattr(plan, "shares", None)
         self._records = records
-        self._ahead = {"num_workers": num_workers, "prefetch_batches": prefetch_batches}
+        names = ("num_workers", "prefetch_batches")
+        self._ahead = {name: getattr(data_config, name) for name in names}
 
     @functools.cached_property
     def speakers(self) -> dict[str, int]:
@@ -121,16 +121,13 @@ class SpeechData:
         *,
         share: tuple[int, int, int] = (0, 1, 1),
     ) -> "BatchIterator":
-        """The batches from a step on.
+        """The batches from a step on; to be closed when left half way (`with`, or `close()`).
 
         Args:
           start_step: the first step; starting late costs nothing.
           num_steps: how many; None for no end.
           share: (first, last, parts): this host reads the rows from first / parts to last / parts
             of every global batch.
-
-        Returns:
-          An iterator, to be closed when it is left half way (`with`, `close()`, or deletion).
         """
         stop = _END_OF_STEPS if num_steps is None else start_step + num_steps
         first, last, parts = share
@@ -144,12 +141,8 @@ class SpeechData:
     def make_batch(self, step: int, *, rows: slice = slice(None)) -> SpeechBatch:
         """Makes the batch of one step in this thread.
 
-        A row whose record is damaged is replaced by the first good row of the global batch, and
-        counted.
-
-        Args:
-          step: of the training.
-          rows: of the global batch, to read.
+        Only the `rows` of the global batch are read. One whose record is damaged is replaced by the
+        first good row of the global batch, and counted.
 
         Raises:
           PipelineError: every utterance of the global batch is damaged.
@@ -335,9 +328,6 @@ def open_split(
       field: samples that a frame of the network sees.
       hop: samples from one frame to the next.
 
-    Returns:
-      The data. Nothing is decoded yet.
-
     Raises:
       ManifestError: the dataset or the split is not there.
       PipelineError: too few utterances are long enough: to fill a batch, or held out none is.
@@ -363,6 +353,5 @@ def open_split(
         records=Records(data_config.data_dir, **where),
         plan=plan,
         left_out=len(everything) - len(manifest),
-        num_workers=data_config.num_workers,
-        prefetch_batches=data_config.prefetch_batches,
+        data_config=data_config,
     )

@@ -110,13 +110,7 @@ def transcripts_of_split(
 ) -> tuple[Manifest, dict[str, str]]:
     """Utterances of a split and their transcripts as they are; phones with spaces between.
 
-    Args:
-      data_config: `data` of a configuration.
-      ctc_config: `ctc` of it.
-      split: in TFDS syntax.
-
-    Returns:
-      The manifest, and transcripts by id, of those that have one.
+    The transcripts are by id, of those that have one; the split is in TFDS syntax.
 
     Raises:
       ManifestError: no such dataset or split.
@@ -199,9 +193,6 @@ def open_transcribed(
       use: 'training' leaves out what cannot be learnt from; 'held out' only what has no transcript
         or no frame, and spells what is no symbol as `<unk>`.
 
-    Returns:
-      The data. Nothing is decoded yet.
-
     Raises:
       ManifestError: the dataset or the split is not there.
       PipelineError: no utterance can be used, or a batch does not hold the longest.
@@ -226,13 +217,8 @@ def open_transcribed(
         raise PipelineError(
             f"split {split!r} of {data_config.data_dir}: {error}" + f" ({reasons})" * bool(reasons)
         ) from None
-    speech = SpeechData(
-        manifest,
-        records=Records(data_config.data_dir, dataset=data_config.dataset, split=split),
-        plan=plan,
-        num_workers=data_config.num_workers,
-        prefetch_batches=data_config.prefetch_batches,
-    )
+    records = Records(data_config.data_dir, dataset=data_config.dataset, split=split)
+    speech = SpeechData(manifest, records=records, plan=plan, data_config=data_config)
     return TranscribedData(speech, references=references, labels=labels, left_out=left_out)
 
 

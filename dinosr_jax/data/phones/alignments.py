@@ -49,14 +49,10 @@ class Alignment:
     path: str
 
     def find(self, id_: str) -> tuple[Phone, ...] | None:
-        """Phones of an utterance.
+        """Phones of an utterance, or None.
 
-        Args:
-          id_: Its id here; else its name without folders and extension, where that fits one id.
-            Ids fit where the folders of one are among those of the other.
-
-        Returns:
-          The phones, or None.
+        `id_` is its id here, else its name without folders and extension, where that fits one id:
+        the folders of one are among those of the other.
         """
         fits = self._fits(id_)
         return self.utterances[fits[0]] if len(fits) == 1 else None

@@ -61,12 +61,8 @@ def find_archives(folder: Path, *, names: Sequence[str]) -> list[Path]:
 def unpack(archive: Archive, *, to: Path) -> list[tuple[str, str]]:
     """Unpacks an archive; the folder appears by one rename, complete and checked.
 
-    Args:
-      archive: of OpenSLR's size, its content is verified; one of another size is noted.
-      to: the folder; left as it is if it exists.
-
-    Returns:
-      (path, reason) of utterances that were taken out.
+    A folder that exists is left as it is. The content is verified, or the size noted if it is not
+    OpenSLR's. Returns (path, reason) of utterances that were taken out.
 
     Raises:
       SourceError: the archive is truncated, corrupt or not what its name says.

@@ -54,14 +54,7 @@ class Librispeech(official.Builder, skip_registration=True):
         num_workers: int | None = None,
         **kwargs: Any,
     ):
-        """Makes a builder.
-
-        Args:
-          encoding: how `speech` is stored.
-          origin: what to write; None to read what is written.
-          num_workers: threads that decode; None for one a core.
-          **kwargs: of TFDS, such as data_dir.
-        """
+        """Makes a builder of what is at `origin`; None reads what is written."""
         self._encoding = encoding
         self._origin = origin
         self._num_workers = num_workers

@@ -35,15 +35,11 @@ class _BestPaths(NamedTuple):
 
 
 def make_finetuning_step(config: Any, *, sample_mask: SampleMask = span_mask):
-    """The update of a configuration whose task is 'ctc'.
+    """The update of a configuration whose task is 'ctc', with the symbols of its vocabulary.
 
-    Args:
-      config: Parsed configuration, with the symbols of its vocabulary.
-      sample_mask: Draws the masks; takes what `span_mask` takes.
-
-    Returns:
-      Pure function (TrainState, Batch with labels) -> (TrainState, metrics); each is a scalar. The
-      loss is the mean over the utterances of the global batch (fairseq's sentence_avg).
+    It is a pure function (TrainState, Batch with labels) -> (TrainState, metrics). The loss is the
+    mean over the utterances of the global batch (fairseq's sentence_avg). `sample_mask` draws the
+    masks as `span_mask`.
     """
     model, optimizer, schedule = make_model(config), make_optimizer(config), make_schedule(config)
 

@@ -58,12 +58,9 @@ class Counts(NamedTuple):
 
 
 class WordErrors:
-    """Measures states of a recogniser on the held-out split, by best path.
+    """Measures states of a recogniser on the held-out split, by best path."""
 
-    The best state has the least of the metrics `best`, in their order.
-    """
-
-    best = ("eval_wer", "eval_cer", "eval_loss")
+    best = ("eval_wer", "eval_cer", "eval_loss")  # the best state has the least, in this order
 
     def __init__(
         self,

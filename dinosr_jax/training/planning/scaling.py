@@ -38,13 +38,10 @@ def scale(
     device_seconds: float,
     batch_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Fits a recipe to devices; returns the fields that change: name -> value.
+    """Fits a recipe, a nested dict, to devices; returns the fields that change: name -> value.
 
-    Args:
-      config: A configuration as a nested dict.
-      devices: How many there will be, all of them on the axes data and fsdp.
-      device_seconds: Audio that fits in the memory of one, in seconds.
-      batch_seconds: Audio of an update; None leaves it, and with it the recipe.
+    All devices are on the axes data and fsdp; each holds `device_seconds` of audio. An update has
+    `batch_seconds`; None leaves it, and with it the recipe.
 
     Raises:
       ScalingError: There is no such batch.

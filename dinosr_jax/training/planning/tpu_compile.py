@@ -126,14 +126,9 @@ def compile_ahead(
 ) -> Estimate:
     """Compiles the update of a configuration for a TPU topology, in a process of its own.
 
-    Args:
-      config: Configuration as a nested dict.
-      topology: Such as 'v5e:4x4'.
-      batch_size: As of `with_batch`.
-      seconds: As of `with_batch`.
-      optimization: Effort of the compiler, `jax_optimization_level`; runs have 'O2'.
-      libtpu: Folder that libtpu was installed in; None for this environment.
-      progress: Called every second with the seconds since the start.
+    The batch is as of `with_batch`; `optimization` is the effort of the compiler (runs have 'O2');
+    `libtpu` a folder with libtpu, None for this environment. `progress` is called every second with
+    the seconds since the start.
 
     Raises:
       AheadError: It cannot be compiled.
