@@ -134,9 +134,8 @@ def test_adamw_is_torchs(scale, clip_norm):
     expected = torch_adamw(gradients, rates=rates, **settings)
     found = run(make_optimizer(config), gradients)[-1]
     for part in expected:  # biases and norms decay too: every part, whatever its shape
-        np.testing.assert_allclose(
-            found[part]["kernel"], expected[part]["kernel"], rtol=2e-6, atol=1e-6
-        )
+        both = found[part]["kernel"], expected[part]["kernel"]
+        np.testing.assert_allclose(*both, rtol=2e-6, atol=1e-6)
 
 
 def test_freeze_from():
@@ -163,13 +162,8 @@ def test_freeze_does_not_change_the_others():
 
 def test_frozen_gradients_do_not_count_in_the_clip():
     def with_frozen(scale):
-        gradients = []
-        for k in range(4):
-            g = gradients_of(k)
-            gradients.append(
-                {p: {"kernel": x["kernel"] * (scale if p in PARTS else 1)} for p, x in g.items()}
-            )
-        return gradients
+        scaled = lambda part, x: {"kernel": x["kernel"] * (scale if part in PARTS else 1)}
+        return [{p: scaled(p, x) for p, x in gradients_of(k).items()} for k in range(4)]
 
     # sgd, because Adam undoes the scale of gradients
     sgd = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
