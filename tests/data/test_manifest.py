@@ -145,9 +145,8 @@ def test_an_unusable_split_names_the_existing_ones(data_dir, split):
 
 
 def test_what_was_never_prepared_names_the_command(tmp_path):
-    with pytest.raises(
-        ManifestError, match="there is no such folder.* prepare --source="
-    ) as caught:
+    message = "there is no such folder.* prepare --source="
+    with pytest.raises(ManifestError, match=message) as caught:
         load_manifest(tmp_path / "gone", split="train")
     assert f"--data_dir={tmp_path / 'gone'}" in str(caught.value)
     (tmp_path / "LibriSpeech").mkdir()

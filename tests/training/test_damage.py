@@ -238,16 +238,9 @@ def test_processes_go_the_same_way_where_one_cannot_read(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     folders = [str(tmp_path / name) for name in ("first", "second")]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "script.py"), str(number), port, *folders],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    command = lambda number: [sys.executable, tmp_path / "script.py", str(number), port, *folders]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command(n), env=environment, **pipes) for n in range(2)]
     try:
         outputs = [process.communicate(timeout=200) for process in started]
     finally:

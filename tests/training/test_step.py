@@ -65,10 +65,7 @@ def one(eight):
     return train(start=eight.states[0], updates=3)
 
 
-MESHES = (
-    pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
-    {"data": 2, "fsdp": 2, "tensor": 2},
-)
+MESHES = [pytest.param({"fsdp": 8}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 @pytest.fixture(scope="module", params=MESHES, ids=str)
@@ -103,10 +100,10 @@ def paths(tree):
 
 
 def close(found, expected, atol=1e-5):
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
-    ):
+    def check(path, a, b):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, found, expected)
 
 
 def test_state_is_replicated_and_the_batch_cut(eight):
@@ -116,9 +113,8 @@ def test_state_is_replicated_and_the_batch_cut(eight):
     assert len(leaves) > 100
     for leaf in leaves:
         assert leaf.sharding.device_set == devices and leaf.sharding.is_fully_replicated
-    for planned, leaf in zip(
-        jax.tree.leaves(eight.abstract), jax.tree.leaves(eight.state), strict=True
-    ):
+    pair = jax.tree.leaves(eight.abstract), jax.tree.leaves(eight.state)
+    for planned, leaf in zip(*pair, strict=True):
         assert planned.shape == leaf.shape and planned.dtype == leaf.dtype
         assert planned.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
     waveforms = eight.batch.waveforms

@@ -89,12 +89,8 @@ def test_fifty_updates_follow_float32(exact, half):
 
 
 def test_everything_but_the_computation_stays_float32(exact, half):
-    for old, new in zip(
-        jax.tree_util.tree_leaves_with_path(exact.states[-1]),
-        jax.tree.leaves(half.states[-1]),
-        strict=True,
-    ):
-        path, leaf = old
+    old = jax.tree_util.tree_leaves_with_path(exact.states[-1])
+    for (path, leaf), new in zip(old, jax.tree.leaves(half.states[-1]), strict=True):
         assert new.dtype == leaf.dtype != jnp.bfloat16, jax.tree_util.keystr(path)
         assert np.isfinite(new).all()
     for metrics in (half.metrics[0], half.metrics[-1]):

@@ -264,11 +264,9 @@ def test_nothing_is_redone_and_a_changed_source_is_noticed(tmp_path, capsys, mon
     assert {k: v for k, v in dataset_state(data_dir).items() if "phones" not in k} == before
 
     soundfile.write(source / "new.wav", speech(3), 16_000)
-    checked = []
-    original = checking._check_file
-    monkeypatch.setattr(
-        checking, "_check_file", lambda f, **kw: checked.append(f.path) or original(f, **kw)
-    )
+    checked, original = [], checking._check_file
+    noted = lambda file, **kw: checked.append(file.path) or original(file, **kw)
+    monkeypatch.setattr(checking, "_check_file", noted)
     prepare(source, data_dir=data_dir)
     assert "has changed" in capsys.readouterr().out
     assert checked == ["new.wav"]  # the journal knows the others

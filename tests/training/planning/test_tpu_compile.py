@@ -203,13 +203,7 @@ tpu_compile._answer()
 def test_the_formulations_for_cpus_are_not_what_is_compiled():
     """jax's default backend in that process is the CPU; the mesh says otherwise."""
     request = {"config": tiny.get_config().to_dict(), "topology": "v5e:2x2", "optimization": "O0"}
-    run = subprocess.run(
-        [sys.executable, "-c", TRACE],
-        cwd=ROOT,
-        env=tpu_compile.environment(LIBTPU),
-        input=json.dumps(request | {"batch_size": None, "seconds": None}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    request = json.dumps(request | {"batch_size": None, "seconds": None})
+    how = {"cwd": ROOT, "env": tpu_compile.environment(LIBTPU), "input": request, "timeout": 300}
+    run = subprocess.run([sys.executable, "-c", TRACE], capture_output=True, text=True, **how)
     assert json.loads(run.stdout.splitlines()[-1]) == {"error": "{'tpu'}"}, run.stderr
