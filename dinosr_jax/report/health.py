@@ -10,13 +10,7 @@ from typing import Any, Literal, NamedTuple
 from dinosr_jax.evaluation.result_files import Validated
 from dinosr_jax.recipes import published_recipe
 from dinosr_jax.report.run_files import RunFiles, numbers
-from dinosr_jax.training.guard import (
-    CODEWORD_USE,
-    FEATURE_STD,
-    PERPLEXITY,
-    TEACHER_STD,
-    Bound,
-)
+from dinosr_jax.training.guard import CODEWORD_USE, FEATURE_STD, PERPLEXITY, TEACHER_STD, Bound
 
 Verdict = Literal["good", "watch", "bad", "unknown"]
 Record = dict[str, Any]
@@ -108,17 +102,18 @@ def _finite(records: Sequence[Record]) -> Sign:
 def _lowest(run: RunFiles, bound: Bound) -> Sign:
     """A figure that the guard of the run bounds, of the codebook with the lowest."""
     name, bad = _OF_BOUNDS[bound]
-    lowest, of_codebook = _bound(run, bound.field), bound.watch > 0
+    lowest, of_codebook = _bound(run, bound.field), bound in (PERPLEXITY, CODEWORD_USE)
     bad = bad.format(lowest)
     size = run.whole("model", "codebook_size") if bound is PERPLEXITY else 1
     step, values = latest(run.records, bound.name)
     if not values or not size:
         return Sign(name, "not recorded", "unknown", bad)
-    low = min(values)
-    book = run.codebook_names()[values.index(low)] if len(values) > 1 else "mean"
+    low, where = min(values), f"update {step:,}"
+    if of_codebook:
+        book = run.codebook_names()[values.index(low)] if len(values) > 1 else "mean"
+        where = f"{book}, {where}"
     text = {PERPLEXITY: f"{low:.1f} of {size}", CODEWORD_USE: f"{low:.0%}"}.get(bound, f"{low:.3g}")
-    text += f" ({book}, update {step:,})" if of_codebook else f" (update {step:,})"
-    return Sign(name, text, _low(low / size, lowest, bound.watch), bad)
+    return Sign(name, f"{text} ({where})", _low(low / size, lowest, bound.watch), bad)
 
 
 def _accuracy(records: Sequence[Record]) -> Sign:

@@ -1,8 +1,8 @@
 """Word and character error rates, with what they are made of and how sure they are.
 
-Rates are sums of edits over sums of reference lengths. The interval is a
-bootstrap over utterances (Bisani and Ney 2004): they are drawn again with replacement, and the
-middle 95 % of the rates of such draws is given.
+Rates are sums of edits over sums of reference lengths. The interval is a bootstrap over utterances
+(Bisani and Ney 2004): they are drawn again with replacement, and the middle 95 % of the rates of
+such draws is given.
 """
 
 import math
