@@ -28,7 +28,6 @@ from dinosr_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _OPEN: "weakref.WeakSet[BatchIterator]" = weakref.WeakSet()
-_ALIGN_BYTES = 64
 _END_OF_STEPS = np.iinfo(np.int64).max
 
 
@@ -60,14 +59,6 @@ class SpeechBatch(NamedTuple):
     def arrays(self) -> dict[str, np.ndarray]:
         """What goes to the devices."""
         return {"waveforms": self.waveforms}
-
-
-def _aligned_empty(num_rows: int, num_samples: int) -> np.ndarray:
-    """An array [B, S] float32 at a multiple of 64 bytes: tensorflow copies any other, locked."""
-    items = _ALIGN_BYTES // np.dtype(np.float32).itemsize
-    memory = np.empty(num_rows * num_samples + items, np.float32)
-    first = -memory.ctypes.data % _ALIGN_BYTES // memory.itemsize
-    return memory[first : first + num_rows * num_samples].reshape(num_rows, num_samples)
 
 
 class SpeechData:
@@ -149,7 +140,7 @@ class SpeechData:
         """
         batch = self.plan.batch(step)
         own_rows = range(*rows.indices(len(batch.indices)))
-        waveforms = _aligned_empty(len(own_rows), batch.num_samples)
+        waveforms = np.empty((len(own_rows), batch.num_samples), np.float32)
         ids, num_bad, substitute = [], 0, None
         for place, row in enumerate(own_rows):
             used = row
@@ -231,27 +222,28 @@ class BatchIterator:
     ):
         """Starts making the batches of the steps from `start_step` to before `stop_step`."""
         self._iterator: Any = None
-        # `make` must not keep the iterator alive: it has these two objects alone.
+        # `make` must not keep the iterator alive: it has these three objects alone.
         closed = self._closed = threading.Event()
         errors = self._errors = []
+        made: dict[int, SpeechBatch] = {}
+        self._made = made  # tensorflow gets the numbers of the steps alone
 
-        def make(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.int64]:
+        def make(step: np.ndarray) -> np.ndarray:
             if closed.is_set():
                 raise RuntimeError("closed")
             try:
-                batch = make_batch(int(step))
+                made[int(step)] = make_batch(int(step))
             except Exception as error:
                 errors.append(error)  # tensorflow would pass on its text only
                 raise
-            return batch.waveforms, np.array(batch.ids, object), np.int64(batch.num_bad)
+            return step
 
         tf = _tensorflow()
-        options, dtypes = tf.data.Options(), (tf.float32, tf.string, tf.int64)
+        options = tf.data.Options()
         options.autotune.enabled = False
         options.threading.private_threadpool_size = num_workers
-        steps = tf.data.Dataset.range(start_step, stop_step)
-        dataset = steps.map(
-            lambda step: (step, *tf.numpy_function(make, [step], dtypes)),
+        dataset = tf.data.Dataset.range(start_step, stop_step).map(
+            lambda step: tf.numpy_function(make, [step], tf.int64),
             num_parallel_calls=num_workers,
             deterministic=True,
         )
@@ -272,7 +264,7 @@ class BatchIterator:
         if self._iterator is None:
             raise StopIteration
         try:
-            step, waveforms, ids, num_bad = next(self._iterator)
+            return self._made.pop(int(next(self._iterator)))
         except StopIteration:
             self.close()
             raise
@@ -280,17 +272,12 @@ class BatchIterator:
             cause = self._errors[0] if self._errors else error
             self.close()
             raise cause from None
-        return SpeechBatch(
-            step=int(step),
-            waveforms=waveforms,
-            ids=[utterance_id.decode() for utterance_id in ids],
-            num_bad=int(num_bad),
-        )
 
     def close(self) -> None:
         """Stops making batches; those under way are finished first. May be called twice."""
         self._closed.set()
         self._iterator = None  # tensorflow cancels and joins its threads here
+        self._made.clear()
 
     def __enter__(self) -> "BatchIterator":
         return self
