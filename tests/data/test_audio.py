@@ -134,12 +134,9 @@ def test_flac_is_lossless_for_int16_and_rounds_floats(speech):
 
 
 def test_module_imports_without_audio_libraries():
-    code = (
-        "import sys; sys.modules['soundfile'] = sys.modules['librosa'] = None\n"
-        "from dinosr_jax.data import audio\n"
-        "from dinosr_jax.data.batches import crops\n"
-        "assert audio.SAMPLE_RATE == crops.SAMPLE_RATE == 16000\n"
-        "assert 'tensorflow' not in sys.modules"
-    )
+    code = "import sys; sys.modules['soundfile'] = sys.modules['librosa'] = None\n"
+    code += "from dinosr_jax.data import audio\nfrom dinosr_jax.data.batches import crops\n"
+    code += "assert audio.SAMPLE_RATE == crops.SAMPLE_RATE == 16000\n"
+    code += "assert 'tensorflow' not in sys.modules"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -163,18 +163,12 @@ def write_like_librispeech(folder: Path, *, file_format: str) -> None:
         code_path = None
 
         def _info(self):
-            features = {
-                "speech": tfds.features.Audio(
-                    sample_rate=16_000, dtype=np.int16, lazy_decode=True, file_format="flac"
-                ),
-                "text": tfds.features.Text(),
-                "speaker_id": np.int64,
-                "chapter_id": np.int64,
-                "id": np.str_,
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+            how = {"sample_rate": 16_000, "dtype": np.int16, "lazy_decode": True}
+            features = {"speech": tfds.features.Audio(**how, file_format="flac")}
+            features |= {"text": tfds.features.Text(), "id": np.str_}
+            features |= {"speaker_id": np.int64, "chapter_id": np.int64}
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
             return {"dev_clean": self._generate_examples()}

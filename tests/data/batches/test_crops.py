@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from dinosr_jax.data.batches.crops import BatchPlan, by_step, ladders
+from dinosr_jax.data.batches.crops import BatchPlan, by_step, ladders, plan_options
 from dinosr_jax.data.batches.lengths import lengths_of_frames, shortest_length
 from dinosr_jax.recipes import published_recipe
 
@@ -127,9 +127,8 @@ def test_summary_counts_what_is_lost():
     capped = np.minimum(lengths, 20 * SECOND)
     rungs = [rung.num_samples for rung in plan.rungs]
     to_ladder = slow_ladder_loss(lengths, rungs, 20 * SECOND) / capped.sum()
-    kept = sum(
-        plan.batch(s).num_samples * len(plan.batch(s).indices) for s in range(plan.num_batches)
-    )
+    batches = map(plan.batch, range(plan.num_batches))
+    kept = sum(batch.num_samples * len(batch.indices) for batch in batches)
     to_leftovers = 1 - kept / capped.sum() - to_ladder
     text = plan.summary()
     assert f"loses {to_ladder:.1%} to the ladder and {to_leftovers:.1%} to leftovers" in text
@@ -243,17 +242,9 @@ def test_librispeech_is_planned_in_seconds_and_loses_little(batch_multiple, num_
     lengths = librispeech_lengths()
     assert abs(lengths.sum() / SECOND / 3600 - 960.9) < 10 and len(lengths) == 281_241
     lengths = lengths[lengths >= 2 * SECOND]
-    base = published_recipe().data
+    options = plan_options(published_recipe().data) | {"batch_multiple": batch_multiple}
     start = time.process_time()
-    plan = BatchPlan(
-        lengths,
-        seed=0,
-        max_batch_seconds=base.max_batch_seconds,
-        max_seconds=base.max_seconds,
-        max_rungs=base.max_rungs,
-        max_ladder_loss=base.max_ladder_loss,
-        batch_multiple=batch_multiple,
-    )
+    plan = BatchPlan(lengths, seed=0, **options)
     first = plan.batch(399_999)  # of the last epoch
     assert time.process_time() - start < 10
     assert len(first.indices) % num_devices == 0
@@ -312,9 +303,8 @@ def test_no_more_utterances_are_cut_than_needed():
 
 
 def test_parts_are_placed_uniformly_in_any_order():
-    plan = make_plan(
-        np.repeat([9.0, 5.2, 3.2], [40, 400, 400]) * SECOND, max_rungs=2, max_ladder_loss=0.0
-    )
+    lengths = np.repeat([9.0, 5.2, 3.2], [40, 400, 400]) * SECOND
+    plan = make_plan(lengths, max_rungs=2, max_ladder_loss=0.0)
     starts = [[], []]
     for step in range(20 * plan.num_batches):
         batch = plan.batch(step)
@@ -339,13 +329,8 @@ def test_a_batch_that_cannot_hold_long_utterances_crops_them_and_says_so():
 
 def test_first_batch_is_pinned():
     """Changing it breaks the resumption of every run: raise the version in the changelog."""
-    plan = BatchPlan(
-        np.arange(20_000, 84_000, 1000),
-        seed=7,
-        max_batch_seconds=32,
-        max_seconds=4,
-        batch_multiple=4,
-    )
+    options = {"max_batch_seconds": 32, "max_seconds": 4, "batch_multiple": 4}
+    plan = BatchPlan(np.arange(20_000, 84_000, 1000), seed=7, **options)
     batch = plan.batch(5)
     assert batch.num_samples == 62_480
     assert batch.indices.tolist() == [57, 54, 61, 43, 53, 52, 60, 59]

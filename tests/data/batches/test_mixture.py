@@ -18,7 +18,7 @@ from dinosr_jax.data.manifest import ManifestError, dataset_folder
 from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.recipes import published_recipe
 from tests.main_runs import records, run_main_py
-from tests.prepared_speech import data_config, write_parts
+from tests.prepared_speech import data_config, records_by_id, write_parts
 from tests.prepared_speech import read_batches as read
 
 ROOT = Path(__file__).parents[3]
@@ -64,15 +64,7 @@ def test_one_set_of_weight_1_gives_the_batches_of_no_mixture(root):
 
 def test_rows_hold_the_speech_of_the_set_that_their_id_names(root):
     mixed = open_mixture(config(root, *BOTH), split="train", seed=5)
-    alone = {
-        name: {
-            id_: open_split(config(root / name), split="train", seed=5)._records[position][0]
-            for id_, position in zip(whole.ids, whole.positions, strict=True)
-        }
-        for name, whole in (
-            (name, open_split(config(root / name), split="train", seed=5).manifest) for name in SETS
-        )
-    }
+    alone = {name: records_by_id(root / name) for name in SETS}
     for batch in read(mixed, 0, mixed.plan.num_batches):
         planned = mixed.plan.batch(batch.step)
         for row, id_ in enumerate(batch.ids):
@@ -96,9 +88,8 @@ def test_resuming_at_any_step_is_exact_whatever_the_hosts(root, start):
             assert (a.step, a.ids) == (b.step, b.ids)
     halves = [read(fresh, start, 3, share=(host, host + 1, 2)) for host in (0, 1)]
     for a, left, right in zip(whole, *halves, strict=True):
-        np.testing.assert_array_equal(
-            a.waveforms, np.concatenate([left.waveforms, right.waveforms])
-        )
+        joined = np.concatenate([left.waveforms, right.waveforms])
+        np.testing.assert_array_equal(a.waveforms, joined)
         assert a.ids == left.ids + right.ids
 
 
@@ -108,9 +99,7 @@ def test_data_differs_with_the_sets_and_the_seed(root):
     assert read(one, 0, 1)[0].ids != read(later, 0, 1)[0].ids
     other = open_mixture(config(root, BOTH[0]), split="train", seed=5)
     assert one.fingerprint != other.fingerprint
-    assert len(one.speakers) == len(one.manifest) and len(set(one.manifest.ids)) == len(
-        one.manifest
-    )
+    assert len(one.speakers) == len(one.manifest) == len(set(one.manifest.ids))
 
 
 @pytest.mark.parametrize("weight", [0.25, 1 / 3, 0.5, 1.0, 1.7, 3.5])

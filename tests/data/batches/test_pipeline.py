@@ -135,9 +135,8 @@ def test_a_damaged_record_is_replaced_named_and_counted(data_dir, data, caplog, 
     assert f"DAMAGED RECORD {good.ids[0]}: " in caplog.text
     shares = ((0, 1, len(batch.ids)), (1, len(batch.ids), len(batch.ids)))
     upper, lower = (read(damaged, 2, 1, share=share)[0] for share in shares)
-    np.testing.assert_array_equal(
-        np.concatenate([upper.waveforms, lower.waveforms]), batch.waveforms
-    )
+    joined = np.concatenate([upper.waveforms, lower.waveforms])
+    np.testing.assert_array_equal(joined, batch.waveforms)
     assert (upper.num_bad, lower.num_bad) == (1, 1)
 
 
@@ -246,9 +245,8 @@ if {ending!r} == "exit":
 )
 def test_the_interpreter_ends_cleanly_half_way(data_dir, data, ending, status):
     script = SCRIPT.format(fields=vars(config(data_dir)), ending=ending)
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, timeout=300, capture_output=True, text=True
-    )
+    how = {"cwd": ROOT, "timeout": 300, "capture_output": True, "text": True}
+    result = subprocess.run([sys.executable, "-c", script], **how)
     assert result.returncode == status, result.stderr
     assert result.stdout.strip() == str(read(data, 0, 1)[0].ids)
     assert "on purpose" in result.stderr or not result.stderr

@@ -195,9 +195,7 @@ def test_a_part_that_ends_where_the_header_says_is_kept(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError, SystemError])
 @pytest.mark.parametrize("where", ["read", "resample", "write"])
-def test_what_a_decoder_raises_about_one_file_does_not_end_the_others(
-    error, where, tmp_path, monkeypatch
-):
+def test_an_error_of_one_file_does_not_end_the_others(error, where, tmp_path, monkeypatch):
     import librosa
 
     source = make_corpus(tmp_path / "source")
@@ -285,9 +283,8 @@ def test_speakers_texts_and_splits_reach_the_manifest(tmp_path, capsys):
     texts = dict(zip(manifest.ids, manifest.texts, strict=True))
     assert texts["1/7/1-7-0000"] == "ONE" and texts["2/7/2-7-0001"] == ""
     assert set(manifest.speakers) == {"1", "2"}
-    (source / "transcripts.tsv").write_text(
-        "file\ttext\tsplit\n1/7/1-7-0000\tone\ttrain-clean-100\n2/7/2-7-0001.flac\ttwo\tdev\n"
-    )
+    rows = "1/7/1-7-0000\tone\ttrain-clean-100\n2/7/2-7-0001.flac\ttwo\tdev\n"
+    (source / "transcripts.tsv").write_text("file\ttext\tsplit\n" + rows)
     prepare(source, data_dir=data_dir)
     assert "2 left out" in capsys.readouterr().out
     assert load_manifest(data_dir, split="train-clean-100").texts.tolist() == ["one"]
@@ -392,9 +389,7 @@ audio_folder.prepare(sys.argv[1], data_dir=sys.argv[2], num_workers=1)
 
 
 @pytest.mark.parametrize(("code", "is_error"), [("ENOSYS", False), ("EIO", True)])
-def test_a_lock_that_cannot_be_had_is_not_another_run(
-    tmp_path, monkeypatch, caplog, code, is_error
-):
+def test_a_lock_that_fails_is_not_another_run(tmp_path, monkeypatch, caplog, code, is_error):
     def fail(*_):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
@@ -466,10 +461,8 @@ def test_journal_of_an_older_format_is_not_believed(tmp_path):
 
 
 def test_help_is_fast_and_imports_no_tensorflow():
-    code = (
-        "import sys\nfrom dinosr_jax.cli import cli\n"
-        "try: cli(['prepare', '--help'])\nexcept SystemExit: pass\n"
-        "assert not {'tensorflow', 'jax', 'librosa'} & set(sys.modules)"
-    )
+    code = "import sys\nfrom dinosr_jax.cli import cli\n"
+    code += "try: cli(['prepare', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'tensorflow', 'jax', 'librosa'} & set(sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     assert b"--num_workers" in result.stdout

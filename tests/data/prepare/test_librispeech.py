@@ -36,11 +36,9 @@ from tests.prepared_speech import (
 
 VOICES = ("asterisk_en", "asterisk_es", "asterisk_fr")
 SIZES = {"dev-clean": 6, "train-clean-100": 9, "train-clean-360": 7}
-SPEAKERS = (
-    ";ID  |SEX| SUBSET           |MINUTES| NAME\n14   | F | train-clean-360  | 25.03 | a | b\n"
-)
+SPEAKERS = ";ID  |SEX| SUBSET           |MINUTES| NAME\n14 | F | train-clean-360  | 25.03 | a | b\n"
 CHAPTERS = (
-    ";ID    |READER|MINUTES| SUBSET | PROJ.|BOOK ID| CH. TITLE\n7 | 14 | 8 | s | 1 | 2 | t | p\n"
+    ";ID |READER|MINUTES| SUBSET | PROJ.|BOOK ID| CH. TITLE\n7 | 14 | 8 | s | 1 | 2 | t | p\n"
 )
 DATASET = "librispeech/lazy_decode"
 
