@@ -76,7 +76,7 @@ def one_epoch(data: SpeechData, *, start: int, pause: float = 0.0) -> tuple[floa
             if batch is None:
                 return seconds, waits
             waits.append(time.perf_counter() - before)
-            seconds += batch.seconds
+            seconds += batch.waveforms.size / audio.SAMPLE_RATE
             time.sleep(pause)
 
 

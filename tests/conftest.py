@@ -49,6 +49,22 @@ def evaluated_report(tmp_path_factory):
     return run, write_report(run)
 
 
+@pytest.fixture(scope="module")
+def data_dir(source, tmp_path_factory):
+    """What `prepare` makes of the module's fixture `source`, a folder of audio."""
+    from dinosr_jax.data.prepare.audio_folder import prepare
+
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(source, data_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder for the compiled programs of the processes that a module starts."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
 def run_main(monkeypatch):
     """Runs main.py with flags in this process; returns the line that it ends with if it fails."""

@@ -1,7 +1,6 @@
 """Decode, check and normalise one utterance.
 
-soundfile and librosa are imported inside the functions, so that the module (and what needs only
-`SAMPLE_RATE` or `normalise`) imports where they are missing.
+soundfile and librosa are imported inside the functions: all else works where they are missing.
 
 Shapes: S samples, C channels.
 """
@@ -24,87 +23,65 @@ _MIX_SAMPLES = 2**16  # at a time
 _MOST_SAMPLES = 2**22  # that are read at a time where nothing says how many there are
 _WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, fmt and data, nothing else: 44 bytes
 
-# Of the power that channels have together, what their sum keeps at least: all of it where they have
-# nothing in common. Less is left of a channel and its inversion (a wrongly wired cable).
+# Of the power that channels have together, what their sum keeps at least. Less is left of a channel
+# and its inversion (a wrongly wired cable).
 _LEAST_POWER = 0.02
 
 
 class Decoded(NamedTuple):
-    """A decoded and checked recording: `waveform` [S] float32, and what the file holds.
+    """A decoded and checked recording, and what the file holds."""
 
-    `missing` samples at the end are claimed by the header, but not there; `has_true_header` is
-    False where other programs may not read the whole file.
-    """
-
-    waveform: np.ndarray
+    waveform: np.ndarray  # [S] float32
     sample_rate: int
     num_channels: int
-    missing: int
-    has_true_header: bool
-
-
-class _Stored(NamedTuple):
-    """Samples [S] or [S, C], int16 or float32, and the rest as in `Decoded`."""
-
-    samples: np.ndarray
-    sample_rate: int
-    missing: int = 0
-    has_true_header: bool = True
+    missing: int  # samples at the end that the header claims, but are not there
+    has_true_header: bool  # False where other programs may not read the whole file
 
 
 def decode(source: Source, *, name: str) -> Decoded:
     """Decodes a recording as a whole, checks it, and mixes its channels down.
 
     Args:
-      source: the bytes of an audio file, or its path (whatever libsndfile reads: flac, wav, ogg,
-        opus, mp3, ...).
-      name: how errors call it.
+      source: the bytes of an audio file, or its path, in any format of libsndfile.
+      name: of the recording, in errors.
 
     Returns:
-      waveform [S] float32 (full scale is 1), its sample rate in Hz, its number of channels, and
-      whether its header says its length.
+      The recording; full scale is 1.
 
     Raises:
       AudioError: the file is empty, not audio, truncated or corrupt, holds no samples, NaN or
         infinite samples, or silence, or its channels cancel each other.
     """
     with explained(name):
-        samples, sample_rate, missing, has_true_header = _decode(source, name=name)
+        stored = _decode(source, name=name)
+        samples = stored.waveform
         if samples.dtype == np.int16:
             samples = np.multiply(samples, np.float32(1 / _FULL_SCALE), dtype=np.float32)
-        num_channels = 1 if samples.ndim == 1 else samples.shape[1]
         mix = Mix()
         waveform = mix.down(samples)
         mix.check(name=name)
-        if num_channels > 1:
+        if stored.num_channels > 1:
             check(waveform, name=name)
-        return Decoded(waveform, sample_rate, num_channels, missing, has_true_header)
+        return stored._replace(waveform=waveform)
 
 
 def decode_samples(source: Source, *, name: str) -> tuple[np.ndarray, int]:
-    """Decodes a recording as a whole and checks it; as `decode`, but leaves the samples as stored.
-
-    Args:
-      source: as `decode`.
-      name: how errors call it.
+    """As `decode`, but leaves the samples as stored, and does not compare channels.
 
     Returns:
       Samples [S], or [S, C] where there are several channels: int16 if the file holds 16 bits in
       FLAC or WAV, else float32 (full scale is 1); their rate in Hz.
-
-    Raises:
-      AudioError: as `decode`, but channels are not compared.
     """
     with explained(name):
-        found = _decode(source, name=name)
-        return found.samples, found.sample_rate
+        stored = _decode(source, name=name)
+        return stored.waveform, stored.sample_rate
 
 
-def _decode(source: Source, *, name: str) -> _Stored:
-    """Decodes a recording as a whole and checks its samples."""
+def _decode(source: Source, *, name: str) -> Decoded:
+    """Decodes a recording as a whole and checks its samples, which stay as they are stored."""
     if isinstance(source, bytes) and (samples := _read_pcm16(source)) is not None:
         check(samples, name=name)
-        return _Stored(samples, SAMPLE_RATE)
+        return Decoded(samples, SAMPLE_RATE, 1, 0, True)
     with opened(source, name=name) as sound:
         # one more than there should be: the block is not full, and the last
         size = _MOST_SAMPLES if sound.num_samples is None else sound.num_samples + 1
@@ -112,11 +89,12 @@ def _decode(source: Source, *, name: str) -> _Stored:
         samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         missing = sound.missing(name)
     check(samples, name=name)
-    return _Stored(samples, sound.sample_rate, missing, sound.has_true_header)
+    about = (sound.sample_rate, sound.num_channels, missing, sound.has_true_header)
+    return Decoded(samples, *about)
 
 
 class Mix:
-    """The mean of a recording's channels, made block by block; tells whether they cancel."""
+    """The mean of a recording's channels, made block by block, and whether they cancel."""
 
     def __init__(self) -> None:
         self._count, self._sums, self._squares = 0, 0.0, 0.0  # of all channels and, last, their sum
@@ -135,14 +113,7 @@ class Mix:
         return samples.mean(axis=1, dtype=np.float32)
 
     def check(self, *, name: str) -> None:
-        """Refuses channels that cancel each other; after the last block.
-
-        Args:
-          name: how errors call the recording.
-
-        Raises:
-          AudioError: their sum has next to none of the power that they have together.
-        """
+        """Raises AudioError for channels that cancel each other; after the last block."""
         if not self._count:
             return
         with np.errstate(invalid="ignore"):
@@ -156,11 +127,7 @@ class Mix:
 
 
 def check(waveform: np.ndarray, *, name: str) -> None:
-    """Refuses a waveform that cannot be learned from.
-
-    Args:
-      waveform: [S] or [S, C], any real dtype.
-      name: how errors call it.
+    """Refuses a waveform [S] or [S, C] that cannot be learned from.
 
     Raises:
       AudioError: no samples, NaN or infinite samples, or all samples equal (silence).
@@ -182,17 +149,7 @@ def check(waveform: np.ndarray, *, name: str) -> None:
 
 
 def to_16khz(waveform: np.ndarray, *, sample_rate: int) -> np.ndarray:
-    """Mixes a waveform down and brings it to 16 kHz.
-
-    Args:
-      waveform: [S] or [S, C] float32.
-      sample_rate: of the waveform, in Hz.
-
-    Returns:
-      [ceil(S * 16000 / sample_rate)] float32; the same array where there is nothing to do.
-    """
-    if waveform.ndim == 2:
-        waveform = waveform.mean(axis=1, dtype=np.float32)
+    """A waveform [S] float32 at 16 kHz: [ceil(S * 16000 / sample_rate)]; itself if it is that."""
     if sample_rate == SAMPLE_RATE:
         return waveform
     import librosa
@@ -206,18 +163,15 @@ def to_16khz(waveform: np.ndarray, *, sample_rate: int) -> np.ndarray:
 def load(
     source: Source, *, name: str, on_missing: Callable[[float], None] | None = None
 ) -> np.ndarray:
-    """Decodes and checks a recording, and brings it to 16 kHz mono.
+    """Decodes and checks a recording, as `decode`, and brings it to 16 kHz mono.
 
     Args:
       source: the bytes of an audio file, or its path.
-      name: how errors call it.
+      name: of the recording, in errors.
       on_missing: called with the seconds that are missing at the end, where a few samples are.
 
     Returns:
       [S] float32 at 16 kHz, full scale 1, not normalised.
-
-    Raises:
-      AudioError: as `decode`.
     """
     decoded = decode(source, name=name)
     if decoded.missing and on_missing:
@@ -227,7 +181,7 @@ def load(
 
 
 def missing_note(seconds: Collection[float]) -> str:
-    """What to say of recordings at whose ends so many seconds are missing."""
+    """The note on recordings at whose ends so many seconds are missing."""
     return (
         f"{len(seconds)} recordings end before the length in their headers, by "
         f"{max(seconds) * 1000:.2g} ms at most, and are kept"
@@ -239,8 +193,8 @@ def normalise(
 ) -> np.ndarray:
     """Gives a waveform mean 0 and variance 1 over its own samples, and crops it.
 
-    Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`). The sums of int16
-    samples are exact, so that the result is the same on every machine.
+    Equals fairseq's `F.layer_norm(wav, wav.shape)` (`task.normalize: true`). Sums of int16 samples
+    are exact: the result is the same on every machine.
 
     Args:
       waveform: [S], one whole utterance, float32 (full scale 1) or int16.
@@ -248,7 +202,7 @@ def normalise(
       out: as long as the crop, float32: written to and returned; None makes a new array.
 
     Returns:
-      [S], or as long as the crop, float32: (x - mean) / sqrt(variance + 1e-5).
+      [S] or the crop, float32: (x - mean) / sqrt(variance + 1e-5).
     """
     scale = _FULL_SCALE if waveform.dtype == np.int16 else 1
     if len(getattr(_THREAD, "work", ())) < len(waveform):
@@ -267,14 +221,7 @@ def normalise(
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
-    """Codes a 16 kHz waveform as 16-bit FLAC.
-
-    Args:
-      waveform: [S] int16 (kept bit for bit), or float32 (rounded, clipped at full scale).
-
-    Returns:
-      The bytes of a FLAC file.
-    """
+    """The bytes of a 16-bit FLAC file of a waveform [S] at 16 kHz; as of `encode_pcm16`."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -283,13 +230,10 @@ def encode_flac(waveform: np.ndarray) -> bytes:
 
 
 def encode_pcm16(waveform: np.ndarray) -> bytes:
-    """Stores a 16 kHz waveform as the samples themselves, after the 44 bytes of a WAV header.
+    """The bytes of a WAV file of a waveform at 16 kHz, which `decode` reads without libsndfile.
 
     Args:
       waveform: [S] int16 (kept bit for bit), or float32 (rounded, clipped at full scale).
-
-    Returns:
-      The bytes of a WAV file, which `decode` reads without libsndfile.
     """
     samples = _to_int16(waveform).astype("<i2", copy=False).tobytes()
     return _wav_header(len(samples)) + samples

@@ -1,7 +1,7 @@
-"""One recording through libsndfile, a block at a time, whatever its header says of its length.
+"""One recording through libsndfile, a block at a time.
 
-Headers that were never finished, as recorders that died and programs that write to a pipe leave
-them, are read to the end of the file. soundfile is imported where a file is opened.
+A file whose header was never finished, by a recorder that died or a program that writes to a pipe,
+is read to its end. soundfile is imported where a file is opened.
 
 Shapes: S samples, C channels.
 """
@@ -23,9 +23,8 @@ from dinosr_jax.errors import UserError
 Source = bytes | str | os.PathLike
 
 _RATES = range(1_000, 1_000_001)  # Hz; beyond, resampling would need absurd memory
-# Recorders count their own header, and encoders their last block, too often: 44 bytes, 4096 bytes
-# of 44.1 kHz stereo (23 ms), an MP3 frame (36 ms at 16 kHz). A copy that broke off ends anywhere:
-# so little is missing of few of them, and it is less than a phone.
+# Recorders may count their own header, and encoders their last block, twice: 44 bytes, 4096 bytes
+# of 44.1 kHz stereo (23 ms), an MP3 frame (36 ms at 16 kHz). It is less than a phone.
 _MOST_MISSING_SECONDS = 0.05
 _MOST_SAMPLES = 2**48  # more is no length: libsndfile's mark of one that is not known
 _OPEN_ENDED_BYTES = 0x7FF0_0000  # sizes near the largest integer are those of open headers
@@ -44,14 +43,7 @@ class AudioError(UserError, ValueError):
 
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns whatever a decoder raises about one recording into an AudioError, here alone.
-
-    Args:
-      name: how errors call the recording.
-
-    Raises:
-      AudioError: instead of any error, but of a library that is not installed.
-    """
+    """Raises AudioError for any error of the recording `name`, but of a missing library."""
     try:
         yield
     except (AudioError, ImportError):
@@ -76,10 +68,10 @@ def explained(name: str) -> Iterator[None]:
 
 
 class Sound:
-    """A recording that is open: its rate in Hz, its channels, and its blocks, once.
+    """An open recording: its rate in Hz, its channels, and its blocks, once.
 
-    `num_samples` is the length that its header says, None where it says none; `has_true_header` is
-    False where other programs may not read the whole file.
+    `num_samples` is the length in its header, or None; `has_true_header` is False where other
+    programs may not read the whole file.
     """
 
     def __init__(self, file: Any, *, num_bytes: int, ends: bytes, finished: bool, pipe: int | None):
@@ -125,11 +117,7 @@ class Sound:
     def missing(self, name: str) -> int:
         """How many samples are missing at the end, by the header; after the last block.
 
-        libsndfile opens a truncated wav, ogg or mp3 without complaint and returns fewer samples:
-        what the header claims is compared with what is there.
-
-        Args:
-          name: how errors call the recording.
+        libsndfile reads a truncated wav, ogg or mp3 without an error.
 
         Raises:
           AudioError: none are there, or too many are missing: the file is truncated.
@@ -141,31 +129,25 @@ class Sound:
                 "ffmpeg or sox, or record it again."
             )
         missing = max((self.num_samples or 0) - self._read, 0)
-        for declared, found in _SIZES.findall(self._file.extra_info):
-            size, there = int(declared), int(found)
+        for sizes in _SIZES.findall(self._file.extra_info):
+            size, there = map(int, sizes)  # declared, actual
             if there + 1 < size < _OPEN_ENDED_BYTES:  # 1: a missing padding byte
                 missing = max(missing, math.ceil((size - there) / max(there, 1) * self._read))
+        what = _unfinished_ogg(self._ends)
         if missing > _MOST_MISSING_SECONDS * self.sample_rate:
             what = f"{self._read} of {self._read + missing} samples"
-            raise AudioError(f"{name}: the file is truncated ({what}). Copy it again.")
-        if what := _unfinished_ogg(self._ends):
+        if what:
             raise AudioError(f"{name}: the file is truncated ({what}). Copy it again.")
         return missing
 
 
 @contextlib.contextmanager
 def opened(source: Source, *, name: str) -> Iterator[Sound]:
-    """Opens a recording; what is raised while it is open becomes an AudioError.
-
-    Args:
-      source: the bytes of an audio file, or its path (whatever libsndfile reads).
-      name: how errors call it.
-
-    Yields:
-      The `Sound`.
+    """Opens a recording: the bytes of an audio file, or its path.
 
     Raises:
-      AudioError: the file is empty, cannot be read, or is no audio.
+      AudioError: the file is empty, cannot be read, or is no audio; or instead of any error while
+        it is open.
     """
     with explained(name), contextlib.ExitStack() as stack:
         fd = stack.enter_context(_descriptor(source))
@@ -194,10 +176,7 @@ def opened(source: Source, *, name: str) -> Iterator[Sound]:
 
 @contextlib.contextmanager
 def _descriptor(source: Source) -> Iterator[int]:
-    """A descriptor of a file: bytes become one in memory, where the system has such files.
-
-    From a BytesIO every block would take Python's lock: 15 % less audio a second with two threads.
-    """
+    """A descriptor of a file; bytes become one in memory: a BytesIO would take Python's lock."""
     if not isinstance(source, bytes):
         with open(source, "rb") as file:
             yield file.fileno()
@@ -241,18 +220,18 @@ def _says_length(fd: int) -> bool:
     """Whether the first frame of an MP3 file, behind its ID3 tags, says how many follow."""
     start = 0
     while (tag := os.pread(fd, 10, start))[:3] == b"ID3" and len(tag) == 10:
-        size = sum(
-            (byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
-        )
+        size = 0
+        for byte in tag[6:]:
+            size = size << 7 | byte & 0x7F
         start += 10 + size
     head = os.pread(fd, 2048, start)
     return b"Xing" in head or b"Info" in head
 
 
 class _Container(NamedTuple):
-    """Chunks of a file: where the first begins, how sizes are written, which chunk is the samples.
+    """Chunks of a file: first byte of the first, form of sizes, name of the one with samples.
 
-    `empty` is the size of that chunk without any; `padded`: chunks end at even bytes.
+    `empty` is the size of that chunk without samples; `padded`: chunks end at even bytes.
     """
 
     first: int
@@ -302,7 +281,9 @@ def _missing_size(fd: int) -> _Patch | None:
     rest = num_bytes - begin
     if size > container.empty or rest <= container.empty:
         return None
-    if _are_chunks(fd, container, begin + max(size, 0)):
+    behind = begin + max(size, 0)  # chunks to the end where there really are no samples
+    ends = [behind, *(first + more for _, first, more in _chunks(fd, container, behind))]
+    if abs(num_bytes - ends[-1]) <= 1:  # 1: a padding byte
         return None
     return _Patch(position, form.pack(min(rest, 2**32 - 1) if form.size == 4 else rest))
 
@@ -316,12 +297,6 @@ def _chunks(fd: int, container: _Container, position: int) -> Iterator[tuple[byt
             return
         yield head[:4], position + length, size
         position += length + max(size, 0) + (size % 2 if container.padded else 0)
-
-
-def _are_chunks(fd: int, container: _Container, position: int) -> bool:
-    """Whether the rest of a file is chunks: behind no samples, where there really are none."""
-    ends = [position, *(begin + size for _, begin, size in _chunks(fd, container, position))]
-    return abs(os.fstat(fd).st_size - ends[-1]) <= 1  # 1: a padding byte
 
 
 def _ends(fd: int) -> bytes:

@@ -1,7 +1,7 @@
 """Id, length, speaker, language and text of every record, and the records themselves.
 
-The manifest of a split is made by one pass over its records, in threads and without decoding audio,
-and kept beside them in `manifest_SPLIT.tsv`. It is made again when the files of the split change.
+The manifest of a split is made by one pass over its records, without decoding audio, and kept
+beside them in `manifest_SPLIT.tsv`. It is made again when the files of the split change.
 """
 
 import contextlib
@@ -38,23 +38,14 @@ class ManifestError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is known about N utterances, without their audio.
+    """What is known about N utterances, without their audio."""
 
-    Attributes:
-      ids: [N] str, unique.
-      num_samples: [N] int64, lengths at 16 kHz.
-      speakers: [N] str.
-      languages: [N] str, '' where unknown.
-      texts: [N] str, '' where unknown.
-      positions: [N] int64, where each utterance is in the `Records` of the same split.
-    """
-
-    ids: np.ndarray
-    num_samples: np.ndarray
-    speakers: np.ndarray
-    languages: np.ndarray
-    texts: np.ndarray
-    positions: np.ndarray
+    ids: np.ndarray  # [N] str, unique
+    num_samples: np.ndarray  # [N] int64, lengths at 16 kHz
+    speakers: np.ndarray  # [N] str
+    languages: np.ndarray  # [N] str, '' where unknown
+    texts: np.ndarray  # [N] str, '' where unknown
+    positions: np.ndarray  # [N] int64, in the `Records` of the same split
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,16 +71,7 @@ class Records:
     """The stored audio of a split, by position. Reads one record at a time, from any thread."""
 
     def __init__(self, data_dir: str | os.PathLike, *, dataset: str = "audio_folder", split: str):
-        """Opens a split, at the cost of opening its files.
-
-        Args:
-          data_dir: folder that `prepare` wrote to.
-          dataset: name of the dataset in it.
-          split: in TFDS syntax, such as 'train[:95%]' or 'train+test'.
-
-        Raises:
-          ManifestError: as `load_manifest`.
-        """
+        """Opens the files of a split; arguments and errors as of `load_manifest`."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         builder = _open(data_dir, dataset=dataset)
@@ -100,11 +82,7 @@ class Records:
         return len(self._source)
 
     def __getitem__(self, position: int) -> tuple[bytes, str]:
-        """Gives the bytes of the audio file and the id of one utterance.
-
-        Raises:
-          Exception: whatever array_record or protobuf raise when the record is damaged.
-        """
+        """The audio file's bytes, and the id, of one utterance; damaged records raise any error."""
         features = _features(self._source[int(position)])
         return features["speech"].bytes_list.value[0], _text(features, "id")
 
@@ -112,16 +90,13 @@ class Records:
 def load_manifest(
     data_dir: str | os.PathLike, *, dataset: str = "audio_folder", split: str
 ) -> Manifest:
-    """Loads what is known about the utterances of a split.
+    """The manifest of a split; utterance i is at position i of the `Records` of the same split.
 
     Args:
       data_dir: folder that `prepare` wrote to.
       dataset: name of the dataset in it: 'audio_folder', or one that TFDS prepared with
         file_format='array_record', such as 'librispeech/lazy_decode'.
       split: in TFDS syntax, such as 'train[:95%]' or 'train+test'.
-
-    Returns:
-      The manifest; utterance i is at position i of the `Records` of the same split.
 
     Raises:
       ManifestError: nothing was prepared in `data_dir`, or there is no such split, or it is empty.
@@ -149,7 +124,7 @@ def load_manifest(
 
 
 def dataset_folder(data_dir: str | os.PathLike, *, dataset: str = "audio_folder") -> Path | None:
-    """Finds the newest complete version of a dataset, None if there is none."""
+    """Folder of the newest complete version of a dataset; None if there is none."""
     versions = [
         path.parent
         for path in Path(data_dir).expanduser().glob(f"{dataset}/*/dataset_info.json")
@@ -192,11 +167,11 @@ def _open(data_dir: str | os.PathLike, *, dataset: str):
     folder = dataset_folder(data_dir, dataset=dataset)
     if folder is None:
         data_dir = Path(data_dir).expanduser()
-        found = "there is no such folder"
+        there = "there is no such folder"
         if data_dir.is_dir():
-            found = f"it holds {sorted(os.listdir(data_dir))[:10]}"
+            there = f"it holds {sorted(os.listdir(data_dir))[:10]}"
         raise ManifestError(
-            f"data_dir={data_dir}: no prepared dataset {dataset!r}; {found}. "
+            f"data_dir={data_dir}: no prepared dataset {dataset!r}; {there}. "
             f"{_how_to_prepare(data_dir, dataset=dataset)}"
         )
     with quiet_tfds():
@@ -274,7 +249,11 @@ def _file_instructions(builder, *, split: str) -> Sequence:
 
 def _of_split(paths: Sequence[Path], *, split: str, num_rows: int) -> Manifest:
     """The manifest of a split, from the cache or from its records."""
-    key = _state_of(paths)
+    digest = hashlib.sha256()  # of the state of the files
+    for path in paths:
+        stat = path.stat()
+        digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
+    key = digest.hexdigest()[:32]
     cache = paths[0].parent / CACHE_NAME.format(split=split)
     whole = _read_cache(cache, key=key, num_rows=num_rows)
     if whole is None:
@@ -289,15 +268,6 @@ def join_manifests(parts: Sequence[Manifest]) -> Manifest:
     return Manifest(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def _state_of(paths: Sequence[Path]) -> str:
-    """Changes when a file of records does."""
-    digest = hashlib.sha256()
-    for path in paths:
-        stat = path.stat()
-        digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
-    return digest.hexdigest()[:32]
-
-
 def _scan(paths: Sequence[Path], *, split: str) -> Manifest:
     """Reads every record once, in threads."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -310,7 +280,6 @@ def _scan(paths: Sequence[Path], *, split: str) -> Manifest:
         return [_row(record) for record in source.__getitems__(positions)]
 
     rows: list[tuple] = []
-    # Shown for what takes a while only: a list is made once.
     with progress_bar(total=len(source), unit="utterance", desc=f"list {split}", delay=2) as bar:
         for part in map_in_threads(read, starts, None):
             rows += part
@@ -318,7 +287,7 @@ def _scan(paths: Sequence[Path], *, split: str) -> Manifest:
     if num_bad := sum(row[1] == 0 for row in rows):
         print(
             f"{split}: {num_bad} of {len(rows)} recordings have no readable header and are not "
-            "used. Prepare the dataset again to be told which and why.",
+            "used. Prepare the dataset again to see which and why.",
             file=sys.stderr,
         )
     return _from_rows(rows)
@@ -327,14 +296,9 @@ def _scan(paths: Sequence[Path], *, split: str) -> Manifest:
 def _row(record: bytes) -> tuple:
     """What is known about one utterance, in the order of the columns."""
     features = _features(record)
-    speaker = "speaker" if "speaker" in features else "speaker_id"
-    return (
-        _text(features, "id"),
-        _num_samples(features),
-        _text(features, speaker),
-        _text(features, "language"),
-        _text(features, "text"),
-    )
+    names = ("speaker" if "speaker" in features else "speaker_id", "language", "text")
+    others = (_text(features, name) for name in names)
+    return _text(features, "id"), _num_samples(features), *others
 
 
 def _features(record: bytes):
@@ -355,7 +319,7 @@ def _text(features, name: str) -> str:
 
 
 def _num_samples(features) -> int:
-    """The stored length, else what the header of the audio tells; 0 if that is damaged."""
+    """The stored length, else that of the audio; 0 if that is damaged."""
     if "num_samples" in features:
         return features["num_samples"].int64_list.value[0]
     try:
@@ -380,10 +344,9 @@ def _from_rows(rows: Sequence[tuple]) -> Manifest:
 def _write_cache(path: Path, manifest: Manifest, *, key: str) -> None:
     """Writes the cache whole or not at all; does without in a folder that cannot be written."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, "excel-tab")
-    writer.writerow((*_COLUMNS, key))
-    columns = (manifest.speakers, manifest.languages, manifest.texts)
-    writer.writerows(zip(manifest.ids, manifest.num_samples, *columns, strict=True))
+    columns = (manifest.num_samples, manifest.speakers, manifest.languages, manifest.texts)
+    rows = [(*_COLUMNS, key), *zip(manifest.ids, *columns, strict=True)]
+    csv.writer(text, "excel-tab").writerows(rows)
     try:
         files.replace_text(path, text.getvalue())
     except OSError as error:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinosr_jax.data.manifest import quiet_tfds
+from dinosr_jax.data.manifest import ManifestError, quiet_tfds
 
 NAME = "speech_commands"
 SPLITS = ("train", "validation", "test")
@@ -21,32 +21,30 @@ class Clip(NamedTuple):
 
 
 def prepared_folder(data_dir: str | Path) -> Path | None:
-    """Where TFDS has prepared the dataset: the folder itself, or its newest version below."""
+    """Folder in which TFDS has prepared the dataset: itself, or its newest version below."""
     data_dir = Path(data_dir).expanduser()
+    if (data_dir / "dataset_info.json").is_file():
+        return data_dir
     of_version = sorted(data_dir.glob(f"{NAME}/*/dataset_info.json"))
-    found = [path for path in (data_dir / "dataset_info.json", *of_version[::-1]) if path.is_file()]
-    return found[0].parent if found else None
+    return of_version[-1].parent if of_version else None
 
 
 def read_clips(folder: Path, *, split: str) -> Iterator[Clip]:
-    """The clips of a split, in the order of the records.
+    """Yields the clips of a split in the order of the records; ids are the split and the place.
 
     Args:
       folder: Of `prepared_folder`, in any file format of TFDS.
       split: One of `SPLITS`.
 
-    Yields:
-      Clips; the id is the split and the place in it.
-
     Raises:
-      ValueError: It is another dataset, or lacks the split.
+      ManifestError: It is another dataset, or lacks the split.
     """
     import tensorflow_datasets as tfds
 
     with quiet_tfds():
         builder = tfds.builder_from_directory(folder)
         if builder.name != NAME or split not in builder.info.splits:
-            raise ValueError(
+            raise ManifestError(
                 f"{folder}: found the dataset {builder.name!r} with the splits "
                 f"{sorted(builder.info.splits)}, expected {NAME!r} with {', '.join(SPLITS)}"
             )

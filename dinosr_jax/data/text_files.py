@@ -1,9 +1,8 @@
 r"""Text files of others: plain or gzip, UTF-8 or UTF-16 with its mark, or clearly refused.
 
-Lines end with \n, \r\n or \r and nothing else: other characters at which `str.splitlines` cuts
-(U+0085, U+2028, form feeds) are part of what is written. A letter with an accent is one character
-(Unicode's form NFC), so that words and names are equal where they look equal; names of files may
-be written otherwise on disk (macOS takes them apart), which `on_disk` allows for.
+Lines end with \n, \r\n or \r; other characters at which `str.splitlines` cuts (U+0085, U+2028, form
+feeds) are text. A letter with an accent is one character (NFC in Unicode): words are equal where
+they look equal. Names of files on disk may be otherwise (macOS), which `on_disk` allows for.
 """
 
 import codecs
@@ -24,7 +23,7 @@ _CHUNK_BYTES = 2**20
 
 
 class TextError(UserError, ValueError):
-    """A text file cannot be used; the message says where, what was found and what was expected."""
+    """A text file cannot be used; the message has the place, what is there, and what it lacks."""
 
 
 def read_text(
@@ -39,7 +38,7 @@ def read_text(
     Args:
       path: A file; gzip is recognised by its content, UTF-16 by its byte order mark.
       letters: 'as written' leaves letters and accents apart where they are.
-      not_utf8: Of bytes that are no UTF-8; 'keep' is for names of files, which may have such bytes.
+      not_utf8: 'keep' is for names of files, which may have bytes that are no UTF-8.
       may_be_empty: Whether a file without any text is '' in place of an error.
 
     Returns:
@@ -59,11 +58,11 @@ def read_text(
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig", errors)
     except UnicodeDecodeError as error:
-        found = data[error.start : error.start + 1].hex()
+        byte = data[error.start : error.start + 1].hex()
         before = data[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         line = "" if wide else f"line {before.count(10) + 1}: "
         raise TextError(
-            f"{path}: {line}found byte 0x{found} at {error.start}; expected text in UTF-8, or in "
+            f"{path}: {line}found byte 0x{byte} at {error.start}; expected text in UTF-8, or in "
             "UTF-16 with a byte order mark"
         ) from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -78,9 +77,6 @@ def read_text(
 def read_table(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Reads a table with a header: with tabs, where quotes are literal, or with commas.
 
-    Args:
-      path: The file, as of `read_text`.
-
     Returns:
       Its columns; and line number and fields of every row, None where one is missing.
 
@@ -93,8 +89,8 @@ def read_table(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str, s
     how["quoting"] = csv.QUOTE_NONE if with_tabs else csv.QUOTE_MINIMAL
     rows = csv.DictReader(io.StringIO(text), strict=True, **how)
     try:
-        found = [(rows.line_num, row) for row in rows]
-        return list(rows.fieldnames or ()), found
+        numbered = [(rows.line_num, row) for row in rows]
+        return list(rows.fieldnames or ()), numbered
     except csv.Error as error:
         line = rows.line_num + 1
         raise TextError(f"{path}: line {line}: {error}; expected closed quotes") from None
@@ -123,13 +119,10 @@ def nfc(text: str) -> str:
 
 
 def on_disk(path: Path) -> Path:
-    """The file or folder that a path means: itself, else one whose name looks the same.
-
-    Args:
-      path: Of a file, whose letters and accents may be joined or apart.
+    """The path as it is on disk, where letters and accents may be joined or apart.
 
     Returns:
-      The path as it is on disk; as it was given where there is none, or where several look so.
+      As it was given where there is no such file, or where several look so.
     """
     if os.path.lexists(path) or str(path).isascii():
         return path

@@ -17,16 +17,10 @@ def ahead(
     num_workers: int | None = None,
     per_worker: int = 2,
 ) -> Iterator[tuple[Item, futures.Future[Result]]]:
-    """Items with the futures of their results: each error is that of its item.
+    """Yields items with the futures of their results, in order.
 
-    Args:
-      function: Called in the threads.
-      items: In the order of the results.
-      num_workers: Threads; None for one per core.
-      per_worker: Items that are begun before their turn, for each thread.
-
-    Yields:
-      An item and its future. Closed early, it waits for what has begun and starts nothing else.
+    Closed early, it waits for what has begun and starts nothing else. There are `num_workers`
+    threads (None: one a core), each `per_worker` items ahead of what is taken.
     """
     num_workers = num_workers or os.cpu_count() or 1
     pending: collections.deque[tuple[Item, futures.Future[Result]]] = collections.deque()

@@ -6,6 +6,7 @@ word boundary each, as in fairseq's .ltr files; phones have none.
 Shapes: U labels, V symbols.
 """
 
+import collections
 import functools
 import re
 import unicodedata
@@ -42,10 +43,9 @@ class Vocabulary(NamedTuple):
     def normalise(self, text: str) -> str:
         """A transcript as it is spelt with these symbols.
 
-        Characters: in the case of the symbols, compatibility forms and apostrophes unified (NFKC),
-        punctuation and symbols that are no symbols of the vocabulary read as spaces. Letters and
-        digits that it lacks stay, and are errors when it is encoded. Phones: spaces, and accents
-        that are apart from their letter (NFC).
+        Characters: the case of the symbols, compatibility forms and apostrophes unified (NFKC),
+        other punctuation and signs become spaces; other letters and digits stay. Phones: spaces
+        and accents unified (NFC).
         """
         if self.of_characters:
             known = set(map(nfc, self.symbols))
@@ -56,9 +56,15 @@ class Vocabulary(NamedTuple):
         return " ".join(nfc(text).split())
 
     def unknown(self, text: str) -> list[str]:
-        """What of a transcript is no symbol, in order, once each."""
-        tokens = _tokens(self.normalise(text), characters=self.of_characters)
-        return list(dict.fromkeys(t for t in tokens if t not in _numbers(self.symbols)))
+        """The tokens of a transcript that are no symbols, in order, once each."""
+        tokens, numbers = self._tokens(text), _numbers(self.symbols)
+        return list(dict.fromkeys(token for token in tokens if token not in numbers))
+
+    def _tokens(self, text: str) -> list[str]:
+        words = self.normalise(text).split()
+        if not self.of_characters:
+            return words
+        return [c for word in words for c in [*word, BOUNDARY]]
 
     def encode(self, text: str, *, unknown: Literal["raise", "mark"] = "raise") -> np.ndarray:
         """A transcript as labels [U] int32; with 'mark', `<unk>` for what is no symbol.
@@ -73,11 +79,11 @@ class Vocabulary(NamedTuple):
                 "symbols of the vocabulary"
             )
         numbers = _numbers(self.symbols)
-        tokens = _tokens(self.normalise(text), characters=self.of_characters)
-        return np.asarray([numbers.get(token, UNKNOWN) for token in tokens], np.int32)
+        labels = [numbers.get(token, UNKNOWN) for token in self._tokens(text)]
+        return np.asarray(labels, np.int32)
 
     def decode(self, labels: Sequence[int] | np.ndarray, *, one_space: bool = True) -> str:
-        """Labels as a transcript; the blank, padding and end say nothing.
+        """Labels [U] as a transcript, without the blank, padding and end.
 
         Args:
           labels: [U].
@@ -100,15 +106,8 @@ def _upper(symbols: tuple[str, ...]) -> bool:
     return any(s.isupper() for s in symbols if len(s) == 1)
 
 
-def _tokens(text: str, *, characters: bool) -> list[str]:
-    """Of a normalised transcript."""
-    if not characters:
-        return text.split()
-    return [c for word in text.split() for c in [*word, BOUNDARY]]
-
-
 def frames_needed(labels: np.ndarray) -> int:
-    """Least T that CTC can say these labels in: one each, and a blank between equal ones."""
+    """Least T of these labels with CTC: one each, and a blank between equal ones."""
     return len(labels) + int(np.sum(labels[1:] == labels[:-1]))
 
 
@@ -123,11 +122,10 @@ def characters(texts: Iterable[str]) -> Vocabulary:
     Raises:
       VocabularyError: There are none.
     """
-    counts: dict[str, int] = {}
     draft = Vocabulary((*SPECIAL, BOUNDARY, "'", "a"))
+    counts: collections.Counter[str] = collections.Counter()
     for text in texts:
-        for character in draft.normalise(text).replace(" ", ""):
-            counts[character] = counts.get(character, 0) + 1
+        counts.update(draft.normalise(text).replace(" ", ""))
     if not counts:
         raise VocabularyError("the transcripts are empty: there is nothing to recognise")
     ordered = sorted(counts, key=lambda c: (-counts[c], c))
@@ -140,10 +138,10 @@ def phones(sequences: Iterable[Sequence[str]]) -> Vocabulary:
     Raises:
       VocabularyError: There are none, or one is spelt like a special symbol.
     """
-    found = sorted({phone for sequence in sequences for phone in sequence})
-    if not found or set(found) & {*SPECIAL, BOUNDARY}:
-        raise VocabularyError(f"phones: found {found[:5]}, expected labels such as AH or s")
-    return Vocabulary((*SPECIAL, *found))
+    labels = sorted({phone for sequence in sequences for phone in sequence})
+    if not labels or set(labels) & {*SPECIAL, BOUNDARY}:
+        raise VocabularyError(f"phones: found {labels[:5]}, expected labels such as AH or s")
+    return Vocabulary((*SPECIAL, *labels))
 
 
 def read_dictionary(path: str | Path) -> Vocabulary:
@@ -152,15 +150,14 @@ def read_dictionary(path: str | Path) -> Vocabulary:
     Raises:
       VocabularyError: It is another file.
     """
-    path = Path(path)
     try:
         lines = read_text(path).split("\n")
     except TextError as error:
         raise VocabularyError(f"{error}; expected a dictionary such as dict.ltr.txt") from None
-    found = [re.split("[ \t]", line.strip(" \t"))[0] for line in lines if line.strip()]
-    if not found or len(set(found)) < len(found) or set(found) & set(SPECIAL):
+    symbols = [re.split("[ \t]", line.strip(" \t"))[0] for line in lines if line.strip()]
+    if not symbols or len(set(symbols)) < len(symbols) or set(symbols) & set(SPECIAL):
         raise VocabularyError(
             f"{path}: expected a symbol and its count a line, as in fairseq's dict.ltr.txt, each "
-            f"symbol once; found {len(found)} lines that begin with {found[:3]}"
+            f"symbol once; found {len(symbols)} lines that begin with {symbols[:3]}"
         )
-    return Vocabulary((*SPECIAL, *found))
+    return Vocabulary((*SPECIAL, *symbols))

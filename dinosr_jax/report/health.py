@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple
 from dinosr_jax.evaluation.result_files import Validated
 from dinosr_jax.recipes import published_recipe
 from dinosr_jax.report.run_files import RunFiles, numbers
+from dinosr_jax.training.guard import CODEWORD_USE, FEATURE_STD, PERPLEXITY, TEACHER_STD, Bound
 
 Verdict = Literal["good", "watch", "bad", "unknown"]
 Record = dict[str, Any]
 
-# of config.guard fields: under it to be watched; under the bound bad
-WATCH = {"min_target_perplexity": 0.25, "min_codeword_use": 0.5}
 INFORMATION = (0.2, 0.1)  # over the first bad, over the second to be watched
 FOLLOWED = {
     "phones": "eval_pnmi",
@@ -47,10 +46,11 @@ def signs(run: RunFiles) -> list[Sign]:
     """All signs, in the order in which one looks at them."""
     return [
         _finite(run.records),
-        _perplexity(run),
-        _codeword_use(run),
+        _lowest(run, PERPLEXITY),
+        _lowest(run, CODEWORD_USE),
         _accuracy(run.records),
-        *(_spread(run, field) for field in ("teacher_std", "feature_encoder_std")),
+        _lowest(run, TEACHER_STD),
+        _lowest(run, FEATURE_STD),
         *(_information(run, what) for what in ("position", "speaker", "loudness")),
     ]
 
@@ -99,37 +99,21 @@ def _finite(records: Sequence[Record]) -> Sign:
     return Sign("Loss is a number", f"yes, {losses[-1][1]:.3g} at the end", "good", bad)
 
 
-def _perplexity(run: RunFiles) -> Sign:
-    name = "Target perplexity, lowest codebook"
-    size = run.whole("model", "codebook_size")
-    bound = _bound(run, "min_target_perplexity")
-    bad = (
-        f"A few codes (under {bound:.0%} of the codebook) are a collapse: the student has made the "
-        "targets trivial. Causes: the teacher follows too fast, a learning rate that is too high, "
-        "too little audio an update, teacher.scope 'encoder' in a small run."
-    )
-    step, values = latest(run.records, "target_perplexity")
+def _lowest(run: RunFiles, bound: Bound) -> Sign:
+    """A figure that the guard of the run bounds, of the codebook with the lowest."""
+    name, bad = _OF_BOUNDS[bound]
+    lowest, of_codebook = _bound(run, bound.field), bound in (PERPLEXITY, CODEWORD_USE)
+    bad = bad.format(lowest)
+    size = run.whole("model", "codebook_size") if bound is PERPLEXITY else 1
+    step, values = latest(run.records, bound.name)
     if not values or not size:
         return Sign(name, "not recorded", "unknown", bad)
-    low = min(values)
-    book = run.codebook_names()[values.index(low)] if len(values) > 1 else "mean"
-    text = f"{low:.1f} of {size} ({book}, update {step:,})"
-    return Sign(name, text, _low(low / size, bound, WATCH["min_target_perplexity"]), bad)
-
-
-def _codeword_use(run: RunFiles) -> Sign:
-    name = "Codewords in use, lowest codebook"
-    bad = (
-        "A share that sinks: codewords die. The published first ones leave many far outside the "
-        "data; shorter ones (codebook.init_scale 0.1) do not."
-    )
-    step, values = latest(run.records, "codeword_use")
-    if not values:
-        return Sign(name, "not recorded", "unknown", bad)
-    low = min(values)
-    book = run.codebook_names()[values.index(low)] if len(values) > 1 else "mean"
-    verdict = _low(low, _bound(run, "min_codeword_use"), WATCH["min_codeword_use"])
-    return Sign(name, f"{low:.0%} ({book}, update {step:,})", verdict, bad)
+    low, where = min(values), f"update {step:,}"
+    if of_codebook:
+        book = run.codebook_names()[values.index(low)] if len(values) > 1 else "mean"
+        where = f"{book}, {where}"
+    text = {PERPLEXITY: f"{low:.1f} of {size}", CODEWORD_USE: f"{low:.0%}"}.get(bound, f"{low:.3g}")
+    return Sign(name, f"{text} ({where})", _low(low / size, lowest, bound.watch), bad)
 
 
 def _accuracy(records: Sequence[Record]) -> Sign:
@@ -145,22 +129,6 @@ def _accuracy(records: Sequence[Record]) -> Sign:
     better = reached / max(guessed, 1e-9)
     verdict: Verdict = "bad" if better < 1.05 else "watch" if better < 1.5 else "good"
     return Sign(name, f"{reached:.1%} against {guessed:.1%} (update {step:,})", verdict, bad)
-
-
-def _spread(run: RunFiles, field: str) -> Sign:
-    teacher = field == "teacher_std"
-    whose = "teacher's output" if teacher else "feature encoder's output"
-    bound = _bound(run, "min_target_std" if teacher else "min_feature_std")
-    bad = (
-        f"Under {bound:g}: it says nearly the same of every frame. Loss and perplexity can look "
-        "well for a while yet."
-    )
-    name = f"Standard deviation of the {whose}"
-    step, values = latest(run.records, field)
-    if not values:
-        return Sign(name, "not recorded", "unknown", bad)
-    verdict: Verdict = "bad" if values[0] < bound else "good"
-    return Sign(name, f"{values[0]:.3g} (update {step:,})", verdict, bad)
 
 
 def _information(run: RunFiles, what: str) -> Sign:
@@ -183,6 +151,25 @@ def _information(run: RunFiles, what: str) -> Sign:
     return Sign(name, text, verdict, bad)
 
 
+_ALIKE = (
+    "Under {:g}: it says nearly the same of every frame. Loss and perplexity can look well for a "
+    "while yet."
+)
+_OF_BOUNDS = {
+    PERPLEXITY: (
+        "Target perplexity, lowest codebook",
+        "A few codes (under {:.0%} of the codebook) are a collapse: the student has made the "
+        "targets trivial. Causes: the teacher follows too fast, a learning rate that is too high, "
+        "too little audio an update, teacher.scope 'encoder' in a small run.",
+    ),
+    CODEWORD_USE: (
+        "Codewords in use, lowest codebook",
+        "A share that sinks: codewords die. The published first ones leave many far outside the "
+        "data; shorter ones (codebook.init_scale 0.1) do not.",
+    ),
+    TEACHER_STD: ("Standard deviation of the teacher's output", _ALIKE),
+    FEATURE_STD: ("Standard deviation of the feature encoder's output", _ALIKE),
+}
 _NAMED = {
     "position": "the position in the crop",
     "speaker": "the speaker",

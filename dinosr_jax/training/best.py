@@ -9,13 +9,12 @@ from dinosr_jax.training.checkpoint import Checkpoints
 
 
 class Best:
-    """Keeps the state with the least of a metric, under `directory`; a run that goes on knows it.
+    """Keeps the state with the least of some metrics, under `directory`; of equal ones the first.
 
-    Of equal ones the earlier is kept.
+    Metrics are compared in the order of `fields`.
     """
 
     def __init__(self, directory: Path, *, fields: Sequence[str]):
-        """`fields` of the metrics are compared, the first first."""
         self._checkpoints = Checkpoints(directory, keep=1)
         self.directory, self._fields = self._checkpoints.directory, tuple(fields)
         before = self._checkpoints.newest_data()
@@ -31,27 +30,18 @@ class Best:
         metrics: Mapping[str, float],
         about: Callable[[int], dict[str, Any]],
     ) -> bool:
-        """Saves a state if it is better than all before.
+        """Saves the state after `step` updates, as `Checkpoints.save`, if it is the best so far.
 
-        Args:
-          step: Finished updates.
-          state: To be saved; copied from the devices before this returns.
-          metrics: Figures on held-out speech, the same in all processes.
-          about: Gives the `config` and `data` that `Checkpoints.save` takes.
-
-        Returns:
-          Whether it was the best.
-
-        Raises:
-          CheckpointError: It could not be written.
+        `metrics` are the same in all processes; `about` gives the `config` and `data` of a step.
+        Returns whether it is the best.
         """
         figures = self._figures(metrics)
         comparable = not any(map(math.isnan, figures))
         if not comparable or (self._least is not None and figures >= self._least):
             return False
-        found = about(step)
-        found["data"] = found["data"] | {"metrics": dict(metrics)}
-        self._checkpoints.save(step, state, **found)
+        beside = about(step)
+        beside["data"] = beside["data"] | {"metrics": dict(metrics)}
+        self._checkpoints.save(step, state, **beside)
         self._least = figures
         return True
 

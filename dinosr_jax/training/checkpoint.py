@@ -1,13 +1,15 @@
 """Checkpoints of a run: state, configuration and data position, written by orbax.
 
-A step is written to a temporary folder and renamed when it is complete, so that a run killed at
-any moment finds its last complete checkpoint whole.
+A step is written to a temporary folder and renamed when it is complete: a kill at any moment leaves
+the last complete checkpoint whole.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +58,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
-        # Reading takes no more than the folder; orbax's manager warns that it is for reading only.
-        self._manager = None if read_only else self._open()
+        self._manager = None if read_only else self._open()  # orbax's warns where it is read-only
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -68,7 +69,7 @@ class Checkpoints:
             raise CheckpointError(f"cannot open {self.directory}: {error}") from error
 
     def _sync(self) -> None:
-        """Has what is written on disk before it gets its name: orbax syncs arrays alone."""
+        """Syncs what is written before it gets its name: orbax syncs arrays alone."""
         for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
             files.sync_tree(folder)
 
@@ -77,15 +78,11 @@ class Checkpoints:
         return sorted(self._manager.all_steps()) if self._manager else self._steps_on_disk()
 
     def newest_data(self) -> dict[str, Any] | None:
-        """The `data` of the newest checkpoint that has a readable one; None where none has.
-
-        Raises:
-          CheckpointError: One cannot be read, and is not damaged.
-        """
+        """The `data` of the newest checkpoint that is not damaged, or None."""
         for step in reversed(self._steps_together()):
-            found = read_together(self.directory / str(step), lambda f: _read_json(f / "data"))
-            if found is not None:
-                return found
+            data = read_together(self.directory / str(step), lambda f: _read_json(f / "data"))
+            if data is not None:
+                return data
         return None
 
     def save(self, step: int, state: Any, *, config: dict[str, Any], data: dict[str, Any]) -> None:
@@ -99,48 +96,38 @@ class Checkpoints:
             config=ocp.args.JsonSave(config),
             data=ocp.args.JsonSave(data),
         )
-        try:
+        with self._saving(step):
             self._manager.save(step, args=args, force=True)
-        except Exception as error:  # whatever the file system or tensorstore raise
-            raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Waits until everything is on disk.
-
-        Raises:
-          CheckpointError: It could not be written.
-        """
-        try:
+        """Waits until everything is on disk; raises CheckpointError where it could not be."""
+        with self._saving():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(None, error) from error
 
     def close(self) -> None:
-        """Ends the saves in progress and gives the threads of the manager back.
+        """Ends the saves in progress, and the manager; errors as of `wait`."""
+        if self._manager is not None:
+            with self._saving():
+                self._manager.close()
 
-        Raises:
-          CheckpointError: One of the saves could not be written.
-        """
-        if self._manager is None:
-            return
+    @contextlib.contextmanager
+    def _saving(self, step: int | None = None) -> Iterator[None]:
+        """Raises CheckpointError for whatever the file system or tensorstore raise."""
         try:
-            self._manager.close()
+            yield
         except Exception as error:
-            raise self._failed(None, error) from error
-
-    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        complete = [s for s in self._steps_on_disk() if s != step]
-        kept = f"step {complete[-1]} is complete" if complete else "no checkpoint is complete"
-        free = shutil.disk_usage(self.directory).free / 2**20
-        return CheckpointError(
-            f"saving a checkpoint into {self.directory} failed ({free:,.0f} MB free there): "
-            f"{first_line(error)}\nNothing older was touched: {kept}. Free or repair the disk and "
-            "run the same command again to go on from there."
-        )
+            complete = [s for s in self._steps_on_disk() if s != step]
+            kept = f"step {complete[-1]} is complete" if complete else "no checkpoint is complete"
+            free = shutil.disk_usage(self.directory).free / 2**20
+            raise CheckpointError(
+                f"saving a checkpoint into {self.directory} failed ({free:,.0f} MB free there): "
+                f"{first_line(error)}\nNothing older was touched: {kept}. Free or repair the disk "
+                "and run the same command again to go on from there."
+            ) from error
 
     def _steps_on_disk(self) -> list[int]:
-        """Steps whose folder carries its final name, oldest first; asks the disk, not orbax."""
+        """Steps whose folder has its final name on disk, oldest first."""
         names = os.listdir(self.directory) if self.directory.exists() else ()
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -149,9 +136,8 @@ class Checkpoints:
     ) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
-        One that is damaged is named in a warning and the one before it is read. Only when that
-        succeeds is it moved aside, to `damaged-STEP` (unless read_only): where none can be read,
-        the cause may be another, and all stay where they are.
+        A damaged one is named in a warning, and moved to `damaged-STEP` once one before it has been
+        read (unless read_only): where none can be read, all stay where they are.
 
         Args:
           abstract_state: Shapes, types and shardings of the state.
@@ -160,7 +146,7 @@ class Checkpoints:
           step: Read this one and no other; None reads the newest.
 
         Returns:
-          The checkpoint, the same in all processes, or None where the run has none at all.
+          The checkpoint, the same in all processes, or None where the run has none.
 
         Raises:
           CheckpointError: There are checkpoints, and all are damaged; or one of the processes
@@ -169,18 +155,15 @@ class Checkpoints:
         steps, damaged = [s for s in self._steps_together() if step in (None, s)], []
         describe = lambda folder: [_read_json(folder / item) for item in ("config", "data")]
         for step in reversed(steps):
-            folder = self.directory / str(step)
-            if (about := read_together(folder, describe)) is None:
-                damaged.append(step)
-                continue
-            if check is not None:
-                check(*about)
-            state = read_together(folder, lambda f: _read_state(f / "state", abstract_state))
-            if state is None:
-                damaged.append(step)
-                continue
-            self._move_aside(damaged)
-            return Restored(step, state, *about)
+            folder, state = self.directory / str(step), None
+            if (about := read_together(folder, describe)) is not None:
+                if check is not None:
+                    check(*about)
+                state = read_together(folder, lambda f: _read_state(f / "state", abstract_state))
+            if state is not None:
+                self._move_aside(damaged)
+                return Restored(step, state, *about)
+            damaged.append(step)
         if steps:
             raise CheckpointError(
                 f"none of the {len(steps)} checkpoints in {self.directory} can be read; see above. "
@@ -214,7 +197,7 @@ def _read_json(folder: Path) -> Any:
 def _read_state(folder: Path, abstract_state: Any) -> Any:
     """The state in buffers of its own, which can be donated.
 
-    By orbax's handler, not by its manager, in which the processes wait for each other: one that
+    In orbax's manager, other than in its handler, the processes wait for each other: one that
     cannot read would leave the others there.
     """
     handler = ocp.StandardCheckpointHandler()
@@ -230,15 +213,9 @@ def check_same_run(
 ) -> dict[str, tuple[Any, Any]]:
     """Refuses to go on from a checkpoint with a configuration that makes it another run.
 
-    Args:
-      old: Configuration of the checkpoint.
-      new: Configuration asked for.
-      old_data: Data identity of the checkpoint: its `fingerprint`.
-      new_data: The same of the data that is there now.
-      where: Folder of the checkpoints, for the message.
-
-    Returns:
-      The fields that may change and did: name -> (old, new).
+    `old` and `new` are the configurations of the checkpoint and of this run, `old_data` and
+    `new_data` have the `fingerprint` of their data; `where` is the folder, for the message. Returns
+    the changed fields that may change: name -> (old, new).
 
     Raises:
       CheckpointError: Other fields differ, or the data does; all are named.
@@ -264,13 +241,7 @@ def check_same_run(
             f"config.data.data_dir now holds {new_data['fingerprint']}"
         )
     if lines:
-        raise CheckpointError(
-            "\n".join(
-                [
-                    f"the run in {where} cannot go on with this configuration:",
-                    *lines,
-                    "Give it the old values, or choose another --workdir to start a new run.",
-                ]
-            )
-        )
+        first = f"the run in {where} cannot go on with this configuration:"
+        last = "Give it the old values, or choose another --workdir to start a new run."
+        raise CheckpointError("\n".join([first, *lines, last]))
     return {name: values for name, values in changed.items() if name != "workdir"}

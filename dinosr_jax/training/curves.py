@@ -10,8 +10,8 @@ from dinosr_jax import files
 Record = dict[str, Any]
 LEAST_SHARE = 0.25  # at the top of an axis of shares, so that little looks little
 
-# Okabe and Ito's colours, told apart by the colour-blind; with a dash pattern each for black and
-# white. Yellow is left out: it is not seen on white.
+# Okabe and Ito's colours, which the colour-blind distinguish, without yellow; a dash pattern each
+# for black and white.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
@@ -196,12 +196,7 @@ PANELS = (
 
 
 def draw_curves(records: Sequence[Record], figure_path: Path) -> None:
-    """Draws the records of a run into a PNG, replaced atomically.
-
-    Args:
-      records: Of metrics.jsonl, in the order of the steps.
-      figure_path: PNG to write.
-    """
+    """Draws the records of a run, in the order of the steps, into a PNG."""
     # The object interface: no global state, no display, safe beside a user's own figures.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -228,14 +223,7 @@ def draw_curves(records: Sequence[Record], figure_path: Path) -> None:
 def draw_panel(
     axes: Any, records: Sequence[Record], panel: Panel, *, labels: Sequence[str] = ()
 ) -> None:
-    """Draws the lines of a panel, without title and legend.
-
-    Args:
-      axes: Of matplotlib.
-      records: In the order of the steps.
-      panel: One of `PANELS`.
-      labels: A name of each codebook; their numbers where there is none.
-    """
+    """Draws the lines of a panel, without title and legend; `labels` are names of codebooks."""
     lines = panel_lines(records, panel)
     styles = line_styles(len(lines), order="ranked" if panel.lines == "codebook" else "none")
     for k, ((field, points), style) in enumerate(zip(lines.items(), styles, strict=True)):
@@ -266,30 +254,20 @@ def line_name(field: str, panel: Panel) -> str:
 
 
 def panel_lines(records: Sequence[Record], panel: Panel) -> dict[str, list[tuple[int, float]]]:
-    """Field -> its (step, value) of every line of a panel that has any; not finite ones left out.
-
-    On a logarithmic axis only what is more than 0.
-    """
-    fields = {name: None for record in records for name in record}
+    """Field -> finite (step, value) of every line of a panel; over 0 on a logarithmic axis."""
+    recorded = {name: None for record in records for name in record}
+    fields = panel.fields
     if panel.lines == "codebook":
-        found = [field for field in panel.fields if f"{field}_0" in fields]
-        books = (f"{found[0]}_{k}" for k in range(len(fields))) if found else ()
-        wanted = [field for field in books if field in fields]
-    else:
-        wanted = [field for field in panel.fields if field in fields]
-    lines = {field: _points(records, field) for field in wanted}
+        first = next((field for field in fields if f"{field}_0" in recorded), None)
+        fields = [f"{first}_{k}" for k in range(len(recorded))]
+    lines = {field: _points(records, field) for field in fields if field in recorded}
     if panel.scale == "log":
         lines = {f: [(step, y) for step, y in points if y > 0] for f, points in lines.items()}
     return {field: points for field, points in lines.items() if points}
 
 
 def line_styles(number: int, *, order: Literal["none", "ranked"]) -> list[dict[str, Any]]:
-    """Colour and dashes of lines that must be told apart, in print and by the colour-blind.
-
-    Args:
-      number: Of lines.
-      order: 'ranked' for lines in an order, such as layers: from dark to light.
-    """
+    """Colours and dashes that differ in print, too; 'ranked' goes from dark to light."""
     if order == "none":
         colours = [LINE_COLOURS[k % len(LINE_COLOURS)] for k in range(number)]
     else:
@@ -301,6 +279,5 @@ def line_styles(number: int, *, order: Literal["none", "ranked"]) -> list[dict[s
 
 
 def _points(records: Sequence[Record], field: str) -> list[tuple[int, float]]:
-    found = ((record["step"], record.get(field)) for record in records)
-    number = lambda y: isinstance(y, int | float) and math.isfinite(y)
-    return [(step, y) for step, y in found if number(y)]
+    points = ((record["step"], record.get(field)) for record in records)
+    return [(x, y) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]

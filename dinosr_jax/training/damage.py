@@ -1,8 +1,7 @@
-"""Checkpoints that cannot be read: tried again, told from damaged ones, agreed on by all processes.
+"""Checkpoints that cannot be read: are they damaged? All processes agree on the answer.
 
-A checkpoint is damaged where files are missing, short, or hold what cannot be decoded. All else (a
-disk or network that fails for a while, missing permissions, too little memory) says nothing about
-the checkpoint.
+A checkpoint is damaged where files are missing, short, or hold what cannot be decoded. Any other
+failure (disk, network, permissions, memory) says nothing about it: the read is tried again.
 """
 
 import json
@@ -22,31 +21,27 @@ _DAMAGED = "damaged: "
 # How tensorstore calls what is missing, short or undecodable; without a number of the system's.
 _CODES = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 
-Found = TypeVar("Found")
+Read = TypeVar("Read")
 
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written, read or gone on from; the message says what to do."""
 
 
-def read_together(folder: Path, read: Callable[[Path], Found]) -> Found | None:
-    """Reads something of a checkpoint; all processes must ask for it, and go the same way on.
+def read_together(folder: Path, read: Callable[[Path], Read]) -> Read | None:
+    """What `read` gives of the folder of a checkpoint, in all processes at once.
 
-    Args:
-      folder: Of the checkpoint.
-      read: Reads it from the folder; must not wait for other processes.
-
-    Returns:
-      What was read; None where one of the processes finds it damaged, after a warning.
+    It is None, after a warning, where the checkpoint is damaged for one of the processes. `read`
+    must not wait for other processes.
 
     Raises:
       CheckpointError: One of the processes cannot read it, and it is not damaged.
     """
-    found, failure = _try(folder, read)
+    content, failure = _try(folder, read)
     processes.wait_for_all(f"read {folder.name}")  # longer than a collective would
     failures = processes.together([failure] if failure else [])
     if not failures:
-        return found
+        return content
     others = [text for text in failures if not text.startswith(_DAMAGED)]
     if not others:
         reason = failures[0].removeprefix(_DAMAGED)
@@ -59,14 +54,14 @@ def read_together(folder: Path, read: Callable[[Path], Found]) -> Found | None:
     )
 
 
-def _try(folder: Path, read: Callable[[Path], Found]) -> tuple[Found | None, str]:
+def _try(folder: Path, read: Callable[[Path], Read]) -> tuple[Read | None, str]:
     """What was read, or why it could not be."""
     for attempt, pause in enumerate((*_PAUSES, None)):
         try:
             return read(folder), ""
         except Exception as error:  # orbax and tensorstore raise many kinds
-            reason = first_line(_origin(error))[:300]
-            damaged = _tells_damage(error)
+            origin = _origin(error)
+            reason, damaged = first_line(origin)[:300], _is_damage(origin)
         if problem := _problem(folder):
             reason, damaged = problem, False
         if damaged and attempt:
@@ -84,9 +79,8 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _tells_damage(error: Exception) -> bool:
+def _is_damage(origin: BaseException) -> bool:
     """Whether an error is of missing, short or undecodable files."""
-    origin = _origin(error)
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     if isinstance(origin, (*missing, json.JSONDecodeError, UnicodeDecodeError)):
         return True
@@ -114,5 +108,5 @@ def _problem(folder: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what follows."""
+    """The first line of an error's message."""
     return (str(error).strip() or repr(error)).splitlines()[0]

@@ -1,4 +1,4 @@
-"""What a configuration asks of the devices, found before a run starts."""
+"""The check, before a run starts, that the devices can compute its attention."""
 
 import logging
 from typing import Any
@@ -14,18 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_attention(config: Any, device: jax.Device) -> Implementation:
-    """What computes the attention of a run on its devices, which is logged.
-
-    Args:
-      config: Parsed configuration.
-      device: One of those that train.
-
-    Returns:
-      The implementation; of 'cudnn' the student's is XLA's where probabilities are dropped.
-
-    Raises:
-      ValueError: The device cannot run what `model.attention` asks for.
-    """
+    """The attention of a run on a device, which is logged; ValueError where it cannot run there."""
     model, data = config.model, config.data
     samples = int(data.max_seconds * SAMPLE_RATE)
     chosen = implementation(
@@ -42,6 +31,6 @@ def check_attention(config: Any, device: jax.Device) -> Implementation:
             "; the student's by xla: cuDNN cannot drop probabilities (model.attention_dropout is "
             f"{model.attention_dropout:g})"
         )
-    asked = f"config.model.attention is {model.attention!r}"
-    _LOG.info("attention is computed by %s on %s (%s)%s", chosen, device.platform, asked, dropped)
+    field = f"config.model.attention is {model.attention!r}"
+    _LOG.info("attention is computed by %s on %s (%s)%s", chosen, device.platform, field, dropped)
     return chosen

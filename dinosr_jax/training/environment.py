@@ -29,12 +29,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def record_environment(path: Path, *, step: int) -> None:
-    """Adds where the run goes on to a file with one JSON object a line.
-
-    Args:
-      path: WORKDIR/environment.jsonl.
-      step: Finished updates at the start.
-    """
+    """Adds the environment, at the start after `step` updates, to WORKDIR/environment.jsonl."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = {"step": step, "date": now, **describe_environment()}
     with path.open("a") as file:
@@ -42,7 +37,7 @@ def record_environment(path: Path, *, step: int) -> None:
 
 
 def _processor() -> str:
-    """Name of the processor, as its vendor calls it where the system tells."""
+    """The vendor's name of the processor, where the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -10,11 +10,19 @@ _FRAMES_A_CODEWORD = 4  # a batch with fewer cannot be expected to use the whole
 
 
 class Bound(NamedTuple):
-    """The lowest value that a field of the records may have; `unit` is how it is written."""
+    """The lowest value of a figure."""
 
-    name: str
-    lowest: float
-    unit: str
+    field: str  # of `config.guard`
+    name: str  # of the figure in the records
+    unit: str  # format of the figure
+    watch: float = 0.0  # share of the codebook under which a report says to watch it
+
+
+PERPLEXITY = Bound("min_target_perplexity", "target_perplexity", ".2f", watch=0.25)
+CODEWORD_USE = Bound("min_codeword_use", "codeword_use", ".1%", watch=0.5)
+TEACHER_STD = Bound("min_target_std", "teacher_std", ".2g")
+FEATURE_STD = Bound("min_feature_std", "feature_encoder_std", ".2g")
+BOUNDS = (PERPLEXITY, CODEWORD_USE, TEACHER_STD, FEATURE_STD)
 
 
 class Guard:
@@ -22,37 +30,33 @@ class Guard:
 
     A bound counts once `patience_steps` updates in a row are under it, from `after_steps` on. A
     warning is repeated after `eval_steps` updates at the earliest; where the run is to stop, every
-    update that is seen counts. Records are the same in every process, and so is what follows from
-    them.
+    update counts. Records are the same in every process, and so are the warnings.
     """
 
     def __init__(self, config: Any):
         self._config = config
-        self._since: dict[str, int] = {}  # field -> the first of the updates in a row
-        self._last: int | None = None  # the last time that something was said
+        self._since: dict[str, int] = {}  # name -> the first of the updates in a row
+        self._last: int | None = None  # update of the last warning
 
     def history(self) -> dict[str, Any]:
-        """What a run that goes on must know of the updates before, as plain values."""
+        """The state of the guard, as plain values, for a checkpoint."""
         return {"since": dict(self._since), "last": self._last}
 
     def resume(self, history: Mapping[str, Any] | None) -> None:
-        """Takes up the history of a checkpoint; older ones have None."""
+        """Takes up the history of a checkpoint; older checkpoints have None."""
         if history is not None:
             self._since, self._last = dict(history["since"]), history["last"]
 
     def check(self, record: Mapping[str, float], *, frames: float) -> str | None:
-        """Looks at the next update.
+        """The warning about the next update, with causes and what to do; None where none is due.
 
-        Args:
-          record: Its plain metrics (`metrics.to_record`), with its `step`.
-          frames: Masked frames of its batch.
-
-        Returns:
-          What was seen and what to do, for a person; None where all is well, or was said.
+        `record` are its metrics (`metrics.to_record`) and its `step`; its batch has so many masked
+        `frames`.
         """
         guard, step = self._config.guard, int(record["step"])
         seen: list[str] = []
-        for name, lowest, unit in self._bounds(record, frames) if step > guard.after_steps else ():
+        bounds = self._bounds(record, frames) if step > guard.after_steps else ()
+        for name, lowest, unit in bounds:
             if record[name] >= lowest:
                 self._since.pop(name, None)
             elif step - self._since.setdefault(name, step) + 1 >= guard.patience_steps:
@@ -65,30 +69,26 @@ class Guard:
         self._last = step
         return self._text(record, seen)
 
-    def _bounds(self, record: Mapping[str, float], frames: float) -> Iterator[Bound]:
-        """Those that are switched on; of codebooks, one for each."""
-        guard, size = self._config.guard, self._config.model.codebook_size
-        usable = max(min(size, frames / _FRAMES_A_CODEWORD), 1.0)
-        of_codebooks = []
-        if guard.min_target_perplexity:
-            lowest = 1 + guard.min_target_perplexity * (usable - 1)
-            of_codebooks.append(Bound("target_perplexity", lowest, ".2f"))
-        if guard.min_codeword_use:
-            of_codebooks.append(
-                Bound("codeword_use", guard.min_codeword_use * usable / size, ".1%")
-            )
-        for bound in of_codebooks:
-            for k in range(self._config.model.num_codebooks):
-                if f"{bound.name}_{k}" in record:  # not where there are no codebooks
-                    yield bound._replace(name=f"{bound.name}_{k}")
-        yield Bound("teacher_std", guard.min_target_std, ".2g")
-        yield Bound("feature_encoder_std", guard.min_feature_std, ".2g")
+    def _bounds(
+        self, record: Mapping[str, float], frames: float
+    ) -> Iterator[tuple[str, float, str]]:
+        """Name, lowest value and format of those that are switched on, each codebook's its own."""
+        model = self._config.model
+        usable = max(min(model.codebook_size, frames / _FRAMES_A_CODEWORD), 1.0)
+        for bound in BOUNDS:
+            lowest, names = self._config.guard[bound.field], [bound.name]
+            if bound in (PERPLEXITY, CODEWORD_USE):
+                names = [f"{bound.name}_{k}" for k in range(model.num_codebooks)] if lowest else []
+                usable_share = lowest * usable / model.codebook_size
+                lowest = 1 + lowest * (usable - 1) if bound is PERPLEXITY else usable_share
+                names = [name for name in names if name in record]  # else there are no codebooks
+            yield from ((name, lowest, bound.unit) for name in names)
 
     def _text(self, record: Mapping[str, float], seen: list[str]) -> str:
         c = self._config
-        others = "loss accuracy target_perplexity codeword_use explained_variance target_std "
-        others += "teacher_std feature_encoder_std"
-        now = ", ".join(f"{name} {record[name]:.3g}" for name in others.split() if name in record)
+        figures = ["loss", "accuracy", PERPLEXITY.name, CODEWORD_USE.name, "explained_variance"]
+        figures += ["target_std", TEACHER_STD.name, FEATURE_STD.name]
+        now = ", ".join(f"{name} {record[name]:.3g}" for name in figures if name in record)
         causes = [
             "a learning rate too high, or a warm-up too short, for the audio of a batch "
             f"(config.optimizer.learning_rate {c.optimizer.learning_rate:g}, warmup_steps "
@@ -109,15 +109,14 @@ class Guard:
             )
         if c.compute_dtype == "bfloat16":
             causes.append("bfloat16 with small batches (config.compute_dtype='float32')")
-        return "\n".join(
-            [
-                f"COLLAPSE at update {record['step']}: what the student learns to predict has "
-                f"become trivial, by {len(seen)} of the bounds in config.guard:",
-                *seen,
-                f"The update as a whole: {now}. A loss that falls is no good sign here; such a run "
-                "does not recover.",
-                "Usual causes:",
-                *(f"- {cause}" for cause in causes),
-                "Change one of them and start a new run, with another --workdir.",
-            ]
-        )
+        lines = [
+            f"COLLAPSE at update {record['step']}: what the student learns to predict has become "
+            f"trivial, by {len(seen)} of the bounds in config.guard:",
+            *seen,
+            f"The update as a whole: {now}. A loss that falls is no good sign here; such a run "
+            "does not recover.",
+            "Usual causes:",
+            *(f"- {cause}" for cause in causes),
+            "Change one of them and start a new run, with another --workdir.",
+        ]
+        return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, curves as PNG."""
+"""The records of a run: metrics.jsonl, TensorBoard, curves as PNG."""
 
 import json
 import logging
@@ -17,11 +17,7 @@ _DRAWN = 5000  # records; a picture shows no more
 
 
 class RunLog:
-    """The records of a run in its workdir.
-
-    A run that goes on from step k drops what was recorded after k, so that metrics.jsonl holds
-    every step once.
-    """
+    """The records of a run in its workdir; those after `start_step` are dropped at the start."""
 
     def __init__(self, workdir: Path, *, start_step: int):
         self.path = Path(workdir) / "metrics.jsonl"
@@ -31,11 +27,7 @@ class RunLog:
         self._events = SummaryWriter(str(workdir / "events"), purge_step=start_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a record; it has a `step` and a `loss`.
-
-        Raises:
-          OSError: The disk is full or gone; names the file.
-        """
+        """Adds a record with a `step`; an OSError of a full disk names the file."""
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
@@ -46,14 +38,14 @@ class RunLog:
                 self._events.add_scalar(name, value, record["step"])
 
     def draw(self) -> None:
-        """Draws the curves of all records so far; where that fails, says so and goes on."""
+        """Draws the curves of all records so far; a failure is a warning."""
         try:
             draw_curves(read_records(self.path, at_most=_DRAWN), self.figure)
         except OSError as error:
             _LOG.warning("%s could not be drawn: %s", self.figure, error)
 
     def close(self) -> None:
-        """Ends the files; what a full disk does not take is lost, and said."""
+        """Closes the files; what a full disk does not take is lost, with a warning."""
         for file in (self._file, self._events):
             try:
                 file.close()
@@ -62,15 +54,10 @@ class RunLog:
 
 
 def read_records(path: Path, *, at_most: int | None = None) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; lines that are none, as a kill leaves them, are left out.
+    """Records of a metrics.jsonl, which have a whole number as `step`; other lines are left out.
 
-    Args:
-      path: File with one record a line.
-      at_most: Where there are more lines, only every k-th is read, so that about so many are; and
-        as many of those with held-out figures. The last line always.
-
-    Returns:
-      Dictionaries with a whole number as `step`, in the order of the file.
+    Of more lines than `at_most` every k-th is read, about so many, and as many of those with
+    held-out figures; the last line always.
     """
     every = every_held_out = 1
     lines = held_out = -1

@@ -5,15 +5,18 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from dinosr_jax import files
 from dinosr_jax.config import complete, to_text
+from dinosr_jax.data.batches.labelled import LabelledData
+from dinosr_jax.data.batches.pipeline import SpeechData
+from dinosr_jax.data.batches.transcribed import TranscribedData
 from dinosr_jax.errors import UserError
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.progress import progress_bar
@@ -22,7 +25,7 @@ from dinosr_jax.training.best import Best
 from dinosr_jax.training.checkpoint import Checkpoints, Restored, check_same_run
 from dinosr_jax.training.compiled import Programs
 from dinosr_jax.training.ctc.step import make_finetuning_step
-from dinosr_jax.training.ctc.word_errors import TranscribedEvalData, WordErrors
+from dinosr_jax.training.ctc.word_errors import WordErrors
 from dinosr_jax.training.devices import check_attention
 from dinosr_jax.training.environment import record_environment
 from dinosr_jax.training.guard import Guard
@@ -31,34 +34,16 @@ from dinosr_jax.training.metrics import to_record
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import TrainState, init_state
 from dinosr_jax.training.step import make_first_codewords, make_train_step
-from dinosr_jax.training.validation import EvalData, Evaluation, PhoneData
+from dinosr_jax.training.validation import Evaluation
 
 _LOG = logging.getLogger(__name__)
 
 
 class TrainingError(UserError, RuntimeError):
-    """Training cannot go on; the message says what was seen and what to do."""
+    """Training cannot go on; the message says why and what to do."""
 
 
-class Data(Protocol):
-    """Batches as a pure function of the step (`SpeechData`, `TranscribedData` in `data`)."""
-
-    fingerprint: str
-    batches_per_epoch: int
-
-    def batches(
-        self, start_step: int, num_steps: int, *, share: tuple[int, int, int]
-    ) -> Iterator[Any]:
-        """Batches from a step on, each with `arrays`, `ids` and `num_bad`.
-
-        `share` is (first, last, parts): the rows from first / parts to last / parts of each.
-        """
-
-    def samples(self, step: int) -> int:
-        """Samples of audio in the whole batch of a step."""
-
-
-class Pending(NamedTuple):
+class _Pending(NamedTuple):
     """An update whose metrics are still on the device."""
 
     step: int
@@ -73,9 +58,9 @@ def train(
     config: Any,
     *,
     workdir: Path,
-    train_data: Data,
-    eval_data: EvalData | TranscribedEvalData | None,
-    phone_data: PhoneData | None = None,
+    train_data: SpeechData | TranscribedData,
+    eval_data: SpeechData | TranscribedData | None,
+    phone_data: LabelledData | None = None,
     initial: Mapping[str, Any] | None = None,
 ) -> int:
     """Trains to `config.num_steps`, going on from the last checkpoint in `workdir`.
@@ -98,7 +83,7 @@ def train(
       CheckpointError: The checkpoints belong to another run, or cannot be written.
       TrainingError: The workdir cannot be used, the loss is not finite, or the codes collapsed and
         `config.guard.action` is 'stop'.
-      ValueError: The devices cannot be cut as `config.mesh` says, or cannot run `model.attention`.
+      ValueError: The devices do not fit `config.mesh`, or cannot run `model.attention`.
     """
     claimed = _claim(workdir) if processes.is_first() else contextlib.nullcontext()
     with claimed, processes.StopSignals() as stop, processes.ending_together():
@@ -114,20 +99,19 @@ def train(
             if processes.is_first():
                 files.replace_text(workdir / "config.json", to_text(config) + "\n")
                 record_environment(workdir / "environment.jsonl", step=int(state.step))
-            run = _Run(config, workdir, mesh, abstract, checkpoints, train_data)
+            data = (train_data, eval_data, phone_data)
+            run = _Run(config, workdir, mesh, abstract, checkpoints, *data)
             if restored and run.guard:
                 run.guard.resume(restored.data.get("guard"))
-            if eval_data is not None:
-                run.evaluate_on(eval_data, phone_data)
             return run.run(state, stop)
         finally:
             checkpoints.close()
-            if run is not None:
-                run.close()
+            if run is not None and run.best is not None:
+                run.best.close()
 
 
 class _Run:
-    """What the loop holds on to between updates."""
+    """The loop, and what it keeps between updates."""
 
     def __init__(
         self,
@@ -136,9 +120,11 @@ class _Run:
         mesh: Mesh,
         abstract: Any,
         checkpoints: Checkpoints,
-        train_data: Data,
+        train_data: SpeechData | TranscribedData,
+        eval_data: SpeechData | TranscribedData | None,
+        phone_data: LabelledData | None,
     ):
-        self.config, self.workdir, self.mesh, self.abstract = config, workdir, mesh, abstract
+        self.config, self.workdir, self.mesh = config, workdir, mesh
         self.checkpoints, self.train_data = checkpoints, train_data
         make_step = make_finetuning_step if config.task == "ctc" else make_train_step
         self.train_step = sharding.jit_train_step(mesh, make_step(config), abstract)
@@ -146,26 +132,18 @@ class _Run:
         if config.codebook.init == "frames" and abstract.codebook is not None:
             first = make_first_codewords(config)
             self.first_codewords = sharding.jit_train_step(mesh, first, abstract)
-        self.programs = Programs(self._say)
+        self.programs = Programs(self._notify)
         self.evaluation: Evaluation | WordErrors | None = None
-        self.best: Best | None = None
-        self.guard = Guard(config) if config.task == "pretrain" else None
-        self.collapse = ""  # what the guard saw, where it stops the run
-        self.pending: Pending | None = None
-
-    def evaluate_on(self, eval_data: Any, phone_data: PhoneData | None) -> None:
-        """Evaluates every `eval_steps` updates and at the end; keeps the best recogniser."""
-        where = (self.config, self.mesh, self.abstract, self.programs)
-        if self.config.task == "ctc":
+        self.best: Best | None = None  # of a recogniser
+        where = (config, mesh, abstract, self.programs)
+        if eval_data is not None and config.task == "ctc":
             self.evaluation = WordErrors(*where, eval_data=eval_data)
-            self.best = Best(self.workdir / "best", fields=self.evaluation.best)
-        else:
+            self.best = Best(workdir / "best", fields=self.evaluation.best)
+        elif eval_data is not None:
             self.evaluation = Evaluation(*where, eval_data=eval_data, phone_data=phone_data)
-
-    def close(self) -> None:
-        """Ends the saves in progress."""
-        if self.best is not None:
-            self.best.close()
+        self.guard = Guard(config) if config.task == "pretrain" else None
+        self.collapse = ""  # the guard's warning, where it stops the run
+        self.pending: _Pending | None = None
 
     def run(self, state: TrainState, stop: processes.StopSignals) -> int:
         """Runs the updates that are left; returns the number of finished ones."""
@@ -175,8 +153,8 @@ class _Run:
             _LOG.info("nothing to do: %d of %d updates are done", step, c.num_steps)
             return step
         self.log = RunLog(self.workdir, start_step=step) if processes.is_first() else None
-        bar = {"unit": "update", "disable": self.log is None}
-        self.bar = progress_bar(total=c.num_steps, initial=step, **bar)
+        about = {"unit": "update", "disable": self.log is None}
+        self.bar = progress_bar(total=c.num_steps, initial=step, **about)
         self.seconds, self.num_bad, self.since = 0.0, 0, time.monotonic()
         share = sharding.local_share(self.mesh)
         batches = self.train_data.batches(step, c.num_steps - step, share=share)
@@ -193,14 +171,15 @@ class _Run:
                 seconds = self.train_data.samples(step) / 16_000
                 step += 1
                 about = (speech.ids, seconds, frames, speech.num_bad)
-                self.pending = Pending(step, metrics, *about)
+                self.pending = _Pending(step, metrics, *about)
                 last = step == c.num_steps or stop.is_set(step) or bool(self.collapse)
                 evaluate = self._evaluates_at(step)
                 save = last or step % c.checkpoint_steps == 0
                 if evaluate or save:
                     self._settle(evaluate=state if evaluate else None)
                 if save:
-                    self._save(step, state)
+                    self._wait_for(self.best)
+                    self.checkpoints.save(step, state, **self._about(step))
                 if last or (save and self.collapse):
                     break
             self.checkpoints.wait()
@@ -226,7 +205,7 @@ class _Run:
         first = c.ctc.eval_after_steps if c.task == "ctc" else 0
         return step == c.num_steps or (step % c.eval_steps == 0 and step >= first)
 
-    def _say(self, text: str) -> None:
+    def _notify(self, text: str) -> None:
         if processes.is_first():
             self.bar.write(text, file=sys.stderr)  # where the bar is
 
@@ -234,8 +213,7 @@ class _Run:
         """Fetches the metrics of the pending update, and checks and records them.
 
         Args:
-          evaluate: The state after it, to be evaluated once the metrics are found finite; None for
-            an update after which nothing is evaluated.
+          evaluate: The state after it, to be evaluated once the metrics are finite, or None.
         """
         if self.pending is None:
             return
@@ -256,7 +234,7 @@ class _Run:
         record["audio_seconds"] = pending.seconds
         record["epoch"] = pending.step / self.train_data.batches_per_epoch
         record["num_bad_utterances"] = num_bad  # since the last record
-        if shares := getattr(self.train_data, "shares", None):  # of a mixture
+        if shares := getattr(self.train_data, "shares", None):
             since = range(max(pending.step - self.config.log_steps, 0), pending.step)
             record |= {f"share/{name}": share for name, share in shares(since).items()}
         self.bar.set_postfix(
@@ -266,9 +244,9 @@ class _Run:
         if self.log is not None:
             self.log.write(record | held_out)
 
-    def _check_finite(self, record: dict[str, float], pending: Pending) -> None:
-        names = "loss gradient_norm update_norm parameter_norm teacher_std feature_encoder_std"
-        names = [name for name in names.split() if name in record]
+    def _check_finite(self, record: dict[str, float], pending: _Pending) -> None:
+        names = ("loss", "gradient_norm", "update_norm", "parameter_norm")
+        names = [name for name in (*names, "teacher_std", "feature_encoder_std") if name in record]
         if all(math.isfinite(record[name]) for name in names):
             return
         self.checkpoints.wait()
@@ -283,17 +261,14 @@ class _Run:
             "(config.optimizer.clip_norm). Running the same command repeats it exactly."
         )
 
-    def _check_collapse(self, record: dict[str, float], pending: Pending) -> None:
+    def _check_collapse(self, record: dict[str, float], pending: _Pending) -> None:
         if self.guard is None:
             return
-        frames = pending.frames * record["masked_share"]
-        text = self.guard.check(record, frames=frames)
-        if text is None:
-            return
-        if self.config.guard.action == "stop":
+        text = self.guard.check(record, frames=pending.frames * record["masked_share"])
+        if text and self.config.guard.action == "stop":
             self.collapse = self.collapse or text
-        else:
-            self._say(text)
+        elif text:
+            self._notify(text)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics on held-out speech; names start with eval_."""
@@ -302,19 +277,15 @@ class _Run:
         jax.block_until_ready(state)
         start = time.monotonic()
         metrics = self.evaluation.measure(state)
-        self._say(self.evaluation.summary(int(state.step), metrics))
+        self._notify(self.evaluation.summary(int(state.step), metrics))
         if self.best is not None:
             self._wait_for(self.checkpoints)
             if self.best.offer(int(state.step), state, metrics, self._about):
-                self._say(f"the best so far; kept in {self.best.directory}")
+                self._notify(f"the best so far; kept in {self.best.directory}")
         if self.log is not None and int(state.step) < self.config.num_steps:  # else `run` draws
             self.log.draw()
         self.since += time.monotonic() - start  # not counted in the speed of training
         return metrics
-
-    def _save(self, step: int, state: TrainState) -> None:
-        self._wait_for(self.best)
-        self.checkpoints.save(step, state, **self._about(step))
 
     def _wait_for(self, other: Checkpoints | Best | None) -> None:
         """Several processes save one checkpoint at a time: orbax's barriers go by name."""
@@ -357,8 +328,8 @@ def _start(
         if config.init:
             raise TrainingError(f"config.init={config.init}: its parameters were not given")
         return state
-    wanted = {name: abstract.params[name] for name in initial}
-    return state.replace(params={**state.params, **sharding.place_like(dict(initial), wanted)})
+    replaced = {name: abstract.params[name] for name in initial}
+    return state.replace(params={**state.params, **sharding.place_like(dict(initial), replaced)})
 
 
 def _restore(
@@ -367,14 +338,9 @@ def _restore(
     """The last whole checkpoint, or None where the run is new."""
 
     def check(old: dict[str, Any], old_data: dict[str, Any]) -> None:
-        new_data = {"fingerprint": fingerprint}
-        changed = check_same_run(
-            complete(old),
-            config.to_dict(),
-            old_data=old_data,
-            new_data=new_data,
-            where=checkpoints.directory,
-        )
+        data = {"old_data": old_data, "new_data": {"fingerprint": fingerprint}}
+        where = checkpoints.directory
+        changed = check_same_run(complete(old), config.to_dict(), **data, where=where)
         for name, (before, after) in changed.items():
             _LOG.warning("config.%s changes from %r to %r", name, before, after)
 

@@ -1,6 +1,6 @@
-"""What is logged of every update: how well codes are predicted, and whether they stay healthy.
+"""Metrics of every update: how well codes are predicted, and whether they stay healthy.
 
-Shapes: B batch, S samples, T frames, N codebooks, V codewords, P bins of frame positions, K kinds
+Shapes: B batch, S samples, T frames, N codebooks, V codewords, P bins of frame positions, K labels
 of something that codes may follow, C channels.
 """
 
@@ -42,14 +42,8 @@ class PredictionSums(NamedTuple):
 def prediction_statistics(logits: Array, codes: Array, mask: Array, *, bins: int) -> PredictionSums:
     """Sums the predictions of the masked frames of the global batch; without gradient.
 
-    Args:
-      logits: [N, B, T, V] float32.
-      codes: [N, B, T] int32.
-      mask: [B, T] bool.
-      bins: P, bins of frame positions; at least T / 10.
-
-    Returns:
-      `PredictionSums`.
+    Logits are [N, B, T, V] float32, codes [N, B, T] int32, the mask [B, T] bool; `bins` is P, at
+    least T / 10.
     """
     logits = jax.lax.stop_gradient(logits)
     n, _, frames, size = logits.shape
@@ -84,14 +78,12 @@ def prediction_metrics(statistics: Any) -> dict[str, Array]:
     Returns:
       Of `RegressionStatistics`, scalars: loss; target_std and prediction_std (mean over the
       channels of the standard deviation over the masked frames, as fairseq's target_var and
-      pred_var); explained_variance (1 - squared error / variance of the targets, of all channels
-      together).
-      Of `PredictionSums`, each [N], one number a codebook: loss (cross-entropy in nats); accuracy;
-      top_code_share (what always guessing the most frequent code would reach); target_perplexity
-      and prediction_perplexity (2^H of the mean one-hot code, and of the mean softmax);
-      codeword_use (share of the codewords that occur); position_information (I(code; position) /
-      H(position), position in bins of 10 frames: codes that follow the position in the crop are not
-      phones; an estimate of few frames is too high, so compare those of equally many).
+      pred_var); explained_variance (1 - squared error / variance of the targets).
+      Of `PredictionSums`, each [N]: loss (cross-entropy in nats); accuracy; top_code_share (of the
+      most frequent code); target_perplexity and prediction_perplexity (2^H of the mean one-hot
+      code, and of the mean softmax); codeword_use (share of the codewords that occur);
+      position_information (I(code; position) / H(position), in bins of 10 frames; few frames make
+      it too high).
     """
     if isinstance(statistics, RegressionStatistics):
         return _regression_metrics(statistics)
@@ -122,14 +114,9 @@ class FrameSums(NamedTuple):
 
 @jax.named_scope("metrics")
 def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[str, FrameSums]:
-    """Sums over the real frames, in float32 and without gradient.
+    """Sums of features [B, T, C], by name, over the frames without padding, without gradient.
 
-    Args:
-      features: Name -> [B, T, C].
-      padding_mask: [B, T] bool, True on padding; None where nothing is padded.
-
-    Returns:
-      Name -> `FrameSums`.
+    `padding_mask` [B, T] is True on padding; None where nothing is padded.
     """
 
     def of(x: Array) -> FrameSums:
@@ -143,18 +130,15 @@ def moments(features: Mapping[str, Array], padding_mask: Array | None) -> dict[s
 
 
 @jax.named_scope("metrics")
-def standard_deviations(found: Mapping[str, FrameSums]) -> dict[str, Array]:
-    """Mean over the channels of the standard deviation over batch and time; scalars.
+def standard_deviations(sums: Mapping[str, FrameSums]) -> dict[str, Array]:
+    """Mean over channels of the standard deviation over batch and time (fairseq: compute_var)."""
 
-    fairseq compares such figures with min_target_var and min_pred_var (data2vec, compute_var).
-    """
-
-    def of(moments: FrameSums) -> Array:
-        frames = jnp.maximum(moments.frames, 1)
-        variance = moments.squares / frames - jnp.square(moments.sums / frames)
+    def of(sums: FrameSums) -> Array:
+        frames = jnp.maximum(sums.frames, 1)
+        variance = sums.squares / frames - jnp.square(sums.sums / frames)
         return jnp.mean(jnp.sqrt(jnp.maximum(variance, 0.0)))
 
-    return {name: of(moments) for name, moments in found.items()}
+    return {name: of(each) for name, each in sums.items()}
 
 
 class RegressionStatistics(NamedTuple):
@@ -166,16 +150,7 @@ class RegressionStatistics(NamedTuple):
 
 
 def regression_statistics(predictions: Array, targets: Array, mask: Array) -> RegressionStatistics:
-    """Sums what is known of a regression of targets, without gradient.
-
-    Args:
-      predictions: [1, B, T, D] float32.
-      targets: [1, B, T, D] float32.
-      mask: [B, T] bool.
-
-    Returns:
-      `RegressionStatistics`.
-    """
+    """Sums a regression, without gradient: predictions and targets [1, B, T, D], mask [B, T]."""
     predictions = jax.lax.stop_gradient(predictions)
     loss = jnp.sum(regression_loss(predictions, targets, mask, num_masked=jnp.ones(())))
     return RegressionStatistics(
@@ -188,33 +163,22 @@ def _regression_metrics(statistics: RegressionStatistics) -> dict[str, Array]:
     frames, width = jnp.maximum(target.frames, 1), target.sums.shape[-1]
     variance = jnp.sum(target.squares / frames - jnp.square(target.sums / frames))
     spread = {"target_std": target, "prediction_std": statistics.prediction}
-    found = {"loss": loss / frames} | standard_deviations(spread)
-    explained = 1 - found["loss"] * width**0.5 / jnp.maximum(variance, 1e-6)
-    return found | {"explained_variance": explained}
+    metrics = {"loss": loss / frames} | standard_deviations(spread)
+    explained = 1 - metrics["loss"] * width**0.5 / jnp.maximum(variance, 1e-6)
+    return metrics | {"explained_variance": explained}
 
 
 class HeldOut(NamedTuple):
-    """Sums over held-out batches; those of several batches add up.
-
-    `tables`: name of something that codes may follow -> how often they met, [N, K, V], at all
-    frames, masked or not.
-    """
+    """Sums over held-out batches; those of several batches add up."""
 
     prediction: PredictionSums | RegressionStatistics
-    tables: dict[str, Array]
+    tables: dict[str, Array]  # what codes may follow -> `count_table` of all frames
 
 
 def count_table(labels: Array, codes: Array, *, num_labels: int, codebook_size: int) -> Array:
-    """How often a label and a code meet, over the frames of the global batch.
+    """How often labels [B, T] and codes [N, B, T] meet, [N, K, V] float32, exact up to 2^24 frames.
 
-    Args:
-      labels: [B, T] integers, 0 to K - 1; frames of any other number do not count.
-      codes: [N, B, T] int32.
-      num_labels: K.
-      codebook_size: V.
-
-    Returns:
-      [N, K, V] float32, exact up to 2^24 frames.
+    Labels are 0 to K - 1; frames of any other number do not count.
     """
     counted = ((labels >= 0) & (labels < num_labels)).astype(jnp.float32).ravel()
     rows = jnp.broadcast_to(jnp.clip(labels, 0, num_labels - 1), codes.shape)
@@ -224,16 +188,7 @@ def count_table(labels: Array, codes: Array, *, num_labels: int, codebook_size: 
 
 
 def loudness_bins(waveforms: Array, *, field: int, hop: int) -> Array:
-    """How loud a frame is among those of its crop: 20 bins of equally many.
-
-    Args:
-      waveforms: [B, S].
-      field: Samples that a frame sees.
-      hop: Samples from one frame to the next.
-
-    Returns:
-      [B, T] int32, 0 (quietest) to 19.
-    """
+    """[B, T] int32: loudness of a frame in its crop [S], 0 (quietest) to 19, equally many each."""
     energy = jax.lax.reduce_window(
         jnp.square(waveforms), 0.0, jax.lax.add, (1, field), (1, hop), "valid"
     )
@@ -242,26 +197,25 @@ def loudness_bins(waveforms: Array, *, field: int, hop: int) -> Array:
 
 
 def table_metrics(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What codes say about phones, and about what they should not follow.
+    """Information of codes on phones, and on what they should not follow.
 
     Args:
       tables: Name -> [N, K, V] counts; 'phone' is that of the phones.
 
     Returns:
-      Each [N], one number a codebook: pnmi and phone_purity (`objective.information`), where there
-      is a table of phones; NAME_information of every other table, I(code; NAME) / H(NAME), where
-      there are two kinds at least. All are estimates that few frames make too high: compare those
-      of equally many.
+      Each [N]: pnmi and phone_purity (`objective.information`) of the phones; NAME_information of
+      every other table with two labels at least, I(code; NAME) / H(NAME). Few frames make all of
+      them too high.
     """
     of_codebooks = lambda measure, table: np.array([measure(counts) for counts in table])
-    found = {}
+    metrics = {}
     for name, table in tables.items():
         if name == "phone":
-            found["pnmi"] = of_codebooks(information.pnmi, table)
-            found["phone_purity"] = of_codebooks(information.phone_purity, table)
+            metrics["pnmi"] = of_codebooks(information.pnmi, table)
+            metrics["phone_purity"] = of_codebooks(information.phone_purity, table)
         elif np.count_nonzero(np.sum(table, axis=(0, 2))) > 1:
-            found[f"{name}_information"] = of_codebooks(information.pnmi, table)
-    return found
+            metrics[f"{name}_information"] = of_codebooks(information.pnmi, table)
+    return metrics
 
 
 @jax.named_scope("metrics")
@@ -275,10 +229,7 @@ def norms(*, gradients: Any, params: Any, updates: Any) -> dict[str, Array]:
 
 
 def to_record(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics on the device to plain numbers: [N] becomes its mean and one field a codebook.
-
-    'loss' of shape [N] gives 'loss' (the mean) and 'loss_0', 'loss_1', ... Fetches from the device.
-    """
+    """Fetches metrics as numbers: 'loss' [N] gives its mean 'loss', and 'loss_0', 'loss_1', ..."""
     record: dict[str, float] = {}
     for name, value in jax.device_get(metrics).items():
         value = np.asarray(value, np.float64)

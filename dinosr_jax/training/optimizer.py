@@ -1,4 +1,4 @@
-"""AdamW with fairseq's tri-stage learning rate, and what is frozen when."""
+"""AdamW with fairseq's tri-stage learning rate, and frozen parts."""
 
 import re
 from typing import Any, NamedTuple
@@ -27,16 +27,8 @@ def tri_stage(
 ) -> optax.Schedule:
     """Linear warm-up, hold, exponential decay (fairseq TriStageLRSchedule).
 
-    Args:
-      learning_rate: Peak.
-      warmup_steps: Updates from init_scale * learning_rate up to the peak.
-      hold_steps: Updates at the peak.
-      decay_steps: Updates from the peak down to final_scale * learning_rate, which then stays.
-      init_scale: Start, as a share of the peak.
-      final_scale: End, as a share of the peak.
-
-    Returns:
-      Schedule of the number of updates done before (0 at the first).
+    The schedule, of the number of updates done before, rises from init_scale * learning_rate to the
+    peak, holds it, and falls to final_scale * learning_rate, which then stays.
     """
     schedules = [
         optax.linear_schedule(init_scale * learning_rate, learning_rate, max(warmup_steps, 1)),
@@ -51,7 +43,7 @@ def tri_stage(
     return optax.join_schedules(schedules, [warmup_steps, warmup_steps + hold_steps])
 
 
-class FreezeState(NamedTuple):
+class CountedState(NamedTuple):
     """Updates done, and the state of the optimizer inside."""
 
     count: Array
@@ -72,12 +64,12 @@ def freeze_from(
         return {k: jax.tree.map(stop, v) if k in parts else v for k, v in tree.items()}
 
     def init(params):
-        return FreezeState(jnp.zeros((), jnp.int32), optimizer.init(params))
+        return CountedState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
     def update(gradients, state, params=None):
         frozen = state.count + 1 >= step
         updates, inner = optimizer.update(hold(gradients, frozen), state.inner, params)
-        return hold(updates, frozen), FreezeState(state.count + 1, inner)
+        return hold(updates, frozen), CountedState(state.count + 1, inner)
 
     return optax.GradientTransformation(init, update)
 
@@ -85,11 +77,11 @@ def freeze_from(
 def without_unused(
     optimizer: optax.GradientTransformation, config: Any
 ) -> optax.GradientTransformation:
-    """Leaves alone what the network of a configuration does not use: no step, no weight decay.
+    """Never moves parameters that the network of a configuration does not use.
 
     Those are the biases of query, key and value where `model.qkv_bias` is False, and, where heads
-    read the `ffn` of their layer, the last layer's last LayerNorm (which spidr's SpidR leaves alone
-    too). Their gradients do not count in the norm that the others are clipped by.
+    read the `ffn` of their layer, the last layer's last LayerNorm (as in spidr's SpidR). Their
+    gradients do not count in the norm that the others are clipped by.
     """
     last_norm = OBJECTIVES[config.objective].reads == "ffn"
 
@@ -109,13 +101,6 @@ def without_unused(
     return optax.GradientTransformation(optimizer.init, update)
 
 
-class WaitState(NamedTuple):
-    """Updates seen, and the state of the optimizer inside."""
-
-    count: Array
-    inner: optax.OptState
-
-
 def wait_until(
     optimizer: optax.GradientTransformation, *, step: int
 ) -> optax.GradientTransformation:
@@ -126,14 +111,14 @@ def wait_until(
     """
 
     def init(params):
-        return WaitState(jnp.zeros((), jnp.int32), optimizer.init(params))
+        return CountedState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
     def update(gradients, state, params=None):
         waits = state.count < step
         updates, inner = optimizer.update(gradients, state.inner, params)
         updates = jax.tree.map(lambda new: jnp.where(waits, jnp.zeros_like(new), new), updates)
         inner = jax.tree.map(lambda new, old: jnp.where(waits, old, new), inner, state.inner)
-        return updates, WaitState(state.count + 1, inner)
+        return updates, CountedState(state.count + 1, inner)
 
     return optax.GradientTransformation(init, update)
 

@@ -1,8 +1,8 @@
 """Several processes that train together: how they start, stop at one step, and end when one dies.
 
-One process a host (TPU), a node or a GPU; each reads its own rows of the same global batches. The
-first one writes logs. All of them run the same program: who does something that waits for the
-others (an update, an evaluation, a checkpoint) does it at the same step.
+There is one a host (TPU), a node or a GPU; each reads its own rows of the same global batches, and
+the first writes logs. All do what waits for the others (an update, an evaluation, a checkpoint) at
+the same step.
 """
 
 import contextlib
@@ -22,23 +22,20 @@ from orbax.checkpoint import multihost
 
 from dinosr_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 60  # one that is silent for so long counts as gone
+HEARTBEAT_SECONDS = 60  # a process that is silent for so long counts as gone
 _BARRIER_SECONDS = 3600
 _LOG = logging.getLogger(__name__)
 
 
 class ProcessError(UserError, RuntimeError):
-    """The processes cannot start together, or one of them is gone; says what to do."""
+    """The processes cannot start together."""
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes; must come before anything else of jax.
 
-    Args:
-      coordinator: HOST:PORT of the first process. None, like the other two: found by jax on SLURM,
-        TPU pods and Open MPI.
-      num_processes: How many there are.
-      process_id: Which one this is, from 0.
+    `coordinator` is HOST:PORT of the first process, ids count from 0. On SLURM, TPU pods and Open
+    MPI jax finds what is None.
 
     Raises:
       ProcessError: They did not come together.
@@ -58,10 +55,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keeps compiled programs in a folder, so that a run that goes on does not compile again.
+    """Keeps compiled programs in a folder for later runs; of CPUs, in one for each host.
 
-    JAX_COMPILATION_CACHE_DIR names another one. Those of a CPU run on CPUs of its kind only: each
-    host has a folder of its own there.
+    JAX_COMPILATION_CACHE_DIR names another one.
     """
     if jax.config.jax_compilation_cache_dir is None:
         folder = folder / platform.node() if jax.default_backend() == "cpu" else folder
@@ -74,22 +70,22 @@ def is_first() -> bool:
 
 
 def total(number: float) -> float:
-    """Sum of a number over the processes; all of them must ask at the same step."""
+    """Sum of a number over the processes; all of them must call it at the same step."""
     if jax.process_count() == 1:
         return number
     return type(number)(np.sum(multihost_utils.process_allgather(np.asarray(number))))
 
 
 def together(texts: list[str]) -> list[str]:
-    """Those of all processes, in their order; all of them must ask at the same step."""
+    """The texts of all processes, in their order; all of them must call it at the same step."""
     if jax.process_count() == 1:
         return texts
     own = np.frombuffer("\n".join(texts).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(len(own)))
     padded = np.pad(own, (0, int(sizes.max()) - len(own)))
     rows = np.asarray(multihost_utils.process_allgather(padded))
-    found = (bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True))
-    return [text for joined in found for text in joined.split("\n") if text]
+    joined = [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+    return [text for text in "\n".join(joined).split("\n") if text]
 
 
 def wait_for_all(name: str) -> None:
@@ -100,8 +96,7 @@ def wait_for_all(name: str) -> None:
 class StopSignals:
     """While entered, SIGTERM and SIGINT end the run after an update instead of the process.
 
-    Of several processes it is enough that one gets the signal: jax tells the others, and they agree
-    on the update.
+    Of several processes one needs the signal: jax passes it on, and they agree on the update.
     """
 
     def __enter__(self) -> "StopSignals":
@@ -126,7 +121,7 @@ class StopSignals:
             signal.signal(number, previous)
 
     def is_set(self, step: int) -> bool:
-        """Whether to stop now; every process asks once an update."""
+        """Whether to stop now; every process calls it once an update."""
         if jax.process_count() == 1:
             return self._event.is_set()
         return multihost_utils.reached_preemption_sync_point(step)
@@ -136,8 +131,7 @@ class StopSignals:
 def ending_together() -> Iterator[None]:
     """Ends this process, with exit code 1, when one of the others is gone.
 
-    What comes from XLA then is an error of its transport. Nothing else can be done: the state is
-    spread over the processes, and ending in order would wait for the one that is gone.
+    XLA's transport fails then. Ending in order would wait for the one that is gone.
     """
     try:
         yield

@@ -5,21 +5,22 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.model.layers import Target, traced_for
 from dinosr_jax.training.state import Batch
 
 DEVICE_PREFETCH = 2  # batches
 # Axes of the mesh: 'data' cuts the batch; 'fsdp' cuts the batch and the state; 'tensor' cuts heads,
 # feed-forward and codewords. First match wins: end of a leaf's path in the TrainState -> its axes.
-# Parameters, teacher and the moments of Adam end in the same names. The leading axis of
-# `encoder/layers` is that of the layers, of `heads` and `codebook` that of the codebooks.
+# Parameters, teacher and the moments of Adam end in the same names. The first axis of
+# `encoder/layers` is the layer, of `heads` and `codebook` the codebook.
 AXES = ("data", "fsdp", "tensor")
 RULES: tuple[tuple[str, P], ...] = (
     (r"layers/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor")),
@@ -42,19 +43,15 @@ BATCH = P(("data", "fsdp"))
 ACTIVATIONS = {"batch": BATCH[0], "heads": "tensor", "ffn": "tensor", "codewords": "tensor"}
 
 
+class MeshError(UserError, ValueError):
+    """Devices or batches do not fit `config.mesh`; the message says what to change."""
+
+
 def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh over the devices of a configuration.
-
-    Args:
-      config: Parsed configuration; `mesh` has the number of devices along each axis, where one may
-        be -1 and takes what is left.
-      devices: To make it of; None for all that jax has. The mesh takes the first ones.
-
-    Returns:
-      Mesh with the axes 'data', 'fsdp' and 'tensor'.
+    """The mesh of a configuration over the first of some devices, or of all that jax has.
 
     Raises:
-      ValueError: There are not as many devices, or batches cannot be cut by them.
+      MeshError: There are not as many devices, or batches cannot be cut by them.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.mesh[axis] for axis in AXES]
@@ -62,20 +59,20 @@ def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     sizes = [len(devices) // given if size == -1 else size for size in sizes]
     count = math.prod(sizes)
     if not 0 < count <= len(devices):
-        found = ", ".join(f"{axis} {config.mesh[axis]}" for axis in AXES)
-        raise ValueError(
-            f"config.mesh: found {found}; expected sizes whose product is 1 to {len(devices)}, "
+        given = ", ".join(f"{axis} {config.mesh[axis]}" for axis in AXES)
+        raise MeshError(
+            f"config.mesh: found {given}; expected sizes whose product is 1 to {len(devices)}, "
             "the number of devices, or -1 for one of them"
         )
     if jax.process_count() > 1 and count != len(devices):
-        raise ValueError(
+        raise MeshError(
             f"config.mesh: {count} of {len(devices)} devices; expected all of them where several "
             "processes train together"
         )
     parts, accumulation = sizes[0] * sizes[1], config.optimizer.accumulation_steps
     if config.data.batch_multiple % (parts * accumulation):
         micro = f" in {accumulation} micro-batches" if accumulation > 1 else ""
-        raise ValueError(
+        raise MeshError(
             f"config.data.batch_multiple: {config.data.batch_multiple} utterances cannot be dealt "
             f"to the {parts} devices of the mesh's data and fsdp axes{micro}; set it to a multiple "
             f"of {parts * accumulation}"
@@ -108,7 +105,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def local_share(mesh: Mesh) -> tuple[int, int, int]:
-    """Which part of every batch this process reads: from first / parts to last / parts of it."""
+    """(first, last, parts): this process reads rows first / parts to last / parts of a batch."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     cuts = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
     bounds = [cut.indices(parts) for (cut,) in cuts]
@@ -116,13 +113,7 @@ def local_share(mesh: Mesh) -> tuple[int, int, int]:
 
 
 def shard_batch(mesh: Mesh, waveforms: np.ndarray, **others: np.ndarray) -> Batch:
-    """Puts the rows that this process read on its devices, as their part of the batch.
-
-    Args:
-      mesh: The mesh.
-      waveforms: [rows, S] float32.
-      **others: Other fields of a `Batch`, [rows, ...].
-    """
+    """Puts the rows [rows, ...] that this process read on its devices; fields of a `Batch`."""
     first, last, parts = local_share(mesh)
     where = batch_sharding(mesh)
 
@@ -136,15 +127,9 @@ def shard_batch(mesh: Mesh, waveforms: np.ndarray, **others: np.ndarray) -> Batc
 def to_devices(
     mesh: Mesh, batches: Iterable[Any], fields: Callable[[Any], dict[str, np.ndarray]]
 ) -> Iterator[tuple[Any, Batch]]:
-    """Starts the transfer of the next batches while one is computed on.
+    """Yields what this process read with its `Batch`, whose transfer began one batch before.
 
-    Args:
-      mesh: The mesh.
-      batches: What this process read.
-      fields: What of one goes to the devices, by the names of `Batch`.
-
-    Yields:
-      What was read, and its batch.
+    `fields` gives the arrays of a batch that go to the devices, by the names of `Batch`.
     """
     queue: collections.deque = collections.deque()
     for read in batches:
@@ -155,15 +140,7 @@ def to_devices(
 
 
 def make_state(mesh: Mesh, init: Callable[[], Any]) -> tuple[Any, Any]:
-    """Shapes, and then arrays, of a state that is born on the mesh.
-
-    Args:
-      mesh: The mesh.
-      init: Makes the state; traced.
-
-    Returns:
-      The abstract state with its shardings, and a function that makes the real one.
-    """
+    """The abstract state of `init` with its shardings, and a function that makes it on the mesh."""
     abstract = jax.eval_shape(init)
     shardings = state_shardings(mesh, abstract)
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
@@ -187,23 +164,19 @@ def jit_train_step(mesh: Mesh, train_step: Callable, abstract_state: Any) -> Cal
     )
 
 
-def jit_eval_step(mesh: Mesh, eval_step: Callable, abstract_state: Any) -> Callable:
-    """Compiles an evaluation; the state is left alone."""
-    shardings = (state_shardings(mesh, abstract_state), batch_sharding(mesh), replicated(mesh))
-    return jax.jit(_on(mesh, eval_step), in_shardings=shardings, out_shardings=replicated(mesh))
-
-
-def jit_phone_step(mesh: Mesh, phone_step: Callable, abstract_state: Any) -> Callable:
-    """Compiles the counting of phones and codes; the state is left alone."""
-    shardings = (state_shardings(mesh, abstract_state), batch_sharding(mesh))
-    return jax.jit(_on(mesh, phone_step), in_shardings=shardings, out_shardings=replicated(mesh))
-
-
-def jit_rows_step(mesh: Mesh, step: Callable, abstract_state: Any) -> Callable:
-    """Compiles what gives something of every row; the state is left alone, results are cut."""
-    cut = batch_sharding(mesh)
-    shardings = (state_shardings(mesh, abstract_state), cut)
-    return jax.jit(_on(mesh, step), in_shardings=shardings, out_shardings=cut)
+def jit_eval_step(
+    mesh: Mesh,
+    step: Callable,
+    abstract_state: Any,
+    *,
+    numbers: int = 0,
+    results: Literal["sums", "rows"] = "sums",
+) -> Callable:
+    """Compiles step(state, batch, *numbers); the state is left alone, 'rows' stay cut."""
+    cut, whole = batch_sharding(mesh), replicated(mesh)
+    arguments = (state_shardings(mesh, abstract_state), cut, *(whole,) * numbers)
+    out = cut if results == "rows" else whole
+    return jax.jit(_on(mesh, step), in_shardings=arguments, out_shardings=out)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
@@ -224,10 +197,9 @@ def place_like(values: Any, abstract: Any) -> Any:
 
 
 def _on(mesh: Mesh, step: Callable) -> Callable:
-    """The same function, traced for the devices of the mesh, with its activations cut by them.
+    """The same function, traced for the mesh, with its activations cut by their axes.
 
-    Without a word on the activations, XLA would cut them like the parameters, and exchange them in
-    place of the (smaller) parameters.
+    XLA alone would cut activations like the parameters, and exchange them in place of these.
     """
 
     def spec(axes):
@@ -236,13 +208,8 @@ def _on(mesh: Mesh, step: Callable) -> Callable:
     def place(x, axes):
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
 
-    specs = {
-        "in_specs": (BATCH, P()),
-        "out_specs": BATCH,
-        "axis_names": set(BATCH[0]),
-        "check_vma": False,
-    }
-    split = functools.partial(jax.shard_map, mesh=mesh, **specs)
+    specs = {"in_specs": (BATCH, P()), "out_specs": BATCH, "axis_names": set(BATCH[0])}
+    split = functools.partial(jax.shard_map, mesh=mesh, **specs, check_vma=False)
 
     def spread(function, axes, result):
         specs = {"in_specs": tuple(map(spec, axes)), "out_specs": spec(result)}

@@ -1,4 +1,4 @@
-"""What a training run carries from one update to the next: arrays, nothing else."""
+"""The state of a training run, and its batches: arrays alone."""
 
 from typing import Any, NamedTuple
 
@@ -18,25 +18,15 @@ Array = jax.Array
 
 
 class Batch(NamedTuple):
-    """Audio of one update.
+    """Audio of one update, or of one held-out batch; None is what it does not need."""
 
-    Attributes:
-      waveforms: [B, S] float32, 16 kHz, normalised per utterance.
-      num_samples: [B] int32, real samples of each; None where nothing is padded.
-      speakers: [B] int32, numbers of the speakers; None in training.
-      phones: [B, T] int32, numbers of the phones, -1 where there is none; None in training.
-      labels: [B, U] int32, the transcript's symbols; None in pre-training, as the next.
-      num_labels: [B] int32, how many they are; 0 where a row only fills the batch.
-      heard: [B, S] float32, what the student hears in place of `waveforms`; None, the same.
-    """
-
-    waveforms: Array
-    num_samples: Array | None = None
-    speakers: Array | None = None
-    phones: Array | None = None
-    labels: Array | None = None
-    num_labels: Array | None = None
-    heard: Array | None = None
+    waveforms: Array  # [B, S] float32, 16 kHz, normalised per utterance
+    num_samples: Array | None = None  # [B] int32, of each row; None where nothing is padded
+    speakers: Array | None = None  # [B] int32, numbers of the speakers
+    phones: Array | None = None  # [B, T] int32, numbers of the phones, -1 where there is none
+    labels: Array | None = None  # [B, U] int32, symbols of the transcripts
+    num_labels: Array | None = None  # [B] int32, of each row; 0 where it only fills the batch
+    heard: Array | None = None  # [B, S] float32, of the student where they are others
 
     @property
     def student_waveforms(self) -> Array:
@@ -75,14 +65,9 @@ def make_model(config: Any) -> DinoSR:
 def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update; trace it with `jax.jit` to make it on a mesh.
 
-    Args:
-      config: Parsed configuration.
-      optimizer: Of `make_optimizer`.
-
-    Returns:
-      Student initialised from the seed, teacher a copy of it (or, with `teacher.init='reinit'`,
-      initialised anew), codebooks of standardised noise. A recogniser: the student with an output
-      layer in place of the heads.
+    The student is initialised from the seed; the teacher is a copy of it (with
+    `teacher.init='reinit'` initialised anew), the codebooks are standardised noise. A recogniser is
+    the student with an output layer in place of the heads.
     """
     model = make_model(config)
     samples = jnp.zeros((1, receptive_field(config.model.conv_layers)[0]))
@@ -111,7 +96,7 @@ def init_state(config: Any, *, optimizer: optax.GradientTransformation) -> Train
 
 
 def _init_recogniser(config: Any, params: Any, optimizer: optax.GradientTransformation) -> Any:
-    """A student [its parameters] becomes a recogniser."""
+    """The state of a recogniser, of the parameters of a student."""
     frame = jnp.zeros((1, 1, config.model.width))
     output = Output(len(config.ctc.symbols)).init(stream_key(config.seed, "output"), frame)
     params = {name: part for name, part in params.items() if name != "heads"}

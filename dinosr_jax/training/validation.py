@@ -1,19 +1,21 @@
-"""What is measured on held-out speech while a run trains.
+"""Metrics on held-out speech while a run trains.
 
 Loss, predictions, and what codes follow besides phones are measured on the crops of `eval_split`;
-unit quality, of an objective that has codes, on its utterances that have phones, whole, at all
-frames. Every process counts its own rows, and the counts are summed over all.
+unit quality, of an objective that has codes, on its whole utterances that have phones. The sums are
+of all processes.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from dinosr_jax.data.batches.labelled import LabelledData
+from dinosr_jax.data.batches.pipeline import SpeechData
 from dinosr_jax.model.feature_encoder import receptive_field
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective.masking import span_mask
@@ -43,35 +45,6 @@ _LOG = logging.getLogger(__name__)
 Array = jax.Array
 
 
-class EvalData(Protocol):
-    """Held-out batches (`data.pipeline.SpeechData`)."""
-
-    batches_per_epoch: int
-    speakers: Mapping[str, int]  # id of an utterance -> number of its speaker
-
-    def has_empty_rows(self, step: int) -> bool:
-        """Whether the whole batch of a step has rows that only fill it."""
-
-    def batches(
-        self, start_step: int, num_steps: int, *, share: tuple[int, int, int]
-    ) -> Iterator[Any]:
-        """Batches with `step`, `waveforms` and `ids`, which are '' where a row is empty."""
-
-
-class PhoneData(Protocol):
-    """Held-out utterances whose phones are known (`data.labelled.LabelledData`)."""
-
-    phones: tuple[str, ...]
-
-    def num_batches(self, parts: int) -> int:
-        """How many batches there are."""
-
-    def batches(
-        self, num_batches: int, *, share: tuple[int, int, int], field: int, hop: int
-    ) -> Iterator[Any]:
-        """Batches with `waveforms`, `num_samples` and `phones`."""
-
-
 class Evaluation:
     """Measures states of a run, over at most `eval_batches` batches of each kind of data."""
 
@@ -82,39 +55,34 @@ class Evaluation:
         abstract_state: Any,
         programs: Programs,
         *,
-        eval_data: EvalData,
-        phone_data: PhoneData | None,
+        eval_data: SpeechData,
+        phone_data: LabelledData | None,
     ):
         self._config, self._mesh, self._programs = config, mesh, programs
         self._eval_data, self._phone_data = eval_data, phone_data
         num_speakers = len(set(eval_data.speakers.values()))
         eval_step = make_eval_step(config, num_speakers=num_speakers)
-        self._eval_step = sharding.jit_eval_step(mesh, eval_step, abstract_state)
+        self._eval_step = sharding.jit_eval_step(mesh, eval_step, abstract_state, numbers=1)
         if OBJECTIVES[config.objective].predicts == "targets":
             if phone_data is not None:
                 _LOG.warning("config.objective %r has no codes: no PNMI", config.objective)
             self._phone_data = phone_data = None
         if phone_data is not None:
-            phone_step = make_phone_step(config, num_phones=len(phone_data.phones))
-            self._phone_step = sharding.jit_phone_step(mesh, phone_step, abstract_state)
+            phone_step = _make_phone_step(config, num_phones=len(phone_data.phones))
+            self._phone_step = sharding.jit_eval_step(mesh, phone_step, abstract_state)
 
     def measure(self, state: TrainState) -> dict[str, float]:
         """Metrics as in `prediction_metrics` and `table_metrics`; names start with eval_."""
-        found = self._held_out(state)
-        tables = dict(found.tables)
+        sums = self._held_out(state)
+        tables = dict(sums.tables)
         if self._phone_data is not None:
             tables["phone"] = self._phones(state, self._phone_data)
-        metrics = prediction_metrics(found.prediction) | table_metrics(jax.device_get(tables))
+        metrics = prediction_metrics(sums.prediction) | table_metrics(jax.device_get(tables))
         return {f"eval_{name}": value for name, value in to_record(metrics).items()}
 
     @staticmethod
     def summary(step: int, metrics: Mapping[str, float]) -> str:
-        """One line for a person.
-
-        Args:
-          step: Finished updates.
-          metrics: Of `Evaluation.measure`.
-        """
+        """A line on the metrics of `measure` after `step` updates."""
         if "eval_explained_variance" in metrics:
             return (
                 f"update {step}: held-out loss {metrics['eval_loss']:.3f}, explained variance "
@@ -138,22 +106,25 @@ class Evaluation:
 
         def fields(read: Any) -> dict[str, np.ndarray]:
             speakers = np.array([data.speakers[id_] if id_ else -1 for id_ in read.ids], np.int32)
-            found = {"waveforms": read.waveforms, "speakers": speakers}
-            if data.has_empty_rows(read.step):  # others' rows are all real: nothing is padded
+            arrays = {"waveforms": read.waveforms, "speakers": speakers}
+            if data.has_empty_rows(read.step):  # else nothing is padded
                 real = np.array([bool(id_) for id_ in read.ids])
-                found["num_samples"] = np.int32(read.waveforms.shape[1]) * real
-            return found
+                arrays["num_samples"] = np.int32(read.waveforms.shape[1]) * real
+            return arrays
 
         total = None
         batches = data.batches(0, number, share=share)
         for k, (_, batch) in enumerate(sharding.to_devices(self._mesh, batches, fields)):
-            arguments = (state, batch, jnp.asarray(k))
             name = "evaluation" if batch.num_samples is None else "evaluation with empty rows"
-            found = self._programs.get(name, self._eval_step, *arguments)(*arguments)
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
+            total = self._add(total, name, self._eval_step, state, batch, jnp.asarray(k))
         return total
 
-    def _phones(self, state: TrainState, data: PhoneData) -> jax.Array:
+    def _add(self, total: Any, name: str, step: Any, *arguments: Any) -> Any:
+        """The sums, or None before the first batch, with those of one batch more."""
+        sums = self._programs.get(name, step, *arguments)(*arguments)
+        return sums if total is None else jax.tree.map(jnp.add, total, sums)
+
+    def _phones(self, state: TrainState, data: LabelledData) -> jax.Array:
         """[N, P, V] counts of phones and codes."""
         share = sharding.local_share(self._mesh)
         number = min(self._config.eval_batches, data.num_batches(share[2]))
@@ -161,28 +132,18 @@ class Evaluation:
         batches = data.batches(number, share=share, field=field, hop=hop)
         total = None
         for _, batch in sharding.to_devices(self._mesh, batches, lambda b: b._asdict()):
-            found = self._programs.get("unit quality", self._phone_step, state, batch)(state, batch)
-            total = found if total is None else total + found
+            total = self._add(total, "unit quality", self._phone_step, state, batch)
         return total
 
 
 def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_speakers: int = 0):
-    """The same loss and metrics on held-out speech, without dropout and without any update.
+    """(TrainState, Batch, number of the batch) -> HeldOut, without dropout and without any update.
 
-    Args:
-      config: Parsed configuration.
-      sample_mask: As in `make_train_step`.
-      num_speakers: How many speakers there are, where batches name them.
-
-    Returns:
-      Pure function (TrainState, Batch, number of the batch) -> HeldOut; its masks depend on the
-      seed and the number of the batch only.
+    Masks depend on the seed and the number of the batch alone; `sample_mask` is as in
+    `make_train_step`.
     """
-    model, objective, count = (
-        make_model(config),
-        OBJECTIVES[config.objective],
-        make_statistics(config),
-    )
+    model, objective = make_model(config), OBJECTIVES[config.objective]
+    count = make_statistics(config)
 
     def eval_step(state: TrainState, batch: Batch, number: Array) -> HeldOut:
         mask = draw_mask(config, batch, stream_key(config.seed, "eval_mask", number), sample_mask)
@@ -195,21 +156,13 @@ def make_eval_step(config: Any, *, sample_mask: SampleMask = span_mask, num_spea
         statistics = count(apply(model, state.params, hidden, method="predict"), answers, mask)
         if objective.predicts == "targets":
             return HeldOut(statistics, {})
-        return HeldOut(statistics, follow_tables(config, batch, answers, num_speakers=num_speakers))
+        return HeldOut(statistics, _follow_tables(config, batch, answers, num_speakers))
 
     return eval_step
 
 
-def make_phone_step(config: Any, *, num_phones: int):
-    """Counts of phones and codes, for unit quality; only the teacher runs.
-
-    Args:
-      config: Parsed configuration, of an objective that has codes.
-      num_phones: P, kinds of phones.
-
-    Returns:
-      Pure function (TrainState, Batch with phones) -> [N, P, V].
-    """
+def _make_phone_step(config: Any, *, num_phones: int):
+    """(TrainState, Batch with phones) -> counts [N, P, V] of phones and codes of the teacher."""
     model, size = make_model(config), config.model.codebook_size
 
     def phone_step(state: TrainState, batch: Batch) -> Array:
@@ -222,9 +175,7 @@ def make_phone_step(config: Any, *, num_phones: int):
     return phone_step
 
 
-def follow_tables(
-    config: Any, batch: Batch, codes: Array, *, num_speakers: int
-) -> dict[str, Array]:
+def _follow_tables(config: Any, batch: Batch, codes: Array, num_speakers: int) -> dict[str, Array]:
     """Counts of codes [N, B, T] with what they should not follow: loudness, and the speaker."""
     field, hop = receptive_field(config.model.conv_layers)
     labels = {"loudness": (loudness_bins(batch.waveforms, field=field, hop=hop), LOUDNESS_BINS)}
@@ -234,4 +185,4 @@ def follow_tables(
     padded, size = frame_padding(config, batch), config.model.codebook_size
     real = lambda x: x if padded is None else jnp.where(padded, -1, x)
     count = lambda x, n: count_table(real(x), codes, num_labels=n, codebook_size=size)
-    return {name: count(*found) for name, found in labels.items()}
+    return {name: count(*numbers) for name, numbers in labels.items()}

@@ -59,9 +59,8 @@ def test_an_empty_recording_is_not_made_of_what_follows_it():
     wav = encoded(speech()[:0], "WAV")
     assert wav.endswith(b"data\0\0\0\0")
     for rest in (b"", b"LIST\x1a\0\0\0INFOISFT\x0e\0\0\0Lavf59.27.100\0", b"id3 \2\0\0\0ab"):
-        with pytest.raises(
-            audio.AudioError, match="^x: .* of [0-9]+ bytes, holds no samples"
-        ) as error:
+        message = "^x: .* of [0-9]+ bytes, holds no samples"
+        with pytest.raises(audio.AudioError, match=message) as error:
             audio.decode(wav + rest, name="x")
         assert "elete" not in str(error.value)
 

@@ -7,30 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from dinosr_jax.data import audio
 from dinosr_jax.data import manifest as manifest_module
 from dinosr_jax.data.manifest import ManifestError, Records, load_manifest, split_names
-from dinosr_jax.data.prepare.audio_folder import prepare
-
-SHARD = Path(__file__).parents[2] / "data/embedded/asterisk_en.ogg"
+from tests.prepared_speech import speech, write_parts
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
+def source(tmp_path_factory) -> Path:
     """40 utterances in train, 5 in test; texts with quotes, tabs are impossible in a table."""
     source = tmp_path_factory.mktemp("source")
-    waveform = soundfile.read(SHARD, frames=60 * 16_000, dtype="int16")[0]
+    write_parts(source, [0.5 + number / 40 for number in range(45)], step=16_000)
     rows = ["file\ttext\tsplit\tlanguage"]
     for number in range(45):
-        part = waveform[number * 16_000 : number * 16_000 + 8_000 + 400 * number]
-        soundfile.write(source / f"{number:02d}.flac", part, 16_000)
         rows.append(f'{number:02d}\tsay "{number}, é\t{"test" if number < 5 else "train"}\ten')
     (source / "transcripts.tsv").write_text("\n".join(rows), encoding="utf-8")
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
-    return folder
+    return source
 
 
 def cache(data_dir: Path, split: str = "train") -> Path:
@@ -152,9 +145,8 @@ def test_an_unusable_split_names_the_existing_ones(data_dir, split):
 
 
 def test_what_was_never_prepared_names_the_command(tmp_path):
-    with pytest.raises(
-        ManifestError, match="there is no such folder.* prepare --source="
-    ) as caught:
+    message = "there is no such folder.* prepare --source="
+    with pytest.raises(ManifestError, match=message) as caught:
         load_manifest(tmp_path / "gone", split="train")
     assert f"--data_dir={tmp_path / 'gone'}" in str(caught.value)
     (tmp_path / "LibriSpeech").mkdir()
@@ -171,28 +163,21 @@ def write_like_librispeech(folder: Path, *, file_format: str) -> None:
         code_path = None
 
         def _info(self):
-            features = {
-                "speech": tfds.features.Audio(
-                    sample_rate=16_000, dtype=np.int16, lazy_decode=True, file_format="flac"
-                ),
-                "text": tfds.features.Text(),
-                "speaker_id": np.int64,
-                "chapter_id": np.int64,
-                "id": np.str_,
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+            how = {"sample_rate": 16_000, "dtype": np.int16, "lazy_decode": True}
+            features = {"speech": tfds.features.Audio(**how, file_format="flac")}
+            features |= {"text": tfds.features.Text(), "id": np.str_}
+            features |= {"speaker_id": np.int64, "chapter_id": np.int64}
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
             return {"dev_clean": self._generate_examples()}
 
         def _generate_examples(self):
             for number in range(3):
-                samples = soundfile.read(SHARD, frames=8_000 + number, dtype="int16")[0]
-                speech = io.BytesIO(audio.encode_flac(samples))
+                content = io.BytesIO(audio.encode_flac(speech(8_000 + number)))
                 fields = {"speaker_id": 19, "chapter_id": 198, "id": f"19-198-{number}"}
-                yield number, {"speech": speech, "text": "HELLO", **fields}
+                yield number, {"speech": content, "text": "HELLO", **fields}
 
     LikeLibrispeech(data_dir=folder, file_format=file_format).download_and_prepare()
 

@@ -35,34 +35,23 @@ def test_text(tmp_path, data):
     assert read_text(tmp_path / "x") == TEXT
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"", "x: the file is empty"),
-        (b"\xef\xbb\xbf\n \n", "x: the file is empty"),
-        (b"a\nb\xff\n", "x: line 2: found byte 0xff at 3; expected text in UTF-8"),
-        (TEXT.encode("latin-1"), "x: line 1: found byte 0xe9 at 0"),
-        (b"a\nb\0c", "x: line 2: found a byte of value 0; expected a text file"),
-        (b"\xff\xfea\0b", "x: found byte 0x.. at .; expected text"),
-        (b"a\rb\xff", "x: line 2: found byte 0xff at 3"),
-        (packed(TEXT * 99)[:-9], "x: gzip that is cut or damaged"),
-        (packed(TEXT)[:-8] + bytes(8), "x: gzip that is cut or damaged"),
-        (b"\x1f\x8bnothing of the kind", "x: gzip that is cut or damaged"),
-    ],
-    ids=[
-        "empty",
-        "blank",
-        "no-utf-8",
-        "latin-1",
-        "zero",
-        "half",
-        "second-line",
-        "cut",
-        "checksum",
-        "no-gzip",
-    ],
-)
-def test_no_text(tmp_path, data, expected):
+NO_TEXT = {
+    "empty": (b"", "x: the file is empty"),
+    "blank": (b"\xef\xbb\xbf\n \n", "x: the file is empty"),
+    "no-utf-8": (b"a\nb\xff\n", "x: line 2: found byte 0xff at 3; expected text in UTF-8"),
+    "latin-1": (TEXT.encode("latin-1"), "x: line 1: found byte 0xe9 at 0"),
+    "zero": (b"a\nb\0c", "x: line 2: found a byte of value 0; expected a text file"),
+    "half": (b"\xff\xfea\0b", "x: found byte 0x.. at .; expected text"),
+    "second-line": (b"a\rb\xff", "x: line 2: found byte 0xff at 3"),
+    "cut": (packed(TEXT * 99)[:-9], "x: gzip that is cut or damaged"),
+    "checksum": (packed(TEXT)[:-8] + bytes(8), "x: gzip that is cut or damaged"),
+    "no-gzip": (b"\x1f\x8bnothing of the kind", "x: gzip that is cut or damaged"),
+}
+
+
+@pytest.mark.parametrize("case", NO_TEXT)
+def test_no_text(tmp_path, case):
+    data, expected = NO_TEXT[case]
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(TextError, match=expected) as found:
         read_text(tmp_path / "x")

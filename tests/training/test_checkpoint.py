@@ -43,9 +43,8 @@ def test_keeps_the_last_and_every_mth_and_gives_back_the_same_bits(tmp_path):
     restored = checkpoints.restore_latest(abstract())
     assert restored.step == 7 and restored.data == DATA
     np.testing.assert_array_equal(restored.state["w"], state(7)["w"])
-    changed = check_same_run(
-        restored.config, CONFIG, old_data=restored.data, new_data=DATA, where=tmp_path
-    )
+    data = {"old_data": restored.data, "new_data": DATA}
+    changed = check_same_run(restored.config, CONFIG, **data, where=tmp_path)
     assert changed == {}  # tuples come back as lists: no difference
     checkpoints.close()
 
@@ -136,10 +135,8 @@ def test_a_disk_that_fills_up_costs_nothing_saved_before(tmp_path):
     with no_room(20_000), pytest.raises(CheckpointError) as raised:
         save(checkpoints, 2, size)
         checkpoints.wait()
-    message = str(raised.value)
-    assert (
-        str(tmp_path) in message and "step 1 is complete" in message and "run the same" in message
-    )
+    facts = (str(tmp_path), "step 1 is complete", "run the same")
+    assert all(fact in str(raised.value) for fact in facts)
     checkpoints.close()
     again = Checkpoints(tmp_path, keep=1)
     restored = again.restore_latest(abstract(size))

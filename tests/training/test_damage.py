@@ -70,28 +70,20 @@ def files_of(folder):
 KINDS = ["config", "data", "tree", "manifest", "node", "arrays"]
 
 
-def delete(path):
-    path.unlink()
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def overwrite(path):
-    path.write_bytes(b"\xff\x00" * (path.stat().st_size // 2 + 1))
+HARMS = {
+    "delete": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "overwrite": lambda path: path.write_bytes(b"\xff\x00" * (path.stat().st_size // 2 + 1)),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("harm", [delete, cut, empty, overwrite])
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_is_missing_short_or_undecodable_is_damaged(folder, kind, harm, caplog):
-    if (kind, harm) == ("tree", delete):
+    if (kind, harm) == ("tree", "delete"):
         pytest.skip("orbax does without it")
-    harm(files_of(folder)[kind])
+    HARMS[harm](files_of(folder)[kind])
     restored = restore(folder)
     assert restored.step == 1 and restored.data == {"next_step": 1}
     np.testing.assert_array_equal(restored.state["w"], state(1)["w"])
@@ -246,16 +238,9 @@ def test_processes_go_the_same_way_where_one_cannot_read(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     folders = [str(tmp_path / name) for name in ("first", "second")]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "script.py"), str(number), port, *folders],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    command = lambda number: [sys.executable, tmp_path / "script.py", str(number), port, *folders]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command(n), env=environment, **pipes) for n in range(2)]
     try:
         outputs = [process.communicate(timeout=200) for process in started]
     finally:

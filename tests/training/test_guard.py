@@ -2,26 +2,17 @@
 
 import json
 import re
-import runpy
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dinosr_jax.config import parse
 from dinosr_jax.inference.pretrained import load
 from dinosr_jax.training.guard import Guard
 from dinosr_jax.training.loop import TrainingError, train
+from tests.update_runs import config_of
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
-
-
-def config_of(name="tiny", **changes):
-    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return parse(config)
 
 
 class Noise:
@@ -197,24 +188,21 @@ def test_a_batch_of_few_frames_is_not_expected_to_use_all_codewords():
 
 def test_tiny_codebooks_have_a_bound_that_can_be_reached():
     for size in (2, 4, 8):
-        guard = guard_of(model__codebook_size=size)
-        assert "target_perplexity_0" in guard.check(
-            record_of(**{f"target_perplexity_{k}": 1.0 for k in range(3)}), frames=900.0
-        )
+        record = record_of(**{f"target_perplexity_{k}": 1.0 for k in range(3)})
+        text = guard_of(model__codebook_size=size).check(record, frames=900.0)
+        assert "target_perplexity_0" in text
 
 
 def alarms(guard, collapsed):
     """Updates at which something is said; `collapsed` are those that are under a bound."""
-    records = (
-        record_of(step, teacher_std=0.0 if step in collapsed else 0.5) for step in range(1, 60)
-    )
+    std = lambda step: 0.0 if step in collapsed else 0.5
+    records = (record_of(step, teacher_std=std(step)) for step in range(1, 60))
     return [r["step"] for r in records if guard.check(r, frames=900.0) is not None]
 
 
 def test_patience_start_and_repetition():
-    guard = lambda **changes: guard_of(
-        eval_steps=20, **{f"guard__{k}": v for k, v in changes.items()}
-    )
+    named = lambda changes: {f"guard__{k}": v for k, v in changes.items()}
+    guard = lambda **changes: guard_of(eval_steps=20, **named(changes))
     assert alarms(guard(patience_steps=5), range(10, 60)) == [14, 34, 54]
     assert alarms(guard(patience_steps=5), {*range(10, 14), *range(15, 19)}) == []
     assert alarms(guard(patience_steps=3, after_steps=30), range(10, 60)) == [33, 53]

@@ -7,100 +7,47 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import soundfile
 
-from configs import tiny
-from dinosr_jax.config import parse
 from dinosr_jax.data.batches.pipeline import open_split
-from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.inference.pretrained import load
 from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.loop import TrainingError, train
 from dinosr_jax.training.validation import Evaluation
+from tests.main_runs import records, run_main_py, start_main
+from tests.prepared_speech import write_parts
+from tests.update_runs import config_of
 
 ROOT = Path(__file__).parents[2]
+TINY = f"--config={ROOT}/configs/tiny.py"
 STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-    """A minute and a half of real speech, half of it held out."""
-    source = tmp_path_factory.mktemp("source")
-    waveform = soundfile.read(ROOT / "data/embedded/asterisk_it.ogg", frames=96 * 16_000)[0]
-    rows = ["file\tspeaker\tsplit"]
-    for number in range(48):
-        name = f"{number:02d}.flac"
-        soundfile.write(source / name, waveform[number * 32_000 :][:32_000], 16_000)
-        rows.append(f"{name}\tcarlo\t{'validation' if number % 3 == 0 else 'train'}")
-    (source / "transcripts.tsv").write_text("\n".join(rows) + "\n")
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
+def source(tmp_path_factory) -> Path:
+    """A minute and a half of real speech, a third of it held out."""
+    folder = tmp_path_factory.mktemp("source")
+    write_parts(folder, [2.0] * 48, step=32_000, voice="asterisk_it")
+    rows = [f"{n:02d}\tcarlo\t{'train' if n % 3 else 'validation'}" for n in range(48)]
+    (folder / "transcripts.tsv").write_text("\n".join(["file\tspeaker\tsplit", *rows]) + "\n")
     return folder
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-def command(data_dir: Path, workdir: Path, *flags: str) -> list[str]:
-    return [
-        sys.executable,
-        "main.py",
-        f"--config={ROOT}/configs/tiny.py",
-        f"--workdir={workdir}",
-        f"--config.data.data_dir={data_dir}",
-        f"--config.num_steps={STEPS}",
-        "--config.checkpoint_steps=4",
-        "--config.eval_steps=12",
-        "--config.data.max_rungs=1",
-        "--config.data.max_seconds=2.0",
-        "--config.model.layerdrop=0.2",
-        *flags,
-    ]
-
-
-def environment(cache: Path) -> dict[str, str]:
-    """One device; programs are compiled quickly, and reused by the next process."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return kept | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+def flags_of(data_dir: Path, workdir: Path, *flags: str) -> list[str]:
+    fields = {"data.data_dir": data_dir, "num_steps": STEPS, "checkpoint_steps": 4}
+    fields |= {"eval_steps": 12, "data.max_rungs": 1, "data.max_seconds": 2.0}
+    fields |= {"model.layerdrop": 0.2}
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    return [f"--workdir={workdir}", *given, *flags]
 
 
 def run(data_dir, workdir, cache, *flags, expect=0):
-    done = subprocess.run(
-        command(data_dir, workdir, *flags),
-        cwd=ROOT,
-        env=environment(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == expect, done.stdout[-3000:]
-    return done.stdout
-
-
-def records(workdir: Path) -> list[dict]:
-    kept = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        record.pop("audio_seconds_per_second")
-        record.pop("num_bad_utterances")  # since the last record of the same process
-        kept.append(record)
-    return kept
+    return run_main_py(cache, *flags_of(data_dir, workdir, *flags), expect=expect)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +64,8 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
     ours, theirs = load(workdir), load(reference)
     assert ours.step == theirs.step == STEPS
     for name in ("params", "teacher_params", "codebook"):
-        pairs = zip(
-            jax.tree.leaves(getattr(ours, name)),
-            jax.tree.leaves(getattr(theirs, name)),
-            strict=True,
-        )
-        assert all(np.array_equal(a, b) for a, b in pairs), name
+        pair = getattr(ours, name), getattr(theirs, name)
+        assert jax.tree.all(jax.tree.map(np.array_equal, *pair)), name
 
 
 def test_a_run_writes_what_the_readme_says(reference):
@@ -145,13 +88,7 @@ def test_killed_at_any_moment_gives_the_same_run(
     workdir = tmp_path / "killed"
     kills = []
     for _ in range(times):
-        process = subprocess.Popen(
-            command(data_dir, workdir),
-            cwd=ROOT,
-            env=environment(cache),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = start_main(cache, *flags_of(data_dir, workdir))
         before = last_step(workdir)
         moment = chance.choice(["step", "save"])
         while process.poll() is None and last_step(workdir) < before + chance.randint(1, 4):
@@ -164,7 +101,7 @@ def test_killed_at_any_moment_gives_the_same_run(
         if process.poll() is None:
             process.kill()
             kills.append((moment, last_step(workdir)))
-        process.wait()
+        process.communicate()
     print("killed at", kills)
     assert kills
     run(data_dir, workdir, cache)
@@ -180,14 +117,7 @@ def last_step(workdir: Path) -> int:
 @pytest.mark.slow
 def test_sigterm_saves_and_a_larger_num_steps_goes_on(data_dir, reference, cache, tmp_path):
     workdir = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command(data_dir, workdir),
-        cwd=ROOT,
-        env=environment(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start_main(cache, *flags_of(data_dir, workdir))
     while process.poll() is None and last_step(workdir) < 5:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -209,8 +139,8 @@ def test_sigterm_saves_and_a_larger_num_steps_goes_on(data_dir, reference, cache
 def test_another_configuration_is_refused_by_name(data_dir, reference, run_main):
     before = records(reference)
     flags = ["--config.model.width=64", "--config.seed=3", "--config.data.min_seconds=0.5"]
-    flags = command(data_dir, reference, *flags, "--config.log_steps=7")[2:]
-    said = run_main(*flags)
+    flags = flags_of(data_dir, reference, *flags, "--config.log_steps=7")
+    said = run_main(TINY, *flags)
     for name in ("config.model.width", "config.seed", "config.data.min_seconds"):
         assert f"{name}: the checkpoint has" in said
     assert "log_steps" not in said
@@ -229,7 +159,7 @@ def test_another_configuration_is_refused_by_name(data_dir, reference, run_main)
     ],
 )
 def test_mistakes_are_explained(data_dir, tmp_path, run_main, flags, words):
-    said = run_main(*command(data_dir, tmp_path / "never", *flags)[2:])
+    said = run_main(TINY, *flags_of(data_dir, tmp_path / "never", *flags))
     assert said.startswith("error: ") and all(word in said for word in words), said
     assert not (tmp_path / "never" / "metrics.jsonl").exists()
 
@@ -241,19 +171,9 @@ def test_a_mistake_is_one_line(data_dir, cache, tmp_path):
 
 def in_process(data_dir: Path, **changes):
     """Configuration and data of a short run in this process, on eight devices."""
-    config = tiny.get_config()
-    config.update_from_flattened_dict(
-        {
-            "data.data_dir": str(data_dir),
-            "data.max_rungs": 1,
-            "data.max_seconds": 1.0,
-            "num_steps": 4,
-            "checkpoint_steps": 2,
-            "eval_steps": 100,
-            **changes,
-        }
-    )
-    config = parse(config)
+    fields = {"data.data_dir": str(data_dir), "data.max_rungs": 1, "data.max_seconds": 1.0}
+    fields |= {"num_steps": 4, "checkpoint_steps": 2, "eval_steps": 100}
+    config = config_of(**(fields | changes))
     return config, open_split(config.data, split="train", seed=config.seed)
 
 

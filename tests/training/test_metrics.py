@@ -63,9 +63,8 @@ def with_codes(codes, logits=None):
     codes = np.asarray(codes, np.int32)[None]
     logits = np.zeros((*codes.shape, V), np.float32) if logits is None else logits
     mask = np.ones(codes.shape[1:], bool)
-    return {
-        k: float(v[0]) for k, v in metrics_of(statistics_of(logits, codes, mask, bins=P)).items()
-    }
+    found = metrics_of(statistics_of(logits, codes, mask, bins=P))
+    return {name: float(value[0]) for name, value in found.items()}
 
 
 def test_random_predictions():
@@ -138,9 +137,8 @@ def test_perfect_predictions():
     codes = example()[1][0]
     found = with_codes(codes, logits=50 * np.eye(V, dtype=np.float32)[codes][None])
     assert found["accuracy"] == 1.0 and found["loss"] < 1e-6
-    np.testing.assert_allclose(
-        found["prediction_perplexity"], found["target_perplexity"], rtol=1e-5
-    )
+    both = found["prediction_perplexity"], found["target_perplexity"]
+    np.testing.assert_allclose(*both, rtol=1e-5)
 
 
 def test_statistics_of_two_batches_add_up():
@@ -208,12 +206,10 @@ def test_a_table_of_thousands_of_labels_takes_no_more_than_itself():
 def test_loudness_bins_are_ranks_of_the_energy_within_each_crop():
     wave = np.random.default_rng(0).normal(size=(3, 1300)).astype(np.float32)
     wave *= np.array([1, 100, 0.01], np.float32)[:, None]
-    found = np.asarray(jax.jit(loudness_bins, static_argnames=("field", "hop"))(
-        wave, field=40, hop=32
-    ))  # fmt: skip
-    energy = np.array(
-        [[np.sum(np.float64(w[32 * t :][:40]) ** 2) for t in range(40)] for w in wave]
-    )
+    bins = jax.jit(loudness_bins, static_argnames=("field", "hop"))
+    found = np.asarray(bins(wave, field=40, hop=32))
+    loudness = lambda w: [np.sum(np.float64(w[32 * t :][:40]) ** 2) for t in range(40)]
+    energy = np.array(list(map(loudness, wave)))
     np.testing.assert_array_equal(found, energy.argsort(axis=1).argsort(axis=1) // 2)
     assert (np.bincount(found.ravel()) == 6).all() and found.max() == 19
 

@@ -1,8 +1,6 @@
 """Schedule and AdamW against transcriptions of fairseq and PyTorch; the freeze."""
 
 import math
-import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from dinosr_jax.config import parse
 from dinosr_jax.training.optimizer import freeze_from, make_optimizer, make_schedule, tri_stage
+from tests.update_runs import config_of
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 PARTS = ("feature_encoder", "feature_projection")
 
 
-def tiny_config(**optimizer):
-    config = runpy.run_path(str(TINY))["get_config"]()
-    config.optimizer.update(optimizer)
-    return config
+def tiny_config(*, freeze=0, **optimizer):
+    changes = {f"optimizer__{name}": value for name, value in optimizer.items()}
+    return config_of(teacher__freeze_feature_encoder_step=freeze, **changes)
 
 
 def fairseq_tri_stage(step, *, peak, warmup, hold, decay, init_scale, final_scale):
@@ -52,16 +48,10 @@ def fairseq_tri_stage(step, *, peak, warmup, hold, decay, init_scale, final_scal
     ],
 )
 def test_tri_stage_is_fairseqs(warmup, hold, decay, init_scale, final_scale):
-    schedule = tri_stage(
-        learning_rate=5e-4,
-        warmup_steps=warmup,
-        hold_steps=hold,
-        decay_steps=decay,
-        init_scale=init_scale,
-        final_scale=final_scale,
-    )
     stages = {"warmup": warmup, "hold": hold, "decay": decay}
     scales = {"init_scale": init_scale, "final_scale": final_scale}
+    steps = {f"{name}_steps": number for name, number in stages.items()}
+    schedule = tri_stage(learning_rate=5e-4, **steps, **scales)
     edges = np.cumsum([0, warmup, hold, decay])
     steps = np.concatenate([edges + k for k in range(-2, 3)] + [np.linspace(0, edges[-1] + 9, 50)])
     steps = np.unique(np.clip(steps, 0, None).astype(int))
@@ -71,19 +61,15 @@ def test_tri_stage_is_fairseqs(warmup, hold, decay, init_scale, final_scale):
 
 
 def test_schedule_of_a_configuration():
-    schedule = make_schedule(parse(tiny_config(learning_rate=1e-3, warmup_steps=10)))
+    schedule = make_schedule(tiny_config(learning_rate=1e-3, warmup_steps=10))
     rates = [schedule(step) for step in (0, 5, 10)]
     np.testing.assert_allclose(rates, [1e-5, 5.05e-4, 1e-3], rtol=1e-5)
 
 
 def parameters(seed=0):
     rng = np.random.default_rng(seed)
-    shapes = {
-        "feature_encoder": (4, 3),
-        "feature_projection": (5,),
-        "encoder": (3, 4),
-        "heads": (2,),
-    }
+    shapes = {"feature_encoder": (4, 3), "feature_projection": (5,)}
+    shapes |= {"encoder": (3, 4), "heads": (2,)}
     return {part: {"kernel": rng.normal(size=shape)} for part, shape in shapes.items()}
 
 
@@ -140,7 +126,7 @@ def torch_adamw(gradients, *, rates, b1, b2, eps, weight_decay, clip_norm):
 def test_adamw_is_torchs(scale, clip_norm):
     """Gradients about eps in size show where eps stands; a large rate and decay show theirs."""
     fields = {"learning_rate": 0.05, "warmup_steps": 3, "hold_steps": 1, "decay_steps": 3}
-    config = parse(tiny_config(**fields, weight_decay=0.1, clip_norm=clip_norm))
+    config = tiny_config(**fields, weight_decay=0.1, clip_norm=clip_norm)
     gradients = [gradients_of(k, scale=scale) for k in range(5)]
     scales = {"init_scale": 0.01, "final_scale": 0.01}
     rates = [fairseq_tri_stage(k, peak=0.05, warmup=3, hold=1, decay=3, **scales) for k in range(5)]
@@ -148,15 +134,13 @@ def test_adamw_is_torchs(scale, clip_norm):
     expected = torch_adamw(gradients, rates=rates, **settings)
     found = run(make_optimizer(config), gradients)[-1]
     for part in expected:  # biases and norms decay too: every part, whatever its shape
-        np.testing.assert_allclose(
-            found[part]["kernel"], expected[part]["kernel"], rtol=2e-6, atol=1e-6
-        )
+        both = found[part]["kernel"], expected[part]["kernel"]
+        np.testing.assert_allclose(*both, rtol=2e-6, atol=1e-6)
 
 
 def test_freeze_from():
-    config = tiny_config(learning_rate=0.01, warmup_steps=0, weight_decay=0.1)
-    config.teacher.freeze_feature_encoder_step = 3
-    history = run(make_optimizer(parse(config)), [gradients_of(k) for k in range(5)])
+    config = tiny_config(learning_rate=0.01, warmup_steps=0, weight_decay=0.1, freeze=3)
+    history = run(make_optimizer(config), [gradients_of(k) for k in range(5)])
     for update in range(1, 6):
         old, new = history[update - 1], history[update]
         for part in new:
@@ -178,13 +162,8 @@ def test_freeze_does_not_change_the_others():
 
 def test_frozen_gradients_do_not_count_in_the_clip():
     def with_frozen(scale):
-        gradients = []
-        for k in range(4):
-            g = gradients_of(k)
-            gradients.append(
-                {p: {"kernel": x["kernel"] * (scale if p in PARTS else 1)} for p, x in g.items()}
-            )
-        return gradients
+        scaled = lambda part, x: {"kernel": x["kernel"] * (scale if part in PARTS else 1)}
+        return [{p: scaled(p, x) for p, x in gradients_of(k).items()} for k in range(4)]
 
     # sgd, because Adam undoes the scale of gradients
     sgd = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))

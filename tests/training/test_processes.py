@@ -13,33 +13,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import soundfile
 
-from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.training import processes
+from tests.prepared_speech import write_parts
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-    source = tmp_path_factory.mktemp("source")
-    waveform = soundfile.read(ROOT / "data/embedded/asterisk_es.ogg", frames=64 * 16_000)[0]
-    for number in range(32):
-        soundfile.write(source / f"{number}.flac", waveform[number * 32_000 :][:32_000], 16_000)
+def source(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    write_parts(folder, [2.0] * 32, step=32_000, voice="asterisk_es")
     rows = [
-        f"{n}\t{k / 5}\t{(k + 1) / 5}\t{'AEIOU'[n * k % 5]}" for n in range(32) for k in range(9)
+        f"{n:02d}\t{k / 5}\t{(k + 1) / 5}\t{'AEIOU'[n * k % 5]}"
+        for n in range(32)
+        for k in range(9)
     ]
-    (source / "phones.tsv").write_text("\n".join(["file\tstart_s\tend_s\tphone", *rows]) + "\n")
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
+    (folder / "phones.tsv").write_text("\n".join(["file\tstart_s\tend_s\tphone", *rows]) + "\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
 
 
 HEARTBEAT_SECONDS = 20  # in place of a minute
@@ -56,21 +48,11 @@ def start(data_dir, workdir, cache, *, count, devices, num_steps=STEPS) -> list[
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-c",
-        MAIN,
-        "--config=configs/tiny.py",
-        f"--workdir={workdir}",
-        f"--config.data.data_dir={data_dir}",
-        f"--config.num_steps={num_steps}",
-        "--config.checkpoint_steps=4",
-        "--config.eval_steps=8",
-        "--config.data.eval_split=train[:50%]",
-        "--config.data.max_rungs=1",
-        "--config.data.max_seconds=2.0",
-        "--config.model.layerdrop=0.2",
-    ]
+    fields = {"data.data_dir": data_dir, "num_steps": num_steps, "checkpoint_steps": 4}
+    fields |= {"eval_steps": 8, "data.eval_split": "train[:50%]", "data.max_rungs": 1}
+    fields |= {"data.max_seconds": 2.0, "model.layerdrop": 0.2}
+    command = [sys.executable, "-c", MAIN, "--config=configs/tiny.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
     environment = os.environ | {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -81,14 +63,10 @@ def start(data_dir, workdir, cache, *, count, devices, num_steps=STEPS) -> list[
     for number in range(count):
         together = ["--distributed", f"--coordinator=localhost:{port}"]
         together += [f"--num_processes={count}", f"--process_id={number}"]
-        log = (workdir.parent / f"{workdir.name}-{number}.log").open("w")
-        flags = together if count > 1 else []
-        started.append(
-            subprocess.Popen(
-                [*command, *flags], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
-        )
-        log.close()
+        flags = [*command, *(together if count > 1 else [])]
+        with (workdir.parent / f"{workdir.name}-{number}.log").open("w") as log:
+            where = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": subprocess.STDOUT}
+            started.append(subprocess.Popen(flags, **where))
     return started
 
 

@@ -1,9 +1,7 @@
 """The update as a whole: meshes, freezing, padding, donation and evaluation."""
 
 import re
-import runpy
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +11,6 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from dinosr_jax.config import parse
 from dinosr_jax.objective import codebook as codebooks
 from dinosr_jax.objective.masking import span_mask
 from dinosr_jax.objective.teacher import teacher_parts
@@ -29,8 +26,8 @@ from dinosr_jax.training.step import (
     teacher_targets,
 )
 from dinosr_jax.training.validation import make_eval_step
+from tests.update_runs import config_of, on_mesh, run_updates
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 FREEZE = 4  # the update from which on teacher and feature encoder stay as they are
 UPDATES = 5
 FROZEN = ("feature_encoder", "feature_projection")
@@ -40,13 +37,9 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def tiny_config(**changes):
-    config = runpy.run_path(str(TINY))["get_config"]()
-    config.optimizer.warmup_steps = 0
-    config.mask.require_same_masks = False  # so that devices have unequal numbers of masked frames
-    for field, value in changes.items():
-        *room, name = field.split("__")
-        (config[room[0]] if room else config)[name] = value
-    return parse(config)
+    plain = {"optimizer__warmup_steps": 0}
+    plain["mask__require_same_masks"] = False  # devices have unequal numbers of masked frames
+    return config_of(**(plain | changes))
 
 
 def noise(*, size=16, samples=8000, seed=0):
@@ -58,19 +51,8 @@ def train(*, data=1, fsdp=1, tensor=1, start=None, updates=UPDATES, **more):
     changes = {"teacher__freeze_step": FREEZE, "teacher__freeze_feature_encoder_step": FREEZE}
     changes |= {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
     config = tiny_config(**({"model__layerdrop": 0.3} | changes | more))
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    abstract, make = sharding.make_state(mesh, init)
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = make() if start is None else jax.device_put(start, where)
-    step = sharding.jit_train_step(mesh, make_train_step(config), abstract)
-    states, metrics = [jax.device_get(state)], []
-    for k in range(updates):
-        batch = sharding.shard_batch(mesh, noise(seed=k))
-        state, on_device = step(state, batch)
-        states.append(jax.device_get(state))
-        metrics.append(jax.device_get(on_device))
-    return SimpleNamespace(**locals())
+    arrays_of = lambda k: {"waveforms": noise(seed=k)}
+    return run_updates(config, make_train_step, arrays_of, updates=updates, start=start)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +66,7 @@ def one(eight):
     return train(start=eight.states[0], updates=3)
 
 
-MESHES = (
-    pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
-    {"data": 2, "fsdp": 2, "tensor": 2},
-)
+MESHES = [pytest.param({"fsdp": 8}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 @pytest.fixture(scope="module", params=MESHES, ids=str)
@@ -98,9 +77,7 @@ def cut(request, eight):
 def test_first_codewords_are_those_of_one_device(eight):
     found = []
     for devices in (1, 8):
-        mesh = sharding.make_mesh(tiny_config(mesh__data=devices))
-        init = lambda: init_state(eight.config, optimizer=make_optimizer(eight.config))
-        abstract, make = sharding.make_state(mesh, init)
+        mesh, abstract, make = on_mesh(tiny_config(mesh__data=devices, model__layerdrop=0.3))
         first = sharding.jit_train_step(mesh, make_first_codewords(eight.config), abstract)
         state, metrics = first(make(), sharding.shard_batch(mesh, noise()))
         assert not metrics
@@ -167,10 +144,10 @@ def paths(tree):
 
 
 def close(found, expected, atol=1e-5):
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
-    ):
+    def check(path, a, b):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, found, expected)
 
 
 def test_state_is_replicated_and_the_batch_cut(eight):
@@ -180,9 +157,8 @@ def test_state_is_replicated_and_the_batch_cut(eight):
     assert len(leaves) > 100
     for leaf in leaves:
         assert leaf.sharding.device_set == devices and leaf.sharding.is_fully_replicated
-    for planned, leaf in zip(
-        jax.tree.leaves(eight.abstract), jax.tree.leaves(eight.state), strict=True
-    ):
+    pair = jax.tree.leaves(eight.abstract), jax.tree.leaves(eight.state)
+    for planned, leaf in zip(*pair, strict=True):
         assert planned.shape == leaf.shape and planned.dtype == leaf.dtype
         assert planned.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
     waveforms = eight.batch.waveforms
@@ -216,14 +192,14 @@ def test_every_leaf_of_the_state_is_cut_as_planned(cut):
         for pattern, axes in CUT.items():
             if re.search(f"(^|/){pattern}$", name):
                 seen.add(pattern)
-                for axis, parts in zip(axes, (cut.fsdp, cut.tensor), strict=True):
+                for axis, name_of_axis in zip(axes, ("fsdp", "tensor"), strict=True):
                     if axis is not None:
-                        size[axis] //= parts
+                        size[axis] //= cut.mesh.shape[name_of_axis]
         assert {shard.data.shape for shard in leaf.addressable_shards} == {tuple(size)}, name
         assert leaf.sharding.device_set == set(jax.devices())
     assert seen == set(CUT)
     sizes = {shard.data.shape for shard in cut.batch.waveforms.addressable_shards}
-    assert sizes == {(16 // (cut.data * cut.fsdp), 8000)}
+    assert sizes == {(16 // (cut.mesh.shape["data"] * cut.mesh.shape["fsdp"]), 8000)}
 
 
 def close_runs(found, expected):
@@ -246,13 +222,11 @@ def test_one_device_is_any_mesh(one, cut):
 
 def test_sizes_that_a_mesh_does_not_divide_stay_whole():
     config = tiny_config(mesh__data=1, mesh__fsdp=8, model__codebook_size=12, model__ffn_dim=63)
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    params = sharding.make_state(mesh, init)[0].params
-    layers = params["encoder"]["layers"]
+    layers = on_mesh(config)[1].params["encoder"]["layers"]
     assert layers["ffn_in"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
-    mesh = sharding.make_mesh(tiny_config(mesh__data=1, mesh__tensor=8))
-    layers = sharding.make_state(mesh, init)[0].params["encoder"]["layers"]
+    odd = {"model__codebook_size": 12, "model__ffn_dim": 63}
+    config = tiny_config(mesh__data=1, mesh__tensor=8, **odd)
+    layers = on_mesh(config)[1].params["encoder"]["layers"]
     assert layers["ffn_in"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp", None)
     assert layers["ffn_in"]["bias"].sharding.spec == PartitionSpec(None, None)
 
@@ -280,9 +254,7 @@ def test_dropout_moves_nothing_between_the_devices():
     found = []
     for rate in (0.0, 0.1):
         config = tiny_config(model__activation_dropout=rate, **mesh)
-        devices = sharding.make_mesh(config)
-        init = lambda c=config: init_state(c, optimizer=make_optimizer(c))
-        abstract, _ = sharding.make_state(devices, init)
+        devices, abstract, _ = on_mesh(config)
         step = sharding.jit_train_step(devices, make_train_step(config), abstract)
         program = step.lower(abstract, sharding.shard_batch(devices, noise())).compile().as_text()
         names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
@@ -403,7 +375,8 @@ def test_reinit_makes_another_teacher(small_network):
 
 
 def test_evaluation_leaves_the_state_alone(eight):
-    evaluate = sharding.jit_eval_step(eight.mesh, make_eval_step(eight.config), eight.abstract)
+    step = make_eval_step(eight.config)
+    evaluate = sharding.jit_eval_step(eight.mesh, step, eight.abstract, numbers=1)
     before = jax.device_get(eight.state)
     first = jax.device_get(evaluate(eight.state, eight.batch, 0))
     again = jax.device_get(evaluate(eight.state, eight.batch, 0))
@@ -458,12 +431,8 @@ def test_padded_batch_gives_a_finite_loss(padded):
 
 
 def test_spread_of_teacher_and_feature_encoder_over_the_real_frames(padded):
-    config, state, batch, (_, metrics) = (
-        padded.config,
-        padded.state,
-        padded.batch,
-        padded.results[0],
-    )
+    config, state, batch = padded.config, padded.state, padded.batch
+    _, metrics = padded.results[0]
     model, padding = make_model(config), frame_padding(config, batch)
 
     def outputs(params):

@@ -1,22 +1,15 @@
 """Updates in bfloat16 beside those in float32: loss, codes, types, micro-batches, devices."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinosr_jax.config import parse
 from dinosr_jax.objective import codebook as codebooks
-from dinosr_jax.training import sharding
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import Batch, init_state, make_model
+from dinosr_jax.training.state import Batch, make_model
 from dinosr_jax.training.step import apply, make_train_step, teacher_targets
+from tests.update_runs import config_of, run_updates
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 UPDATES = 50
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -32,26 +25,14 @@ def waveforms(seed):
 
 def train(dtype, *, updates, start=None, mesh=(1, 1, 1), count=1):
     """`states` and `metrics` on the host; without dropout, so that nothing else differs."""
-    config = runpy.run_path(str(TINY))["get_config"]()
-    config.compute_dtype = dtype
-    config.model.dropout = config.model.attention_dropout = config.model.layerdrop = 0.0
-    config.optimizer.warmup_steps = 0
-    config.optimizer.accumulation_steps = count
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
-    config.data.batch_multiple = 16
-    config = parse(config)
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    abstract, make = sharding.make_state(mesh, init)
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = make() if start is None else jax.device_put(start, where)
-    step = sharding.jit_train_step(mesh, make_train_step(config), abstract)
-    states, metrics = [jax.device_get(state)], []
-    for k in range(updates):
-        state, found = step(state, sharding.shard_batch(mesh, waveforms(k % 10)))
-        states.append(jax.device_get(state))
-        metrics.append(jax.device_get(found))
-    return SimpleNamespace(config=config, states=states, metrics=metrics)
+    changes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    rates = ("model__dropout", "model__attention_dropout", "model__layerdrop")
+    changes |= dict.fromkeys(rates, 0.0)
+    changes |= {"compute_dtype": dtype, "data__batch_multiple": 16}
+    changes |= {"optimizer__warmup_steps": 0, "optimizer__accumulation_steps": count}
+    arrays_of = lambda k: {"waveforms": waveforms(k % 10)}
+    how = {"updates": updates, "start": start}
+    return run_updates(config_of(**changes), make_train_step, arrays_of, **how)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +89,8 @@ def test_fifty_updates_follow_float32(exact, half):
 
 
 def test_everything_but_the_computation_stays_float32(exact, half):
-    for old, new in zip(
-        jax.tree_util.tree_leaves_with_path(exact.states[-1]),
-        jax.tree.leaves(half.states[-1]),
-        strict=True,
-    ):
-        path, leaf = old
+    old = jax.tree_util.tree_leaves_with_path(exact.states[-1])
+    for (path, leaf), new in zip(old, jax.tree.leaves(half.states[-1]), strict=True):
         assert new.dtype == leaf.dtype != jnp.bfloat16, jax.tree_util.keystr(path)
         assert np.isfinite(new).all()
     for metrics in (half.metrics[0], half.metrics[-1]):

@@ -1,6 +1,5 @@
 """Unit quality while training, against units of whole utterances and a count by hand."""
 
-import runpy
 from pathlib import Path
 
 import jax
@@ -8,19 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.data.batches.labelled import open_labelled
 from dinosr_jax.data.batches.pipeline import open_split
 from dinosr_jax.data.manifest import Records
-from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.objective import information
-from dinosr_jax.training import sharding
 from dinosr_jax.training.compiled import Programs
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state
 from dinosr_jax.training.validation import Evaluation
+from tests import update_runs
+from tests.update_runs import on_mesh
 
 ROOT = Path(__file__).parents[2]
 SECONDS = (1.0, 1.3, 0.7, 2.4, 1.9, 1.1, 1.6, 1.2, 1.45, 0.9, 1.05)
@@ -30,9 +26,9 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
+def source(tmp_path_factory) -> Path:
     """Eleven utterances of two speakers; all but two have made-up phones, which end early."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("prepared")
+    source = tmp_path_factory.mktemp("source")
     waveform = soundfile.read(ROOT / "data/embedded/asterisk_ru.ogg", frames=30 * 16_000)[0]
     rows, random = ["file\tstart_s\tend_s\tphone"], np.random.default_rng(0)
     for number, seconds in enumerate(SECONDS):
@@ -45,52 +41,36 @@ def data_dir(tmp_path_factory) -> Path:
             start, end = end, round(end + float(random.choice([0.05, 0.13, 0.21])), 2)
             rows.append(f"{number}\t{start}\t{end}\t{random.choice(LABELS)}")
     (source / "phones.tsv").write_text("\n".join(rows) + "\n")
-    prepare(source, data_dir=folder)
-    return folder
+    return source
 
 
 def config_of(data_dir, **changes):
-    config = runpy.run_path(str(ROOT / "configs/tiny.py"))["get_config"]()
     fields = {"data.data_dir": str(data_dir), "data.eval_split": "train", "data.min_seconds": 0.5}
     fields |= {"data.max_seconds": MAX_SECONDS, "data.max_batch_seconds": 10.0}
     fields |= {"data.max_rungs": 1, "data.batch_multiple": 4, "mesh.data": 4, "eval_batches": 9}
-    config.update_from_flattened_dict(fields | changes)
-    return parse(config)
+    return update_runs.config_of(**(fields | changes))
+
+
+def measure_on(config, *, use="training"):
+    """State, metrics on the held-out split, and messages, of a network that any mesh has."""
+    mesh, abstract, make = on_mesh(config)
+    state, messages = make(), []
+    evaluation = Evaluation(
+        config,
+        mesh,
+        abstract,
+        Programs(messages.append),
+        eval_data=open_split(config.data, split=config.data.eval_split, seed=0, use=use),
+        phone_data=open_labelled(config.data),
+    )
+    return state, evaluation.measure(state), messages
 
 
 @pytest.fixture(scope="module")
 def measured(data_dir):
-    """Configuration, state and what was measured, on four devices."""
+    """Configuration, state, metrics and messages, on four devices."""
     config = config_of(data_dir)
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    abstract, make = sharding.make_state(mesh, init)
-    state, said = make(), []
-    evaluation = Evaluation(
-        config,
-        mesh,
-        abstract,
-        Programs(said.append),
-        eval_data=open_split(config.data, split="train", seed=0),
-        phone_data=open_labelled(config.data),
-    )
-    return config, state, evaluation.measure(state), said
-
-
-def measure_on(config, *, use):
-    """Metrics of a network that is the same for every mesh, on the held-out split."""
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    abstract, make = sharding.make_state(mesh, init)
-    evaluation = Evaluation(
-        config,
-        mesh,
-        abstract,
-        Programs(lambda text: None),
-        eval_data=open_split(config.data, split=config.data.eval_split, seed=0, use=use),
-        phone_data=open_labelled(config.data),
-    )
-    return evaluation.measure(make())
+    return config, *measure_on(config)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +80,9 @@ def test_rows_that_only_fill_a_batch_count_nowhere(data_dir, number, devices):
     """Of fewer utterances than devices: the metrics are those of these utterances alone."""
     fields = {"data.eval_split": f"train[2:{2 + number}]", "data.max_batch_seconds": 20.0}
     alone = fields | {"data.batch_multiple": number, "mesh.data": 1}
-    expected = measure_on(config_of(data_dir, **alone), use="training")
+    _, expected, _ = measure_on(config_of(data_dir, **alone))
     filled = fields | {"data.batch_multiple": 8, "mesh.data": devices}
-    found = measure_on(config_of(data_dir, **filled), use="held out")
+    _, found, _ = measure_on(config_of(data_dir, **filled), use="held out")
     assert found.keys() == expected.keys() and {"eval_pnmi", "eval_loss_1"} <= found.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-5), name
@@ -147,22 +127,14 @@ def test_pnmi_and_purity_are_those_of_the_units_of_whole_utterances(data_dir, me
         assert found[f"eval_pnmi_{k}"] == pytest.approx(information.pnmi(table[k]), abs=1e-9)
         purity = information.phone_purity(table[k])
         assert found[f"eval_phone_purity_{k}"] == pytest.approx(purity, abs=1e-9)
-    assert (
-        0.02
-        < found["eval_pnmi"]
-        == pytest.approx((found["eval_pnmi_0"] + found["eval_pnmi_1"]) / 2)
-    )
+    mean = (found["eval_pnmi_0"] + found["eval_pnmi_1"]) / 2
+    assert 0.02 < found["eval_pnmi"] == pytest.approx(mean)
 
 
 def test_loss_loudness_and_speaker_are_measured_on_the_crops(measured):
     _, _, found, said = measured
-    names = (
-        "loss",
-        "accuracy",
-        "target_perplexity",
-        "loudness_information",
-        "position_information",
-    )
+    names = ("loss", "accuracy", "target_perplexity", "loudness_information")
+    names += ("position_information",)
     assert all(np.isfinite(found[f"eval_{name}_1"]) for name in names)
     assert 0 < found["eval_speaker_information"] < 1
     assert sum("unit quality" in text for text in said) == 1  # one shape

@@ -1,12 +1,12 @@
 """The plan: (lengths, seed, step) -> one batch of record indices and crops. Pure NumPy.
 
-Every utterance is cropped to one of at most 12 lengths, the rungs of a ladder, so that a training
-step is compiled a handful of times and nothing is padded (the paper, section 4.1, crops a batch to
-its shortest utterance; the rungs bound the number of shapes). A batch holds utterances of one rung.
-What does not fill a batch moves down a rung. Where one crop each would lose more audio than wanted,
-the fewest utterances that it takes are cut in two pieces, which are cropped each. How many batches
-each rung gives follows from the lengths alone; which utterances, which crops and in which order
-follows from (seed, epoch). Nothing depends on the number of devices or hosts.
+Every utterance is cropped to one of at most 12 lengths, the rungs of a ladder: a training step is
+compiled for each, and nothing is padded (the paper, section 4.1, crops a batch to its shortest
+utterance). A batch holds utterances of one rung; what does not fill one moves down a rung. Where
+one crop each loses more audio than `max_ladder_loss`, the fewest utterances that it takes are cut
+in two, and each part is cropped. The number of batches of each rung follows from the lengths; which
+utterances, which crops and in which order follows from (seed, epoch). Nothing depends on the number
+of devices or hosts.
 
 Shapes: N utterances, P pieces (an utterance, or a part of one), R rungs, B pieces of a batch.
 """
@@ -17,21 +17,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
+from dinosr_jax.data.batches.lengths import (
+    FIELD,
+    HOP,
+    best_paths,
+    lengths_of_frames,
+    shortest_length,
+)
 
 SAMPLE_RATE = 16_000
+_KEPT_EPOCHS = 2
 _SHORTEST_PART = 2 * SAMPLE_RATE  # no utterance is cut into parts shorter than this
 
 
 class Crops(NamedTuple):
-    """One batch of crops.
+    """One batch of crops of `num_samples` each."""
 
-    `indices` [B] int64 and `starts` [B] int64 (first sample of the crop); every crop is
-    `num_samples` long.
-    """
-
-    indices: np.ndarray
-    starts: np.ndarray
+    indices: np.ndarray  # [B] int64, of the utterances
+    starts: np.ndarray  # [B] int64, first samples
     num_samples: int
 
 
@@ -43,95 +46,32 @@ class Rung(NamedTuple):
     num_batches: int
 
 
-class _Epoch(NamedTuple):
-    """All crops of an epoch: per rung `indices` and `starts` [num_batches, batch_size], and the
-    order of the batches: rung and row of each.
-    """
-
-    indices: tuple[np.ndarray, ...]
-    starts: tuple[np.ndarray, ...]
-    rungs: np.ndarray
-    rows: np.ndarray
-
-
-def ladder(
-    num_samples: np.ndarray,
-    *,
-    max_rungs: int = 12,
-    max_samples: int = 20 * SAMPLE_RATE,
-    field: int = FIELD,
-    hop: int = HOP,
-) -> tuple[int, ...]:
-    """Chooses the lengths to crop to that lose the least audio.
-
-    An utterance is cropped to the longest rung that it reaches, and lost if it reaches none.
-    Utterances longer than `max_samples` count as `max_samples`. Dynamic programming over all
-    lengths of the grid: exact.
-
-    Args:
-      num_samples: [N] int, lengths of the utterances.
-      max_rungs: how many rungs at most.
-      max_samples: no rung is longer.
-      field: samples that a frame sees.
-      hop: samples from one frame to the next.
-
-    Returns:
-      The rungs, ascending, in samples; as few as lose that little.
-
-    Raises:
-      ValueError: no utterance is as long as the shortest rung of the grid.
-    """
-    grid = lengths_of_frames(max_samples, field=field, hop=hop)
-    lengths = np.minimum(np.asarray(num_samples, np.int64), max_samples)
-    if not len(grid) or not (lengths >= grid[0]).any():
-        longest = int(np.max(num_samples, initial=0))
-        raise ValueError(
-            f"no rung fits: the longest of {len(lengths)} utterances has {longest} samples, "
-            f"max_samples is {max_samples}, and the shortest rung has "
-            f"{shortest_length(field=field, hop=hop)}. Use longer utterances."
-        )
-    choices = _ladders(lengths, grid=grid, max_rungs=max_rungs)
-    lost = [_ladder_loss(lengths, rungs=rungs) for rungs in choices]
-    return choices[int(np.argmin(lost))]
-
-
 def _ladder_loss(lengths: np.ndarray, *, rungs: tuple[int, ...]) -> int:
     """Samples lost when every length is cropped to the longest rung that it reaches."""
     reached = np.searchsorted(rungs, lengths, side="right")
     return int((lengths - np.concatenate([[0], rungs])[reached]).sum())
 
 
-def _ladders(lengths: np.ndarray, *, grid: np.ndarray, max_rungs: int) -> list[tuple[int, ...]]:
-    """The best ladder of exactly 1, 2, ... `max_rungs` rungs (fewer where the grid ends).
+def ladders(lengths: np.ndarray, *, grid: np.ndarray, max_rungs: int) -> list[tuple[int, ...]]:
+    """The ladders of 1, 2, ... rungs that lose the least audio; exact.
 
-    Cropping to rungs keeps, for each length, its rung: with g_a < g_b neighbours in the ladder,
-    g_a * (number of lengths in [g_a, g_b)). kept[k][b] is the most that k rungs under g_b can keep
-    of the lengths under g_b; grid[-1] is followed by infinity.
+    Args:
+      lengths: [N] int, of the utterances. Each is cropped to the longest rung that it reaches.
+      grid: [G] int, ascending, the lengths that a rung may have.
+      max_rungs: how many rungs at most.
+
+    Returns:
+      The rungs of each ladder, ascending, in samples.
     """
-    bounds = np.append(grid, np.iinfo(np.int64).max)
+    bounds = np.concatenate([[0], grid, [np.iinfo(np.int64).max]])
     num_shorter = np.searchsorted(np.sort(lengths), bounds, side="left")
-    segment = grid[:, None] * (num_shorter[None, :] - num_shorter[:-1, None])  # [G, G + 1]
-    upward = np.arange(len(grid))[:, None] < np.arange(len(bounds))[None, :]
-    segment = np.where(upward, segment.astype(np.float64), -np.inf)
-    kept = np.zeros(len(bounds))  # with no rung nothing is kept
-    choices, back = [], []
-    for num_rungs in range(1, min(max_rungs, len(grid)) + 1):
-        total = kept[: len(grid), None] + segment  # under g_a the rungs before, then rung a
-        back.append(total.argmax(axis=0))
-        kept = total.max(axis=0)
-        rungs, upper = [], len(grid)
-        for level in range(num_rungs - 1, -1, -1):
-            upper = int(back[level][upper])
-            rungs.append(int(grid[upper]))
-        choices.append(tuple(sorted(rungs)))
-    return choices
+    between = num_shorter[None, :] - num_shorter[:, None]
+    paths = best_paths(bounds[:, None] * between, most=min(max_rungs, len(grid)) + 1)
+    return [tuple(int(bounds[node]) for node in path) for _, path in paths[1:]]
 
 
 class _Pieces(NamedTuple):
-    """What is cropped: whole utterances first, then the first and the second parts of the others.
-
-    `utterances` [P]; `lengths` [P]; parts are as long as a rung.
-    """
+    """What is cropped: whole utterances first, then first and second parts; arrays [P]."""
 
     utterances: np.ndarray
     lengths: np.ndarray
@@ -139,11 +79,7 @@ class _Pieces(NamedTuple):
 
 
 def _pieces(lengths: np.ndarray, *, rungs: tuple[int, ...], max_ladder_loss: float) -> _Pieces:
-    """Cuts as few utterances in two as bring the loss down to `max_ladder_loss`, or as can be cut.
-
-    An utterance is cut where a pair of rungs keeps more of it than one; those that gain most come
-    first.
-    """
+    """Cuts utterances in two until the loss is down to `max_ladder_loss`, most gain first."""
     everything = np.arange(len(lengths))
     excess = _ladder_loss(lengths, rungs=rungs) - max_ladder_loss * lengths.sum()
     parts = [rung for rung in rungs if rung >= _SHORTEST_PART]
@@ -166,7 +102,7 @@ def _pieces(lengths: np.ndarray, *, rungs: tuple[int, ...], max_ladder_loss: flo
 
 
 def plan_options(data_config: Any) -> dict[str, Any]:
-    """What a configuration's `data` says of batches, as the plans take it by name."""
+    """The fields of a configuration's `data` that the plans take by name."""
     names = "max_batch_seconds", "max_seconds", "max_rungs", "batch_multiple", "max_ladder_loss"
     return {name: getattr(data_config, name) for name in names}
 
@@ -175,10 +111,10 @@ class BatchPlan:
     """All batches of a training run, as a pure function of (lengths, seed, step).
 
     Attributes:
-      rungs: tuple of `Rung`, ascending; every rung has at least one batch an epoch. A step is
-        compiled once a rung, for [batch_size, num_samples].
+      rungs: tuple of `Rung`, ascending; every rung has at least one batch an epoch.
       num_batches: batches an epoch, the same in every epoch.
-      max_samples: what utterances are cropped to before the ladder.
+      batch: step, from 0 on -> its `Crops`.
+      max_samples: to which utterances are cropped before the ladder.
     """
 
     def __init__(
@@ -198,12 +134,12 @@ class BatchPlan:
 
         Args:
           num_samples: [N] int, lengths of the utterances in samples at 16 kHz.
-          seed: 0 to 2**64 - 1; orders and crops follow from it and from the epoch.
+          seed: 0 to 2**64 - 1.
           max_batch_seconds: audio in a batch at most, over all devices (fairseq: max_tokens).
-          max_seconds: utterances are cropped to this (fairseq: max_sample_size); shortened
-            further where `batch_multiple` utterances would not fit in a batch.
-          batch_multiple: every batch size is a multiple of it (the number of devices divides it).
-          max_rungs: number of rungs, that is of compiled shapes, at most.
+          max_seconds: utterances are cropped to this (fairseq: max_sample_size), or to less where
+            `batch_multiple` of them would not fit in a batch.
+          batch_multiple: every batch size is a multiple of it.
+          max_rungs: number of rungs at most.
           max_ladder_loss: share of the audio that cropping to rungs may lose before utterances are
             cut in two; 1 never cuts.
           field: samples that a frame sees.
@@ -226,7 +162,7 @@ class BatchPlan:
         fill = functools.partial(_fill, budget=budget, multiple=self.batch_multiple)
         # One rung alone fills at least one batch at its best length, whatever the lengths are.
         choices = [(int(rung),) for rung in grid]
-        choices += _ladders(lengths, grid=grid, max_rungs=max_rungs)
+        choices += ladders(lengths, grid=grid, max_rungs=max_rungs)
         filled = [fill(lengths, rungs=rungs) for rungs in choices]
         self.rungs = max(filled, key=lambda rungs: (_kept(rungs), -len(rungs)))
         sizes = tuple(rung.num_samples for rung in self.rungs)
@@ -240,27 +176,7 @@ class BatchPlan:
         self._ladder_loss = _ladder_loss(self._pieces.lengths, rungs=sizes)
         self._leftover_loss = in_pieces - self._ladder_loss - _kept(self.rungs)
         self._ladder_loss += int(lengths.sum()) - in_pieces
-        self._epochs = Epochs(self._draw, num_batches=self.num_batches)
-
-    def batch(self, step: int) -> Crops:
-        """Gives the batch of one training step.
-
-        Args:
-          step: 0, 1, 2, ...; the epoch is step // num_batches.
-
-        Returns:
-          The batch, the same however often and in whatever order it is asked for.
-
-        Raises:
-          ValueError: step is negative.
-        """
-        epoch, position = self._epochs.at(step)
-        rung, row = int(epoch.rungs[position]), int(epoch.rows[position])
-        return Crops(
-            indices=epoch.indices[rung][row],
-            starts=epoch.starts[rung][row],
-            num_samples=self.rungs[rung].num_samples,
-        )
+        self.batch = by_step(self._draw, num_batches=self.num_batches)
 
     def summary(self) -> str:
         """Describes ladder, batch sizes and what is lost, in lines to print."""
@@ -278,13 +194,10 @@ class BatchPlan:
             f"{self.num_batches} batches an epoch, {len(self.rungs)} shapes",
             "  seconds  frames  batch size  batch seconds  batches an epoch",
         ]
-        for rung in self.rungs:
-            seconds = rung.num_samples / SAMPLE_RATE
-            frames = (rung.num_samples - self.field) // self.hop + 1
-            lines.append(
-                f"  {seconds:7.3f}  {frames:6d}  {rung.batch_size:10d}"
-                f"  {seconds * rung.batch_size:13.1f}  {rung.num_batches:16d}"
-            )
+        for samples, size, number in self.rungs:
+            seconds, frames = samples / SAMPLE_RATE, (samples - self.field) // self.hop + 1
+            row = f"  {seconds:7.3f}  {frames:6d}  {size:10d}  {seconds * size:13.1f}"
+            lines.append(f"{row}  {number:16d}")
         lines += [
             f"  utterances over {limit} are cropped to it: {1 - capped / total:.1%} of the audio",
             f"  of the rest, an epoch loses {self._ladder_loss / capped:.1%} to the ladder"
@@ -297,27 +210,22 @@ class BatchPlan:
             lines.append(f"  {num_short} utterances are shorter than the shortest rung: never used")
         return "\n".join(lines)
 
-    def _draw(self, number: int) -> _Epoch:
-        """Deals the utterances of one epoch to its batches and places the crops."""
-        key = np.array([self.seed, number], np.uint64)
-        random = np.random.Generator(np.random.Philox(key=key))
+    def _draw(self, number: int) -> list[Crops]:
+        """The batches of one epoch, in order."""
+        random = epoch_generator(self.seed, number)
         firsts, rooms = self._place_pieces(random)
-        indices, starts = [], []
+        batches: list[Crops] = []
         leftover = np.empty(0, np.int64)
         for place, rung in reversed(list(enumerate(self.rungs))):
             members = np.flatnonzero(self._rung_of_piece == place)
             pool = random.permutation(np.concatenate([leftover, members]))
             num_taken = rung.num_batches * rung.batch_size
             taken, leftover = pool[:num_taken], pool[num_taken:]
-            start = firsts[taken] + random.integers(0, rooms[taken] - rung.num_samples + 1)
-            shape = (rung.num_batches, rung.batch_size)
-            indices.insert(0, self._pieces.utterances[taken].reshape(shape))
-            starts.insert(0, start.reshape(shape))
-        counts = [rung.num_batches for rung in self.rungs]
-        order = random.permutation(self.num_batches)
-        rungs = np.repeat(np.arange(len(counts)), counts)[order]
-        rows = np.concatenate([np.arange(count) for count in counts])[order]
-        return _Epoch(tuple(indices), tuple(starts), rungs, rows)
+            starts = firsts[taken] + random.integers(0, rooms[taken] - rung.num_samples + 1)
+            rows = np.stack([self._pieces.utterances[taken], starts])
+            parts = np.split(rows, rung.num_batches, axis=1)
+            batches = [Crops(*part, rung.num_samples) for part in parts] + batches
+        return [batches[place] for place in random.permutation(self.num_batches)]
 
     def _place_pieces(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """First sample and number of samples [P] of the stretch in which a piece is cropped.
@@ -326,12 +234,11 @@ class BatchPlan:
         """
         utterances, lengths, num_whole = self._pieces
         firsts, rooms = np.zeros_like(utterances), self.num_samples[utterances]
-        num_cut = (len(utterances) - num_whole) // 2
-        if num_cut:
-            one, other = lengths[num_whole:].reshape(2, num_cut)
-            total = rooms[num_whole : num_whole + num_cut].copy()
+        if num_whole < len(utterances):
+            one, other = lengths[num_whole:].reshape(2, -1)
+            total = rooms[num_whole : num_whole + len(one)].copy()
             room = one + random.integers(0, total - one - other + 1)
-            swapped = random.integers(0, 2, num_cut).astype(bool)
+            swapped = random.integers(0, 2, len(one)).astype(bool)
             rooms[num_whole:] = np.concatenate([room, total - room])
             firsts[num_whole:] = np.concatenate(
                 [np.where(swapped, total - room, 0), np.where(swapped, 0, room)]
@@ -347,12 +254,9 @@ class BatchPlan:
             )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2**64 - 1.")
-        for name, value in (
-            ("max_batch_seconds", self.max_batch_seconds),
-            ("max_seconds", self.max_seconds),
-            ("batch_multiple", self.batch_multiple),
-            ("max_rungs", max_rungs),
-        ):
+        names = ("max_batch_seconds", "max_seconds", "batch_multiple")
+        for name in (*names, "max_rungs"):
+            value = max_rungs if name == "max_rungs" else getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} is {value}, expected more than 0.")
 
@@ -399,29 +303,27 @@ def _kept(rungs: tuple[Rung, ...]) -> int:
     return sum(rung.num_samples * rung.batch_size * rung.num_batches for rung in rungs)
 
 
-_KEPT = 2
+def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
+    """The random numbers of an epoch."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
 
 
-class Epochs:
-    """Epochs by number, each a pure function of it; threads may share them."""
+def by_step(draw: Callable[[int], list[Crops]], *, num_batches: int) -> Callable[[int], Crops]:
+    """The batches of all steps, from 0 on; threads may share them.
 
-    def __init__(self, draw: Callable[[int], Any], *, num_batches: int):
-        """`draw` makes an epoch, which has `num_batches` batches."""
-        self._draw, self._num_batches = draw, num_batches
-        self._found: dict[int, Any] = {}
+    Args:
+      draw: gives the batches of an epoch, from its number alone.
+      num_batches: batches an epoch.
 
-    def at(self, step: int) -> tuple[Any, int]:
-        """The epoch of a step, and which of its batches that is.
+    Returns:
+      Step -> its batch; ValueError where the step is negative.
+    """
+    epoch = functools.lru_cache(_KEPT_EPOCHS)(draw)
 
-        Raises:
-          ValueError: step is negative.
-        """
+    def batch(step: int) -> Crops:
         if step < 0:
             raise ValueError(f"step is {step}, expected 0 or more: steps count from 0.")
-        number, position = divmod(int(step), self._num_batches)
-        epoch = self._found.get(number)
-        if epoch is None:
-            epoch = self._draw(number)
-            kept = list(self._found.items())[1 - _KEPT :]
-            self._found = dict([*kept, (number, epoch)])  # replaced, not changed: many threads
-        return epoch, position
+        number, position = divmod(int(step), num_batches)
+        return epoch(number)[position]
+
+    return batch

@@ -1,8 +1,8 @@
 """The plan for held-out speech: every utterance that is long enough is used, and always the same.
 
-Batches are those of `BatchPlan` for training, of its first epoch. What is in none of them comes
-last: what does not fill a batch, and what is shorter than all crops, in batches that are filled up
-with empty rows, which count nowhere. Less than a batch is cropped to its shortest utterance.
+Batches are those of the first epoch of `BatchPlan`. What is in none of them comes last, in batches
+that are filled up with empty rows: what does not fill a batch, and what is shorter than all crops.
+Less than a batch is cropped to its shortest utterance.
 """
 
 from collections.abc import Iterator
@@ -33,17 +33,7 @@ class HeldOutPlan:
         hop: int = HOP,
         **ladder: float,
     ):
-        """Plans the batches.
-
-        Args:
-          num_samples: [N] int, lengths of the utterances in samples at 16 kHz.
-          seed: as of `BatchPlan`.
-          max_batch_seconds: audio in a batch at most, empty rows included.
-          max_seconds: utterances are cropped to this.
-          batch_multiple: every batch size is a multiple of it.
-          field: samples that a frame sees.
-          hop: samples from one frame to the next.
-          **ladder: as of `BatchPlan`.
+        """Plans the batches; arguments as of `BatchPlan`.
 
         Raises:
           ValueError: a parameter is out of range, or no utterance is long enough.
@@ -91,11 +81,7 @@ class HeldOutPlan:
         return Crops(indices, np.pad(batch.starts, rows), batch.num_samples)
 
     def batch(self, step: int) -> Crops:
-        """Gives the batch of one step: `indices` [B], -1 where a row is empty.
-
-        Args:
-          step: 0, 1, 2, ...
-        """
+        """The batch of a step, from 0 on: `indices` [B], -1 where a row is empty."""
         return self._batches[step % self.num_batches]
 
     def summary(self) -> str:

@@ -1,7 +1,4 @@
-"""Held-out utterances whose phones are known: whole, and padded to one length.
-
-Codes of whole utterances at all frames are what unit quality is measured on. One length means one
-shape, compiled once.
+"""Held-out utterances whose phones are known, for unit quality: whole, padded to one length.
 
 Shapes: B rows of the batch that this host reads, S samples, T frames.
 """
@@ -16,23 +13,19 @@ import numpy as np
 from dinosr_jax.data import audio
 from dinosr_jax.data.manifest import Manifest, Records, load_manifest
 from dinosr_jax.data.phones.alignments import phones_path, read_alignment
-from dinosr_jax.data.phones.phones import Phone, frame_labels
-from dinosr_jax.data.text_files import nfc
+from dinosr_jax.data.phones.phones import SILENCE, Phone, frame_labels
+from dinosr_jax.data.text_files import TextError, nfc
 from dinosr_jax.data.threads import map_in_threads
 
 _LOG = logging.getLogger(__name__)
 
 
 class LabelledBatch(NamedTuple):
-    """The rows of one batch that this host reads.
+    """The rows of one batch that this host reads."""
 
-    `waveforms` [B, S] float32, normalised, zeros after the end; `num_samples` [B] int32; `phones`
-    [B, T] int32, numbers of the phones, -1 on padding and in rows that only fill the batch.
-    """
-
-    waveforms: np.ndarray
-    num_samples: np.ndarray
-    phones: np.ndarray
+    waveforms: np.ndarray  # [B, S] float32, normalised, zeros after the end
+    num_samples: np.ndarray  # [B] int32
+    phones: np.ndarray  # [B, T] int32, -1 on padding and in rows that only fill the batch
 
 
 class LabelledData:
@@ -40,7 +33,7 @@ class LabelledData:
 
     Attributes:
       phones: names of the phones, sorted; their place is their number.
-      manifest: the utterances, in the order in which they are read (a random one, always the same).
+      manifest: the utterances in a random order, always the same.
       num_samples: S; what is longer is cropped to its first S samples.
     """
 
@@ -50,28 +43,19 @@ class LabelledData:
         *,
         phones: Mapping[str, tuple[Phone, ...]],
         records: Records,
-        max_samples: int,
-        batch_samples: int,
-        num_workers: int = 2,
+        data_config: Any,
     ):
-        """Joins the parts; `open_labelled` makes them from a config.
-
-        Args:
-          manifest: utterances that all have phones.
-          phones: by id.
-          records: their audio, at the manifest's positions.
-          max_samples: S at most.
-          batch_samples: of a batch, over all hosts.
-          num_workers: threads that decode.
-        """
+        """Joins the parts, as `open_labelled` makes them; `phones` of every utterance, by id."""
         order = np.random.Generator(np.random.Philox(key=0)).permutation(len(manifest))
         self.manifest = manifest.take(order)
-        self.num_samples = int(min(max_samples, manifest.num_samples.max()))
-        said = {phone.label for id_ in manifest.ids for phone in phones[id_]}
-        self.phones = tuple(sorted(said | {"SIL"}))
+        most = int(data_config.max_seconds * audio.SAMPLE_RATE)
+        self.num_samples = int(min(most, manifest.num_samples.max()))
+        labels = {phone.label for id_ in manifest.ids for phone in phones[id_]}
+        self.phones = tuple(sorted(labels | {SILENCE}))
         self._number = {label: number for number, label in enumerate(self.phones)}
         self._alignment, self._records = phones, records
-        self._batch_samples, self._num_workers = batch_samples, num_workers
+        self._batch_samples = int(data_config.max_batch_seconds * audio.SAMPLE_RATE)
+        self._num_workers = data_config.num_workers
 
     def num_batches(self, parts: int) -> int:
         """How many batches all utterances make where batches are dealt to so many parts."""
@@ -80,23 +64,17 @@ class LabelledData:
     def batches(
         self, num_batches: int, *, share: tuple[int, int, int], field: int, hop: int
     ) -> Iterator[LabelledBatch]:
-        """The first batches.
+        """The first batches, of one shape; a frame has the phone at its centre.
 
-        Args:
-          num_batches: how many.
-          share: (first, last, parts): the rows of each that this host reads, as in `SpeechData`.
-          field: samples that a frame sees.
-          hop: samples from one frame to the next. A frame has the phone that is said at its centre.
-
-        Yields:
-          Batches of one shape.
+        `share` is as of `SpeechData.batches`; a frame sees `field` samples, the next begins `hop`
+        samples later.
         """
         first, last, parts = share
         size = self._batch_size(parts)
         rows = range(size * first // parts, size * last // parts)
-        wanted = [size * batch + row for batch in range(num_batches) for row in rows]
+        places = [size * batch + row for batch in range(num_batches) for row in rows]
         read = functools.partial(self._read, field=field, hop=hop)
-        made = map_in_threads(read, wanted, self._num_workers)
+        made = map_in_threads(read, places, self._num_workers)
         for _ in range(num_batches):
             waveforms, lengths, phones = zip(*(next(made) for _ in rows), strict=True)
             yield LabelledBatch(np.stack(waveforms), np.array(lengths, np.int32), np.stack(phones))
@@ -131,16 +109,14 @@ def open_labelled(data_config: Any) -> LabelledData | None:
     """Opens the utterances of the held-out split that have phones.
 
     Args:
-      data_config: as `pipeline.open_split` takes it, with `eval_split`, and `alignment`: a file
-        that `read_alignment` reads; '' for the one that `prepare` found.
+      data_config: `data` of a configuration; alignment '' is the one that `prepare` wrote.
 
     Returns:
-      The utterances, of any length; None where '' finds none, or nothing is held out.
+      The utterances, of any length; None where none has phones, or nothing is held out.
 
     Raises:
       ManifestError: the dataset or the split is not there.
-      TextError: the alignment cannot be read.
-      ValueError: it has no utterance of the split.
+      TextError: the alignment cannot be read, or has no utterance of the split.
     """
     if not data_config.eval_split:
         return None
@@ -149,24 +125,19 @@ def open_labelled(data_config: Any) -> LabelledData | None:
     if data_config.alignment:
         phones = read_alignment(data_config.alignment).match(manifest.ids)
         if not phones:
-            raise ValueError(
+            raise TextError(
                 f"config.data.alignment={data_config.alignment}: found no utterance of the split "
                 f"{data_config.eval_split!r} in it, such as {manifest.ids[0]}; expected their ids, "
                 "or their names"
             )
     else:
         path = phones_path(data_config.data_dir, dataset=data_config.dataset)
-        found = path is not None and path.is_file()
-        known = read_alignment(path, kind="tsv").utterances if found else {}
+        is_there = path is not None and path.is_file()
+        known = read_alignment(path, kind="tsv").utterances if is_there else {}
         phones = {id_: known[nfc(id_)] for id_ in manifest.ids if nfc(id_) in known}
     if not phones:
         return None
     _LOG.info("unit quality: %d of %d held-out utterances have phones", len(phones), len(manifest))
-    return LabelledData(
-        manifest.take(np.array([id_ in phones for id_ in manifest.ids])),
-        phones=phones,
-        records=Records(data_config.data_dir, **where),
-        max_samples=int(data_config.max_seconds * audio.SAMPLE_RATE),
-        batch_samples=int(data_config.max_batch_seconds * audio.SAMPLE_RATE),
-        num_workers=data_config.num_workers,
-    )
+    manifest = manifest.take(np.array([id_ in phones for id_ in manifest.ids]))
+    records = Records(data_config.data_dir, **where)
+    return LabelledData(manifest, phones=phones, records=records, data_config=data_config)

@@ -1,9 +1,8 @@
 """Several prepared datasets that train together, each with a weight.
 
-A weight counts passes: in an epoch, every utterance of a set of weight 1 is used once, of weight 2
-twice (with other crops), and of weight 0.5 half of them, so that all take their turn over the
-epochs. A set's share of the audio is thus its weight times its hours. The batches are those of
-`BatchPlan` over all that an epoch uses, and so a pure function of (lengths, weights, seed, step).
+A weight counts passes: an epoch uses every utterance of a set of weight 1 once, of weight 2 twice
+(with other crops), and of weight 0.5 half of them, which take turns. A set's share of the audio is
+its weight times its hours. The batches are those of `BatchPlan` over all that an epoch uses.
 
 Shapes: N utterances, K of a set, P places of an epoch, B rows of a batch.
 """
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.audio import SAMPLE_RATE
-from dinosr_jax.data.batches.crops import BatchPlan, Crops, plan_options
+from dinosr_jax.data.batches.crops import BatchPlan, Crops, epoch_generator, plan_options
 from dinosr_jax.data.batches.lengths import FIELD, HOP
 from dinosr_jax.data.batches.pipeline import PipelineError, SpeechData
 from dinosr_jax.data.decoder import opened
@@ -31,23 +30,22 @@ from dinosr_jax.data.manifest import (
 )
 
 _LOG = logging.getLogger(__name__)
-_TURNS = 2**64 - 1  # an epoch that is never reached: its random number says whose turn is first
-_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, without their whole part, fill 0 to 1 evenly
+_TURNS = 2**64 - 1  # an epoch that is never reached; its random number is the first turn
+_GOLDEN = (5**0.5 - 1) / 2  # fractional parts of its multiples fill 0 to 1 evenly
 
 
-class MixturePlaces(NamedTuple):
+class _Places(NamedTuple):
     """Places of an epoch, each filled by one utterance of a few of about the same length.
 
-    Place p takes its turns among `order[first[p]:stop[p]]`. It has position `start[p]`, and moves
-    on by `width[p]` while a turn goes from 0 to 1, so that no two places of one set meet.
-    `order` [N] and `first`, `stop` [P] are int64, `start` and `width` [P] float64.
+    Place p takes turns among `order[first[p]:stop[p]]`. Its position goes from `start[p]` on by
+    `width[p]` while a turn goes from 0 to 1: no two places of one set meet.
     """
 
-    order: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
-    start: np.ndarray
-    width: np.ndarray
+    order: np.ndarray  # [N] int64
+    first: np.ndarray  # [P] int64
+    stop: np.ndarray  # [P] int64
+    start: np.ndarray  # [P] float64
+    width: np.ndarray  # [P] float64
 
     def utterances(self, places: np.ndarray, *, turn: float) -> np.ndarray:
         """The utterances [B] that fill some places [B]; `turn` is at least 0 and less than 1."""
@@ -59,17 +57,11 @@ class MixturePlaces(NamedTuple):
         return lengths[self.order[self.first]]
 
 
-def places_of(lengths: np.ndarray, *, weight: float) -> MixturePlaces:
-    """The places of one set.
+def _places_of(lengths: np.ndarray, *, weight: float) -> _Places:
+    """The places of one set with utterances of lengths [K]; one at least.
 
-    Args:
-      lengths: [K] int, of its utterances.
-      weight: more than 0; each whole one is a place an utterance, the rest of it that share of
-        places, for which utterances next to each other by length take turns.
-
-    Returns:
-      At least one place where there is an utterance; `order` has the utterances as they come, and
-      then by length.
+    The whole part of `weight` gives each utterance so many places. For the rest of it, utterances
+    next to each other by length take turns. `order` has the utterances twice: in order, by length.
     """
     size, whole = len(lengths), int(weight)
     num_shared = round((weight - whole) * size)
@@ -77,7 +69,7 @@ def places_of(lengths: np.ndarray, *, weight: float) -> MixturePlaces:
         num_shared = max(num_shared, 1)
     each, shared = np.tile(np.arange(size), whole), np.arange(num_shared)
     bounds = shared * size, (shared + 1) * size
-    return MixturePlaces(
+    return _Places(
         order=np.concatenate([np.arange(size), np.argsort(lengths, kind="stable")]),
         first=np.concatenate([each, size + bounds[0] // max(num_shared, 1)]),
         stop=np.concatenate([each + 1, size - -bounds[1] // max(num_shared, 1)]),
@@ -102,27 +94,23 @@ class MixturePlan:
         seed: int,
         **options: float,
     ):
-        """Plans the batches.
+        """Plans the batches; further arguments and errors as of `BatchPlan`.
 
         Args:
           num_samples: name of a set -> [K] int, lengths of its utterances at 16 kHz.
           weights: name of a set -> passes over it in an epoch.
           seed: as of `BatchPlan`.
           **options: as of `BatchPlan`.
-
-        Raises:
-          ValueError: as of `BatchPlan`.
         """
-        key = np.array([seed, _TURNS], np.uint64)
-        self._turn = np.random.Generator(np.random.Philox(key=key)).random()
-        places = [places_of(num_samples[name], weight=weights[name]) for name in weights]
+        self._turn = epoch_generator(seed, _TURNS).random()
+        places = [_places_of(num_samples[name], weight=weights[name]) for name in weights]
         sizes = [len(num_samples[name]) for name in weights]
         before = np.cumsum([0, *sizes])  # utterances of the sets before
         shifted = [  # `order` has every utterance twice
-            MixturePlaces(p.order + n, p.first + 2 * n, p.stop + 2 * n, p.start + 2 * n, p.width)
+            _Places(p.order + n, p.first + 2 * n, p.stop + 2 * n, p.start + 2 * n, p.width)
             for p, n in zip(places, before, strict=False)
         ]
-        self._places = MixturePlaces(*map(np.concatenate, zip(*shifted, strict=True)))
+        self._places = _Places(*map(np.concatenate, zip(*shifted, strict=True)))
         lengths = np.concatenate([num_samples[name] for name in weights])
         self._plan = BatchPlan(self._places.num_samples(lengths), seed=seed, **options)
         self._ends = np.cumsum(sizes)
@@ -133,14 +121,7 @@ class MixturePlan:
         self.num_batches, self.rungs = self._plan.num_batches, self._plan.rungs
 
     def batch(self, step: int) -> Crops:
-        """Gives the batch of one step; `indices` count the utterances of all sets, in their order.
-
-        Args:
-          step: 0, 1, 2, ...
-
-        Raises:
-          ValueError: step is negative.
-        """
+        """As `BatchPlan.batch`; `indices` count the utterances of all sets, in their order."""
         batch = self._plan.batch(step)
         turn = (self._turn + step // self.num_batches * _GOLDEN) % 1
         return batch._replace(indices=self._places.utterances(batch.indices, turn=turn))
@@ -167,16 +148,6 @@ class MixturePlan:
         return "\n".join([*lines, self._plan.summary()])
 
 
-class MixedData(SpeechData):
-    """Several sets, ready to be read in batches; ids are NAME/ID, NAME being that of the set."""
-
-    plan: MixturePlan
-
-    def shares(self, steps: range) -> dict[str, float]:
-        """Share of each set in the audio of some steps, by its name."""
-        return self.plan.shares(steps)
-
-
 class _MixedRecords:
     """The records of several sets one after the other, with the ids that the mixture gives."""
 
@@ -194,19 +165,8 @@ class _MixedRecords:
 
 def open_mixture(
     data_config: Any, *, split: str, seed: int, field: int = FIELD, hop: int = HOP
-) -> MixedData:
-    """Opens a split of every set of a mixture, for training.
-
-    Args:
-      data_config: as `pipeline.open_split` takes it, with `mixture`: (name, weight) of each set.
-        The name is that of a folder that `prepare` wrote to, below data_dir, or its whole path.
-      split: of each, in TFDS syntax.
-      seed: of order and crops.
-      field: samples that a frame of the network sees.
-      hop: samples from one frame to the next.
-
-    Returns:
-      The data. Nothing is decoded yet.
+) -> SpeechData:
+    """Opens a split of every set of `data_config.mixture`, for training; as `open_split`.
 
     Raises:
       ManifestError: a dataset or its split is not there, it is not of 16 kHz, or the same is named
@@ -230,13 +190,12 @@ def open_mixture(
             f"config.data.mixture, split {split!r}: {counts} are at least min_seconds = "
             f"{data_config.min_seconds:g}: {error}"
         ) from None
-    return MixedData(
+    return SpeechData(
         _joined(manifests, sizes=[len(some) for some in wholes.values()]),
         records=_MixedRecords(records),
         plan=plan,
         left_out=sum(map(len, wholes.values())) - sum(map(len, manifests.values())),
-        num_workers=data_config.num_workers,
-        prefetch_batches=data_config.prefetch_batches,
+        data_config=data_config,
     )
 
 

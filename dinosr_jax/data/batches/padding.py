@@ -1,9 +1,8 @@
-"""The plan for speech that must stay whole: padded to few lengths. Pure NumPy.
+"""The plan for speech that must stay whole, as transcripts need it. Pure NumPy.
 
-Transcripts belong to whole utterances, and so nothing is cropped: every utterance is padded up to
-one of at most 12 lengths, those that pad the least. What does not fill a batch moves up a length;
-the last batch of the longest is filled with empty rows, so that an epoch has every utterance once.
-Nothing depends on the number of devices or hosts.
+Every utterance is padded to one of at most 12 lengths, those that pad the least. What does not fill
+a batch moves up a length. The last batch of the longest is filled with empty rows: an epoch has
+every utterance once. Nothing depends on the number of devices or hosts.
 
 Shapes: N utterances, B rows of a batch.
 """
@@ -12,8 +11,14 @@ import math
 
 import numpy as np
 
-from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Epochs, Rung
-from dinosr_jax.data.batches.lengths import FIELD, HOP, lengths_of_frames, shortest_length
+from dinosr_jax.data.batches.crops import SAMPLE_RATE, Crops, Rung, by_step, epoch_generator
+from dinosr_jax.data.batches.lengths import (
+    FIELD,
+    HOP,
+    best_paths,
+    lengths_of_frames,
+    shortest_length,
+)
 
 EMPTY = -1  # index of a row that only fills its batch
 
@@ -26,40 +31,21 @@ def padded_lengths(
     field: int = FIELD,
     hop: int = HOP,
 ) -> tuple[int, ...]:
-    """Chooses the lengths to pad to that add the fewest samples; exact, by dynamic programming.
+    """The lengths, of `lengths_of_frames`, ascending, that pad num_samples [N] the least; exact.
 
-    Args:
-      num_samples: [N] int.
-      max_rungs: How many lengths at most.
-      price: Samples that each but the first must save.
-      field: Samples that a frame sees.
-      hop: Samples from one frame to the next.
-
-    Returns:
-      Ascending, of `lengths_of_frames`; the last holds the longest utterance.
+    There are `max_rungs` at most, and each but the first saves `price` samples at least.
     """
     lengths = np.sort(np.asarray(num_samples, np.int64))
     shortest = shortest_length(field=field, hop=hop)
     step = shortest - field + hop
     above = max(-(-(int(lengths[-1]) - shortest) // step), 0) * step
-    grid = lengths_of_frames(shortest + above, field=field, hop=hop)
+    grid = np.append(0, lengths_of_frames(shortest + above, field=field, hop=hop))
     upto = np.searchsorted(lengths, grid, side="right")  # utterances that fit
-    # cost[k][b]: what k lengths, the longest of them grid[b], make of all utterances that fit
-    cost, back = (grid * upto).astype(np.float64), []
-    best = [(cost[-1], (int(grid[-1]),))]
-    between = grid[None, :] * (upto[None, :] - upto[:, None])  # [a, b] padded to b, not to a
-    between = np.where(grid[:, None] < grid[None, :], between.astype(np.float64), np.inf)
-    for _ in range(1, min(max_rungs, len(grid))):
-        total = cost[:, None] + between
-        back.append(total.argmin(axis=0))
-        cost = total.min(axis=0)
-        rungs, place = [int(grid[-1])], len(grid) - 1
-        for choice in reversed(back):
-            place = int(choice[place])
-            rungs.append(int(grid[place]))
-        best.append((cost[-1], tuple(sorted(rungs))))
-    paid = lambda found: found[0] + price * len(found[1])
-    return min(best, key=lambda found: (paid(found), len(found[1])))[1]
+    padded = grid[None, :] * (upto[None, :] - upto[:, None])  # what is longer than a, to b
+    paths = best_paths(-padded, most=min(max_rungs, len(grid) - 1))
+    paid = lambda path: (price * (len(path[1]) + 1) - path[0], len(path[1]))
+    _, between = min(paths, key=paid)
+    return tuple(int(grid[node]) for node in (*between, -1))
 
 
 class PaddedPlan:
@@ -68,6 +54,7 @@ class PaddedPlan:
     Attributes:
       rungs: tuple of `Rung`, ascending: length, batch size, batches an epoch.
       num_batches: batches an epoch, the same in every epoch.
+      batch: step, from 0 on -> its `Crops`, with index -1 where a row is empty, and `starts` of 0.
     """
 
     def __init__(
@@ -81,16 +68,7 @@ class PaddedPlan:
         field: int = FIELD,
         hop: int = HOP,
     ):
-        """Plans the batches.
-
-        Args:
-          num_samples: [N] int, lengths of the utterances at 16 kHz.
-          seed: 0 to 2**64 - 1; the order follows from it and from the epoch.
-          max_batch_seconds: audio in a batch at most, padding included.
-          batch_multiple: every batch size is a multiple of it.
-          max_rungs: number of lengths, that is of compiled shapes, at most.
-          field: samples that a frame sees.
-          hop: samples from one frame to the next.
+        """Plans the batches; arguments as of `BatchPlan`, padding counts as audio.
 
         Raises:
           ValueError: there is no utterance, or `batch_multiple` of the longest do not fit.
@@ -113,7 +91,7 @@ class PaddedPlan:
         self._rung_of = np.searchsorted(self._lengths, self.num_samples)
         self.rungs = self._fill(budget, batch_multiple)
         self.num_batches = sum(rung.num_batches for rung in self.rungs)
-        self._epochs = Epochs(self._draw, num_batches=self.num_batches)
+        self.batch = by_step(self._draw, num_batches=self.num_batches)
 
     def _fill(self, budget: int, multiple: int) -> tuple[Rung, ...]:
         """Counts the batches of each length; what does not fill one moves up."""
@@ -130,35 +108,19 @@ class PaddedPlan:
             filled.append(Rung(int(length), size, number))
         return tuple(filled)
 
-    def batch(self, step: int) -> Crops:
-        """Gives the batch of one step: `indices` [B], -1 where a row is empty, `starts` [B] of 0.
-
-        Args:
-          step: 0, 1, 2, ...; the epoch is step // num_batches.
-
-        Returns:
-          The batch, the same however often and in whatever order it is asked for.
-
-        Raises:
-          ValueError: step is negative.
-        """
-        epoch, position = self._epochs.at(step)
-        length, indices = epoch[position]
-        return Crops(indices, np.zeros(len(indices), np.int64), length)
-
-    def _draw(self, number: int) -> list[tuple[int, np.ndarray]]:
-        """The batches of one epoch, in order: length, and indices [B]."""
-        key = np.array([self.seed, number], np.uint64)
-        random = np.random.Generator(np.random.Philox(key=key))
-        batches, left = [], np.empty(0, np.int64)
+    def _draw(self, number: int) -> list[Crops]:
+        """The batches of one epoch, in order."""
+        random = epoch_generator(self.seed, number)
+        batches: list[Crops] = []
+        left = np.empty(0, np.int64)
         for place, rung in enumerate(self.rungs):
             pool = np.concatenate([left, np.flatnonzero(self._rung_of == place)])
             pool = random.permutation(pool)
             taken = rung.num_batches * rung.batch_size
             left = pool[taken:]
             rows = np.pad(pool[:taken], (0, max(taken - len(pool), 0)), constant_values=EMPTY)
-            for some in rows.reshape(rung.num_batches, -1) if rung.num_batches else ():
-                batches.append((rung.num_samples, some))
+            for some in rows.reshape(rung.num_batches, rung.batch_size):
+                batches.append(Crops(some, np.zeros_like(some), rung.num_samples))
         return [batches[i] for i in random.permutation(len(batches))]
 
     def summary(self) -> str:

@@ -1,7 +1,8 @@
-"""tf.data: plan -> decoded, normalised, cropped and stacked batches.
+"""Plan -> decoded, normalised, cropped and stacked batches.
 
-Batch k is a pure function of (records, plan, k): each is read at random access when its turn
-comes, so that a run resumed at step k starts there at once and sees exactly the same batches.
+Batch k is a pure function of (records, plan, k), read at random access: a run resumed at step k
+starts there at once and sees the same batches. tf.data serves as a pool of threads here, which
+makes whole batches ahead and gives them in order.
 
 Shapes: B rows of the batch that this host reads, S samples.
 """
@@ -27,17 +28,16 @@ from dinosr_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _OPEN: "weakref.WeakSet[BatchIterator]" = weakref.WeakSet()
-_ALIGN_BYTES = 64
 _END_OF_STEPS = np.iinfo(np.int64).max
 
 
 @functools.cache
 def _tensorflow() -> Any:
-    """Imports it where batches are made ahead: all else here runs without."""
+    """Imports tensorflow where batches are made ahead."""
     import tensorflow as tf
 
-    for kind in ("GPU", "TPU"):  # they are jax's: tensorflow would take all of their memory
-        with contextlib.suppress(RuntimeError):  # it was in use before: it has them already
+    for kind in ("GPU", "TPU"):  # tensorflow would take all of their memory
+        with contextlib.suppress(RuntimeError):  # tensorflow has them already
             tf.config.set_visible_devices([], kind)
     return tf
 
@@ -47,37 +47,18 @@ class PipelineError(UserError, RuntimeError):
 
 
 class SpeechBatch(NamedTuple):
-    """The rows of one batch that this host reads.
-
-    `waveforms` [B, S] float32, normalised over the whole utterance before cropping, zeros after the
-    end of one that is shorter; `ids` of the utterances, '' where a row is empty; `num_bad`: rows
-    replaced because their record is damaged.
-    """
+    """The rows of one batch that this host reads."""
 
     step: int
+    # [B, S] float32, normalised over the whole utterance before cropping, zeros after its end
     waveforms: np.ndarray
-    ids: list[str]
-    num_bad: int
-
-    @property
-    def seconds(self) -> float:
-        """Audio of these rows."""
-        return self.waveforms.size / audio.SAMPLE_RATE
+    ids: list[str]  # '' where a row is empty
+    num_bad: int  # rows replaced because their record is damaged
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What goes to the devices."""
         return {"waveforms": self.waveforms}
-
-
-def _aligned_empty(num_rows: int, num_samples: int) -> np.ndarray:
-    """An array [B, S] float32 that tensorflow takes over as it is; it copies any that starts
-    elsewhere than at a multiple of 64 bytes, and keeps all other threads waiting meanwhile.
-    """
-    items = _ALIGN_BYTES // np.dtype(np.float32).itemsize
-    memory = np.empty(num_rows * num_samples + items, np.float32)
-    first = -memory.ctypes.data % _ALIGN_BYTES // memory.itemsize
-    return memory[first : first + num_rows * num_samples].reshape(num_rows, num_samples)
 
 
 class SpeechData:
@@ -89,6 +70,7 @@ class SpeechData:
       fingerprint: of the manifest; a run that is resumed must find the same.
       left_out: how many utterances are shorter than `min_seconds`.
       batches_per_epoch: after so many, every utterance was used at most once.
+      shares: of a mixture `MixturePlan.shares`, else None.
     """
 
     def __init__(
@@ -98,27 +80,24 @@ class SpeechData:
         records: Records,
         plan: BatchPlan | HeldOutPlan | PaddedPlan,
         left_out: int = 0,
-        num_workers: int = 2,
-        prefetch_batches: int = 2,
+        data_config: Any,
     ):
-        """Joins the parts; `open_split` makes them from a config.
+        """Joins the parts, as `open_split` makes them.
 
         Args:
           manifest: the utterances that the plan counts.
           records: their audio, at the manifest's positions.
           plan: made from `manifest.num_samples`.
-          left_out: how many utterances the manifest's filter left out.
-          num_workers: threads that decode; as many batches are in the making at a time.
-          prefetch_batches: finished batches that wait at most.
+          left_out: number of utterances that the manifest's filter left out.
+          data_config: has num_workers, which decode a batch each, and prefetch_batches, the
+            finished batches that wait at most.
         """
-        self.manifest = manifest
-        self.plan = plan
-        self.left_out = left_out
-        self.fingerprint = manifest.fingerprint
-        self.batches_per_epoch = plan.num_batches
+        self.manifest, self.plan, self.left_out = manifest, plan, left_out
+        self.fingerprint, self.batches_per_epoch = manifest.fingerprint, plan.num_batches
+        self.shares = getattr(plan, "shares", None)
         self._records = records
-        self._num_workers = num_workers
-        self._prefetch_batches = prefetch_batches
+        names = ("num_workers", "prefetch_batches")
+        self._ahead = {name: getattr(data_config, name) for name in names}
 
     @functools.cached_property
     def speakers(self) -> dict[str, int]:
@@ -133,16 +112,13 @@ class SpeechData:
         *,
         share: tuple[int, int, int] = (0, 1, 1),
     ) -> "BatchIterator":
-        """Gives the batches from a step on.
+        """The batches from a step on; to be closed when left half way (`with`, or `close()`).
 
         Args:
           start_step: the first step; starting late costs nothing.
           num_steps: how many; None for no end.
-          share: (first, last, parts): the rows of every global batch to read (those of this host)
-            are those from first / parts to last / parts of it.
-
-        Returns:
-          An iterator, to be closed when it is left half way (`with`, `close()`, or deletion).
+          share: (first, last, parts): this host reads the rows from first / parts to last / parts
+            of every global batch.
         """
         stop = _END_OF_STEPS if num_steps is None else start_step + num_steps
         first, last, parts = share
@@ -151,33 +127,22 @@ class SpeechData:
             size = len(self.plan.batch(step).indices)
             return self.make_batch(step, rows=slice(size * first // parts, size * last // parts))
 
-        return BatchIterator(
-            make_batch,
-            start_step=start_step,
-            stop_step=stop,
-            num_workers=self._num_workers,
-            prefetch_batches=self._prefetch_batches,
-        )
+        return BatchIterator(make_batch, start_step=start_step, stop_step=stop, **self._ahead)
 
     def make_batch(self, step: int, *, rows: slice = slice(None)) -> SpeechBatch:
         """Makes the batch of one step in this thread.
 
-        Args:
-          step: of the training.
-          rows: which rows of the global batch to read.
-
-        Returns:
-          The batch. A row whose record is damaged is replaced by the first good row of the global
-          batch, whatever `rows` is, and counted.
+        Only the `rows` of the global batch are read. One whose record is damaged is replaced by the
+        first good row of the global batch, and counted.
 
         Raises:
           PipelineError: every utterance of the global batch is damaged.
         """
         batch = self.plan.batch(step)
-        wanted = range(*rows.indices(len(batch.indices)))
-        waveforms = _aligned_empty(len(wanted), batch.num_samples)
+        own_rows = range(*rows.indices(len(batch.indices)))
+        waveforms = np.empty((len(own_rows), batch.num_samples), np.float32)
         ids, num_bad, substitute = [], 0, None
-        for place, row in enumerate(wanted):
+        for place, row in enumerate(own_rows):
             used = row
             if not self._crop(batch, row=row, out=waveforms[place]):
                 if substitute is None:
@@ -255,37 +220,30 @@ class BatchIterator:
         num_workers: int,
         prefetch_batches: int,
     ):
-        """Starts making batches.
-
-        Args:
-          make_batch: gives the batch of a step; called from several threads.
-          start_step: the first.
-          stop_step: one past the last.
-          num_workers: size of the private pool of threads.
-          prefetch_batches: finished batches that wait at most.
-        """
+        """Starts making the batches of the steps from `start_step` to before `stop_step`."""
         self._iterator: Any = None
-        # `make` knows these two objects, not the iterator: it must not keep it alive.
+        # `make` must not keep the iterator alive: it has these three objects alone.
         closed = self._closed = threading.Event()
         errors = self._errors = []
+        made: dict[int, SpeechBatch] = {}
+        self._made = made  # tensorflow gets the numbers of the steps alone
 
-        def make(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.int64]:
+        def make(step: np.ndarray) -> np.ndarray:
             if closed.is_set():
                 raise RuntimeError("closed")
             try:
-                batch = make_batch(int(step))
+                made[int(step)] = make_batch(int(step))
             except Exception as error:
                 errors.append(error)  # tensorflow would pass on its text only
                 raise
-            return batch.waveforms, np.array(batch.ids, object), np.int64(batch.num_bad)
+            return step
 
         tf = _tensorflow()
-        options, dtypes = tf.data.Options(), (tf.float32, tf.string, tf.int64)
+        options = tf.data.Options()
         options.autotune.enabled = False
         options.threading.private_threadpool_size = num_workers
-        steps = tf.data.Dataset.range(start_step, stop_step)
-        dataset = steps.map(
-            lambda step: (step, *tf.numpy_function(make, [step], dtypes)),
+        dataset = tf.data.Dataset.range(start_step, stop_step).map(
+            lambda step: tf.numpy_function(make, [step], tf.int64),
             num_parallel_calls=num_workers,
             deterministic=True,
         )
@@ -306,7 +264,7 @@ class BatchIterator:
         if self._iterator is None:
             raise StopIteration
         try:
-            step, waveforms, ids, num_bad = next(self._iterator)
+            return self._made.pop(int(next(self._iterator)))
         except StopIteration:
             self.close()
             raise
@@ -314,17 +272,12 @@ class BatchIterator:
             cause = self._errors[0] if self._errors else error
             self.close()
             raise cause from None
-        return SpeechBatch(
-            step=int(step),
-            waveforms=waveforms,
-            ids=[utterance_id.decode() for utterance_id in ids],
-            num_bad=int(num_bad),
-        )
 
     def close(self) -> None:
         """Stops making batches; those under way are finished first. May be called twice."""
         self._closed.set()
         self._iterator = None  # tensorflow cancels and joins its threads here
+        self._made.clear()
 
     def __enter__(self) -> "BatchIterator":
         return self
@@ -338,7 +291,7 @@ class BatchIterator:
 
 @atexit.register
 def _close_all() -> None:
-    """Closes what was left open: tensorflow's threads must not outlive the interpreter."""
+    """Ends tensorflow's threads before the interpreter."""
     for iterator in list(_OPEN):
         iterator.close()
 
@@ -355,17 +308,12 @@ def open_split(
     """Opens a split of a prepared dataset.
 
     Args:
-      data_config: has the fields data_dir, dataset, min_seconds, max_seconds, max_batch_seconds,
-        max_rungs, max_ladder_loss, batch_multiple, num_workers, prefetch_batches.
+      data_config: `data` of a configuration.
       split: in TFDS syntax, such as 'train[:95%]'.
       seed: of order and crops.
-      use: 'held out' fills what is no whole batch up with empty rows (`HeldOutPlan`); use a fixed
-        seed, and the steps of epoch 0: `data.batches(0, data.plan.num_batches)`.
+      use: 'held out' uses every utterance (`HeldOutPlan`).
       field: samples that a frame of the network sees.
       hop: samples from one frame to the next.
-
-    Returns:
-      The data. Nothing is decoded yet.
 
     Raises:
       ManifestError: the dataset or the split is not there.
@@ -392,6 +340,5 @@ def open_split(
         records=Records(data_config.data_dir, **where),
         plan=plan,
         left_out=len(everything) - len(manifest),
-        num_workers=data_config.num_workers,
-        prefetch_batches=data_config.prefetch_batches,
+        data_config=data_config,
     )

@@ -27,20 +27,15 @@ _LOG = logging.getLogger(__name__)
 
 
 class TranscribedBatch(NamedTuple):
-    """The rows of one batch that this host reads.
-
-    `waveforms` [B, S] float32, normalised, zeros after the end; `num_samples` [B] int32, S where a
-    row is empty; `labels` [B, U] int32, 0 after the end; `num_labels` [B] int32, 0 where a row is
-    empty; `ids`, '' where a row is empty; `num_bad` rows replaced because their record is damaged.
-    """
+    """The rows of one batch that this host reads."""
 
     step: int
-    waveforms: np.ndarray
-    num_samples: np.ndarray
-    labels: np.ndarray
-    num_labels: np.ndarray
-    ids: list[str]
-    num_bad: int
+    waveforms: np.ndarray  # [B, S] float32, normalised, zeros after the end
+    num_samples: np.ndarray  # [B] int32, S where a row is empty
+    labels: np.ndarray  # [B, U] int32, 0 after the end
+    num_labels: np.ndarray  # [B] int32, 0 where a row is empty
+    ids: list[str]  # '' where a row is empty
+    num_bad: int  # rows replaced because their record is damaged
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -54,6 +49,7 @@ class TranscribedData:
 
     Attributes:
       references: normalised transcripts by id.
+      samples: step -> samples of audio in its global batch.
       left_out: reason -> how many utterances.
       fingerprint: of utterances and labels; a run that is resumed must find the same.
       batches_per_epoch: after so many, every utterance was used once.
@@ -69,7 +65,7 @@ class TranscribedData:
     ):
         """Joins the parts; `open_transcribed` makes them from a config."""
         self.references, self.left_out = references, dict(left_out)
-        self.batches_per_epoch = speech.batches_per_epoch
+        self.batches_per_epoch, self.samples = speech.batches_per_epoch, speech.samples
         self._speech, self._labels = speech, labels
         manifest = speech.manifest
         self._samples = dict(zip(manifest.ids, manifest.num_samples.tolist(), strict=True))
@@ -82,10 +78,6 @@ class TranscribedData:
         for rung in speech.plan.rungs:
             most = int(sizes[manifest.num_samples <= rung.num_samples].max(initial=1))
             self._num_labels[rung.num_samples] = -(-most // _LABEL_GRID) * _LABEL_GRID
-
-    def samples(self, step: int) -> int:
-        """Samples of audio in the global batch of a step."""
-        return self._speech.samples(step)
 
     def summary(self) -> str:
         """The plan, and what was left out, in lines to print."""
@@ -118,18 +110,12 @@ def transcripts_of_split(
 ) -> tuple[Manifest, dict[str, str]]:
     """Utterances of a split and their transcripts as they are; phones with spaces between.
 
-    Args:
-      data_config: has data_dir, dataset, alignment.
-      ctc_config: has vocabulary, lexicon and language.
-      split: in TFDS syntax.
-
-    Returns:
-      The manifest, and transcripts by id; utterances without one are left out of them.
+    The transcripts are by id, of those that have one; the split is in TFDS syntax.
 
     Raises:
       ManifestError: no such dataset or split.
       TextError: lexicon or alignment cannot be read.
-      VocabularyError: phones are asked for, and not known.
+      VocabularyError: the vocabulary is of phones, which are not known.
     """
     where = {"dataset": data_config.dataset, "split": split}
     manifest = load_manifest(data_config.data_dir, **where)
@@ -149,8 +135,8 @@ def transcripts_of_split(
         words = read_lexicon(Path(ctc_config.lexicon), stress="strip")
         spelt = {}
         for id_, text in texts.items():
-            said = vocabularies.letters().normalise(text).split()
-            spelt[id_] = " ".join(p for word in said for p in words.get(word, [f"<{word}>"]))
+            spoken = vocabularies.letters().normalise(text).split()
+            spelt[id_] = " ".join(p for word in spoken for p in words.get(word, [f"<{word}>"]))
         return manifest, spelt
     path = data_config.alignment or phones_path(data_config.data_dir, dataset=data_config.dataset)
     if not path or not Path(path).exists():
@@ -158,16 +144,18 @@ def transcripts_of_split(
             f"config.ctc.vocabulary='phones': {data_config.data_dir} carries no phones; name an "
             "alignment with config.data.alignment, or a lexicon with config.ctc.lexicon"
         )
-    found = read_alignment(path).match(manifest.ids)
-    said = lambda phones: " ".join(p.label for p in phones if p.label != SILENCE)
-    return manifest, {id_: said(phones) for id_, phones in found.items() if said(phones)}
+    spelt = {
+        id_: " ".join(phone.label for phone in phones if phone.label != SILENCE)
+        for id_, phones in read_alignment(path).match(manifest.ids).items()
+    }
+    return manifest, {id_: text for id_, text in spelt.items() if text}
 
 
 def find_vocabulary(data_config: Any, ctc_config: Any) -> Vocabulary:
     """The vocabulary that a configuration asks for.
 
     Raises:
-      VocabularyError: There is none to be found.
+      VocabularyError: There is none.
       ManifestError, TextError: As `transcripts_of_split`.
     """
     if ctc_config.vocabulary == "letters":
@@ -195,8 +183,8 @@ def open_transcribed(
     """Opens a split of a prepared dataset with its transcripts.
 
     Args:
-      data_config: as `pipeline.open_split` takes it, with `alignment`.
-      ctc_config: has vocabulary, lexicon and language.
+      data_config: `data` of a configuration.
+      ctc_config: `ctc` of it.
       split: in TFDS syntax.
       vocabulary: to spell the transcripts with.
       field: samples that a frame sees.
@@ -204,9 +192,6 @@ def open_transcribed(
       seed: of the order.
       use: 'training' leaves out what cannot be learnt from; 'held out' only what has no transcript
         or no frame, and spells what is no symbol as `<unk>`.
-
-    Returns:
-      The data. Nothing is decoded yet.
 
     Raises:
       ManifestError: the dataset or the split is not there.
@@ -232,13 +217,8 @@ def open_transcribed(
         raise PipelineError(
             f"split {split!r} of {data_config.data_dir}: {error}" + f" ({reasons})" * bool(reasons)
         ) from None
-    speech = SpeechData(
-        manifest,
-        records=Records(data_config.data_dir, dataset=data_config.dataset, split=split),
-        plan=plan,
-        num_workers=data_config.num_workers,
-        prefetch_batches=data_config.prefetch_batches,
-    )
+    records = Records(data_config.data_dir, dataset=data_config.dataset, split=split)
+    speech = SpeechData(manifest, records=records, plan=plan, data_config=data_config)
     return TranscribedData(speech, references=references, labels=labels, left_out=left_out)
 
 
@@ -280,5 +260,5 @@ def _label(
         left_out[reason] += 1
     if strange:
         shown = " ".join(repr(token) for token, _ in strange.most_common(20))
-        _LOG.warning("found in transcripts, and not in the vocabulary: %s", shown)
+        _LOG.warning("in transcripts, but not in the vocabulary: %s", shown)
     return labels, dict(left_out)

@@ -1,4 +1,4 @@
-"""When each phone is said: alignments in the formats of the field, read into one form.
+"""Phones in time: alignments in the formats of the field, read into one form.
 
 Formats, recognised by content:
 - textgrid: Praat's, as the Montreal Forced Aligner writes them; a file or a folder of them;
@@ -8,19 +8,19 @@ Formats, recognised by content:
 - discophon: `#file onset offset #phone`, in seconds;
 - tsv: a header with file, start_s, end_s, phone (data/embedded/phones_en.tsv).
 
-Silence ("", sil, sp, <eps>, ...) is called SIL, spoken noise (spn) SPN, and the stress digit of
-ARPAbet's vowels is taken off unless it is wanted.
+Silence ("", sil, sp, <eps>, ...) becomes SIL, spoken noise (spn) SPN. The stress digit of ARPAbet's
+vowels is taken off by default.
 """
 
 import collections
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from dinosr_jax import files
 from dinosr_jax.data.manifest import dataset_folder
 from dinosr_jax.data.phones import tables, textgrid
 from dinosr_jax.data.phones.phones import (
@@ -49,25 +49,21 @@ class Alignment:
     path: str
 
     def find(self, id_: str) -> tuple[Phone, ...] | None:
-        """Phones of an utterance.
+        """Phones of an utterance, or None.
 
-        Args:
-          id_: Its id here; else its name without folders and extension finds it, if that fits one
-            id only. Folders that contradict each other do not fit: the one's are among the other's.
-
-        Returns:
-          The phones, or None.
+        `id_` is its id here, else its name without folders and extension, where that fits one id:
+        the folders of one are among those of the other.
         """
         fits = self._fits(id_)
         return self.utterances[fits[0]] if len(fits) == 1 else None
 
     def match(self, ids: Iterable[str]) -> dict[str, tuple[Phone, ...]]:
-        """Phones of several utterances; those that are not found are left out.
+        """Phones of several utterances; those that the alignment lacks are left out.
 
         Raises:
           TextError: A name without its folder fits several utterances, here or among `ids`.
         """
-        found, users = {}, {}
+        matched, users = {}, {}
         for id_ in ids:
             fits = self._fits(id_)
             if len(fits) > 1:
@@ -82,8 +78,8 @@ class Alignment:
                         "folder its utterances are in (--prefix=FOLDER/)"
                     )
                 users[target] = id_
-                found[id_] = self.utterances[target]
-        return found
+                matched[id_] = self.utterances[target]
+        return matched
 
     def with_prefix(self, prefix: str) -> "Alignment":
         """The same alignment with something before every id, such as 'asterisk_en/'."""
@@ -102,16 +98,16 @@ class Alignment:
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """All labels, sorted; SIL is always one of them."""
-        said = {phone.label for phones in self.utterances.values() for phone in phones}
-        return tuple(sorted(said | {SILENCE}))
+        labels = {phone.label for phones in self.utterances.values() for phone in phones}
+        return tuple(sorted(labels | {SILENCE}))
 
     @functools.cached_property
     def _alike(self) -> dict[str, list[str]]:
         """Ids by what they look like: letters and accents may be joined or apart."""
-        found = collections.defaultdict(list)
+        alike = collections.defaultdict(list)
         for id_ in self.utterances:
-            found[nfc(id_)].append(id_)
-        return found
+            alike[nfc(id_)].append(id_)
+        return alike
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[tuple[str, set[str]]]]:
@@ -134,14 +130,11 @@ def read_alignment(
     """Reads the phones of utterances.
 
     Args:
-      path: A file, or for TextGrids a folder of them, nested or not; tables may be gzip.
+      path: A file, or for TextGrids a folder of them, nested or not; tables may be gzip. Ids of
+        TextGrids are their paths in the folder without the extension.
       kind: The format; None recognises it.
       tier: Of TextGrids.
       stress: 'strip' makes AH of AH0; 'keep'.
-
-    Returns:
-      The alignment. Ids are those in the table, of TextGrids the path in the folder without the
-      extension. Times of tables are exact: the label of frame 357 starts at 3.57.
 
     Raises:
       TextError: It cannot be read, is of no known format, or contradicts itself.
@@ -160,7 +153,7 @@ def read_alignment(
         utterances = {path.stem: _read_textgrid(text, path, tier, named)}
     else:
         table = tables.Table(path, text.split("\n"), named)
-        utterances = tables.READERS[kind](table)
+        utterances = tables.read_utterances(table, kind)
     if not utterances:
         raise TextError(f"{path}: found no utterance below the header")
     return Alignment(utterances, kind, str(path))
@@ -169,25 +162,20 @@ def read_alignment(
 def _read_folder(
     folder: Path, tier: str, named: Callable[[str], str]
 ) -> dict[str, tuple[Phone, ...]]:
-    found: dict[str, Path] = {}
-    entered: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(root)) in entered:
-            folders.clear()  # a link to where it comes from
+    def refuse(error: OSError) -> None:
+        raise TextError(f"{error.filename}: cannot be listed ({error.strerror})")
+
+    paths: dict[str, Path] = {}
+    for path in files.walk(folder, refuse):
+        if path.suffix.lower() != ".textgrid" or path.name.startswith("."):
             continue
-        entered.add(real)
-        folders.sort()
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.suffix.lower() != ".textgrid" or name.startswith("."):
-                continue
-            id_ = nfc(path.relative_to(folder).with_suffix("").as_posix())
-            if id_ in found:
-                raise TextError(f"{path} and {found[id_]}: found {id_} twice, expected it once")
-            found[id_] = path
-    if not found:
+        id_ = nfc(path.relative_to(folder).with_suffix("").as_posix())
+        if id_ in paths:
+            raise TextError(f"{path} and {paths[id_]}: found {id_} twice, expected it once")
+        paths[id_] = path
+    if not paths:
         raise TextError(f"{folder}: found no .TextGrid in the folder; of other formats name a file")
-    return {id_: _read_textgrid(read_text(at), at, tier, named) for id_, at in found.items()}
+    return {id_: _read_textgrid(read_text(at), at, tier, named) for id_, at in paths.items()}
 
 
 def _read_textgrid(
@@ -195,9 +183,9 @@ def _read_textgrid(
 ) -> tuple[Phone, ...]:
     """The phones of a TextGrid: the tier, or one that ends so (MFA: `speaker - phones`)."""
     tiers = textgrid.interval_tiers(text, path=path)
-    wanted = tier.lower()
-    fits = [spans for name, spans in tiers if name.lower() == wanted]
-    fits = fits or [spans for name, spans in tiers if name.lower().endswith(f"- {wanted}")]
+    end = tier.lower()
+    fits = [spans for name, spans in tiers if name.lower() == end]
+    fits = fits or [spans for name, spans in tiers if name.lower().endswith(f"- {end}")]
     if len(fits) != 1:
         names = ", ".join(repr(name) for name, _ in tiers) or "none"
         raise TextError(
@@ -233,6 +221,6 @@ def _kind_of(text: str, path: Path) -> Kind:
 
 
 def phones_path(data_dir: str | Path, *, dataset: str) -> Path | None:
-    """Where the phones of a prepared dataset are, if it has any; None without a dataset."""
+    """Path of the phones of a prepared dataset, if it has any; None without a dataset."""
     folder = dataset_folder(data_dir, dataset=dataset)
     return None if folder is None else folder / PHONES_NAME

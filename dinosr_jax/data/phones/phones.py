@@ -33,16 +33,13 @@ class Phone(NamedTuple):
 def frame_labels(
     phones: Sequence[Phone], *, num_frames: int, step: float = 0.01, first: float | None = None
 ) -> np.ndarray:
-    """The label at the centre of each frame.
+    """The labels [T] at the centres of frames; 'SIL' where there is no phone.
 
     Args:
       phones: Of one utterance, in order.
       num_frames: T.
       step: Between the centres of frames, in seconds.
       first: Centre of the first frame in seconds; None is step / 2.
-
-    Returns:
-      [T] texts; 'SIL' where nothing is said.
     """
     labels = np.asarray([phone.label for phone in phones] + [SILENCE])
     return labels[frame_phones(phones, num_frames=num_frames, step=step, first=first)]
@@ -51,11 +48,7 @@ def frame_labels(
 def frame_phones(
     phones: Sequence[Phone], *, num_frames: int, step: float = 0.01, first: float | None = None
 ) -> np.ndarray:
-    """Which phone is said at the centre of each frame; arguments as `frame_labels`.
-
-    Returns:
-      [T] indices of `phones`; -1 where nothing is said.
-    """
+    """Indices [T] of the `phones` at the centres of frames, -1 for none; as `frame_labels`."""
     first = step / 2 if first is None else first
     centres = np.rint((first + step * np.arange(num_frames)) * 1e9)  # nanoseconds: no float error
     times = np.rint(np.asarray([phone[:2] for phone in phones]).reshape(-1, 2) * 1e9)
@@ -83,64 +76,50 @@ def clean_label(text: str, *, stress: Stress) -> str:
 
 
 def read_lexicon(path: Path, *, stress: Stress) -> dict[str, list[str]]:
-    """Words, in upper case, and their phones; of several pronunciations the first, as in SUPERB.
+    """Words, in upper case, and their phones, of a file with a word and its phones a line.
 
-    Args:
-      path: A word and its phones a line.
-      stress: Whether AH0 is AH.
-
-    Raises:
-      TextError: It cannot be read.
+    Of several pronunciations the first counts, as in SUPERB. Raises TextError as `read_text`.
     """
     words: dict[str, list[str]] = {}
     for line in read_text(path).split("\n"):
         if (parts := line.split())[1:]:
-            words.setdefault(
-                nfc(parts[0].upper()), [clean_label(p, stress=stress) for p in parts[1:]]
-            )
+            phones = [clean_label(part, stress=stress) for part in parts[1:]]
+            words.setdefault(nfc(parts[0].upper()), phones)
     return words
 
 
 def in_order(
     id_: str, spans: Iterable[Span], *, path: Path, named: Callable[[str], str]
 ) -> tuple[Phone, ...]:
-    """Phones of an utterance from its intervals, sorted.
-
-    Args:
-      id_: The utterance's, for errors.
-      spans: Intervals.
-      path: The file's name, for errors.
-      named: Gives labels their name.
-
-    Returns:
-      The phones.
+    """Phones of the utterance `id_` of a file from its intervals, sorted; `named` names labels.
 
     Raises:
       TextError: Times that are no numbers, negative, backwards, or overlap.
     """
-    at = lambda span: f"{path}: line {span.line}: {id_}"
-    ordered: list[Phone] = []
-    before = None
+
+    def fail(span: Span, what: str) -> None:
+        raise TextError(f"{path}: line {span.line}: {id_}: found {what}")
+
+    spans = list(spans)
     for span in spans:
         if not (math.isfinite(span.start) and math.isfinite(span.end)):
-            raise TextError(
-                f"{at(span)}: found times {span.start} and {span.end}, expected numbers"
-            )
+            fail(span, f"times {span.start} and {span.end}, expected numbers")
         if span.start < 0:
-            raise TextError(f"{at(span)}: found a start of {span.start} s, expected 0 or later")
+            fail(span, f"a start of {span.start} s, expected 0 or later")
         if span.end <= span.start:
-            raise TextError(
-                f"{at(span)}: found an interval from {span.start} to {span.end} s, expected an end "
-                "after the start"
-            )
+            interval = f"an interval from {span.start} to {span.end} s"
+            fail(span, f"{interval}, expected an end after the start")
+    ordered: list[Phone] = []
+    before = None
     for span in sorted(spans):
         start = span.start
         if before is not None and start < before.end:
             if start < before.end - _OVERLAP or span.end <= before.end:
-                raise TextError(
-                    f"{at(span)}: found {span.text!r} from {span.start} to {span.end} s, which "
-                    f"overlaps {before.text!r} to {before.end} s of line {before.line}; expected "
-                    "one phone at a time (is the utterance there twice?)"
+                fail(
+                    span,
+                    f"{span.text!r} from {span.start} to {span.end} s, which overlaps "
+                    f"{before.text!r} to {before.end} s of line {before.line}; expected one phone "
+                    "at a time (is the utterance there twice?)",
                 )
             start = before.end
         ordered.append(Phone(start, span.end, named(span.text)))

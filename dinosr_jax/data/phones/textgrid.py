@@ -1,11 +1,9 @@
 """Reads Praat's TextGrid files, long and short, and writes long ones.
 
-Praat itself reads both as one stream of texts in quotes, numbers that stand alone, and flags such
-as <exists>, and skips every other word; so does this. Sizes are checked: a file that is cut is no
-shorter file, but an error.
+As Praat does, both are read as one stream of texts in quotes, numbers that stand alone, and flags
+such as <exists>; other words are skipped. A file that is cut is an error.
 """
 
-import bisect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ _TOKEN = re.compile(
 
 
 class Span(NamedTuple):
-    """A text from `start` to `end`, in seconds, and the line of the file that says so."""
+    """A text from `start` to `end`, in seconds, and the line of the file that it is in."""
 
     start: float
     end: float
@@ -30,22 +28,14 @@ class Span(NamedTuple):
 
 
 def interval_tiers(text: str, *, path: str | Path) -> list[tuple[str, list[Span]]]:
-    """The interval tiers of a TextGrid; tiers of points are passed over.
-
-    Args:
-      text: The file's.
-      path: Its name, for errors.
-
-    Returns:
-      Name and intervals of each, as they stand in the file.
+    """Name and intervals of each interval tier of a TextGrid; `path` is for errors.
 
     Raises:
       TextError: It is no TextGrid, or cut, or its sizes are not those of what it holds.
     """
     tokens = _Tokens(text, path)
     for expected in (("ooTextFile", "ooTextFile short"), ("TextGrid",)):
-        found = tokens.text(f'"{expected[0]}"')
-        if found not in expected:
+        if tokens.text(f'"{expected[0]}"') not in expected:
             tokens.fail(f'"{expected[0]}"', back=1)
     tokens.number("the start of the file in seconds")
     tokens.number("the end of the file in seconds")
@@ -68,14 +58,18 @@ class _Tokens:
     """Texts, numbers and flags of a file, one after the other."""
 
     def __init__(self, text: str, path: str | Path):
-        self._text, self._path, self._next = text, path, 0
-        self._newlines: list[int] | None = None
-        found = ((match.lastgroup, match[0], match.start()) for match in _TOKEN.finditer(text))
-        self._found = [token for token in found if token[0] != "comment"]
+        self._path, self._next = path, 0
+        self._tokens: list[tuple[str | None, str, int]] = []  # kind, text, line
+        line = begin = 0
+        for match in _TOKEN.finditer(text):
+            line, begin = line + text.count("\n", begin, match.start()), match.start()
+            if match.lastgroup != "comment":
+                self._tokens.append((match.lastgroup, match[0], line + 1))
+        self._last_line = text.rstrip().count("\n") + 1
 
     def rest(self) -> bool:
         """Whether there is more."""
-        return self._next < len(self._found)
+        return self._next < len(self._tokens)
 
     def text(self, what: str) -> str:
         return self._take("text", what)[1:-1].replace('""', '"')
@@ -95,32 +89,22 @@ class _Tokens:
     def row(self, kind: str, tier: str) -> Span:
         """An interval, or a point, which ends where it starts."""
         start = self.number(f"a start time in tier {tier!r}")
-        line = self._line(self._found[self._next - 1][2])
+        _, _, line = self._tokens[self._next - 1]
         end = self.number(f"an end time in tier {tier!r}") if kind == "IntervalTier" else start
         return Span(start, end, self.text(f"a text in tier {tier!r}"), line)
 
     def fail(self, expected: str, *, back: int = 0) -> None:
         """Raises TextError at the next token, or at one before it."""
-        place = self._next - back
-        if place < len(self._found):
-            kind, value, offset = self._found[place]
-            found = "a text that is not closed" if kind == "open" else value[:60]
-        else:
-            offset, found = len(self._text.rstrip()), "the end of the file (is it cut?)"
-        raise TextError(
-            f"{self._path}: line {self._line(offset)}: found {found}, expected {expected}"
-        )
+        there = [*self._tokens, (None, "the end of the file (is it cut?)", self._last_line)]
+        kind, value, line = there[self._next - back]
+        value = "a text that is not closed" if kind == "open" else value[:60]
+        raise TextError(f"{self._path}: line {line}: found {value}, expected {expected}")
 
     def _take(self, kind: str, what: str) -> str:
-        if not self.rest() or self._found[self._next][0] != kind:
+        if not self.rest() or self._tokens[self._next][0] != kind:
             self.fail(what)
         self._next += 1
-        return self._found[self._next - 1][1]
-
-    def _line(self, offset: int) -> int:
-        if self._newlines is None:
-            self._newlines = [match.start() for match in re.finditer("\n", self._text)]
-        return bisect.bisect_left(self._newlines, offset) + 1
+        return self._tokens[self._next - 1][1]
 
 
 class Interval(NamedTuple):
@@ -132,14 +116,11 @@ class Interval(NamedTuple):
 
 
 def to_textgrid(tiers: Mapping[str, Sequence[Interval]], *, end: float) -> str:
-    """The text of a TextGrid.
+    """The text of a TextGrid; quotes within names and texts are doubled, as Praat has it.
 
     Args:
       tiers: Name -> intervals without gaps from 0 to `end`.
       end: Length in seconds.
-
-    Returns:
-      The file's text; quotes within names and texts are doubled, as Praat has it.
     """
     quoted = lambda text: '"' + text.replace('"', '""') + '"'
     lines = [

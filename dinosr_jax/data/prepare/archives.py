@@ -1,7 +1,7 @@
 """LibriSpeech's archives as OpenSLR gives them: found, verified and unpacked.
 
-What TFDS' own reader of the unpacked files would stumble over (a line without text, a missing
-recording, ...) is taken out of the transcripts here, and listed with the reason.
+Lines of transcripts that TFDS cannot read (without a text, of a missing recording, ...) are taken
+out, and listed with the reason.
 """
 
 import gzip
@@ -26,10 +26,7 @@ _DRAIN_BYTES = 1 << 20
 
 
 class Archive(NamedTuple):
-    """One archive: where it is, its subset ('dev-clean'), and what OpenSLR's own is known by.
-
-    `url`, `num_bytes` and `sha256` are those that TFDS has recorded.
-    """
+    """An archive and its subset ('dev-clean'); the rest is what TFDS has recorded of OpenSLR's."""
 
     path: Path
     subset: str
@@ -39,23 +36,16 @@ class Archive(NamedTuple):
 
 
 def find_archives(folder: Path, *, names: Sequence[str]) -> list[Path]:
-    """Finds archives by name, in a folder or below it.
-
-    Args:
-      folder: as the user gave it.
-      names: such as 'dev-clean.tar.gz'.
-
-    Returns:
-      The path of each.
+    """Paths of archives by their names, such as 'dev-clean.tar.gz', in a folder or below it.
 
     Raises:
       SourceError: no such folder, or some are not there: all of them are named.
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+        there = "a file" if folder.exists() else "nothing"
         raise SourceError(
-            f"--archives={folder}: expected a folder of OpenSLR's archives, found {found}."
+            f"--archives={folder}: expected a folder of OpenSLR's archives, found {there}."
         )
     present = {path.name: path for path in sorted(folder.rglob("*.tar.gz"), reverse=True)}
     if missing := [name for name in names if name not in present]:
@@ -71,13 +61,8 @@ def find_archives(folder: Path, *, names: Sequence[str]) -> list[Path]:
 def unpack(archive: Archive, *, to: Path) -> list[tuple[str, str]]:
     """Unpacks an archive; the folder appears by one rename, complete and checked.
 
-    Args:
-      archive: to unpack. An archive of OpenSLR's size must have OpenSLR's content; one of another
-        size is taken as it is, with a note.
-      to: the folder; left as it is if it exists.
-
-    Returns:
-      (path, reason) of utterances that TFDS cannot read and that were taken out.
+    A folder that exists is left as it is. The content is verified, or the size noted if it is not
+    OpenSLR's. Returns (path, reason) of utterances that were taken out.
 
     Raises:
       SourceError: the archive is truncated, corrupt or not what its name says.
@@ -101,11 +86,10 @@ def unpack(archive: Archive, *, to: Path) -> list[tuple[str, str]]:
 
 
 class _Watched:
-    """A file that counts and hashes what is read of it."""
+    """A file that hashes what is read of it, and shows how much."""
 
     def __init__(self, file: IO[bytes], bar: Any):
-        self._file, self._bar = file, bar
-        self.sha256 = hashlib.sha256()
+        self._file, self._bar, self.sha256 = file, bar, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         content = self._file.read(size)
@@ -139,23 +123,23 @@ def _extract(archive: Archive, *, to: Path) -> None:
             f"{archive.path}: truncated or corrupt ({str(error).rstrip('.')}): it has {size:,} "
             f"bytes, OpenSLR's has {archive.num_bytes:,}. Download it again: {archive.url}"
         ) from None
-    if size == archive.num_bytes and watched.sha256.hexdigest() != archive.sha256:
+    sha256 = watched.sha256.hexdigest()
+    if size == archive.num_bytes and sha256 != archive.sha256:
         raise SourceError(
             f"{archive.path}: has the size of OpenSLR's archive but another content (sha256 "
-            f"{watched.sha256.hexdigest()}, expected {archive.sha256}). Download it again: "
-            f"{archive.url}"
+            f"{sha256}, expected {archive.sha256}). Download it again: {archive.url}"
         )
 
 
 def _check_layout(archive: Archive, *, folder: Path) -> None:
     """Refuses an archive that does not hold the subset of its name and the two tables."""
     root = folder / ROOT
-    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    other = [name for name in found if (root / name).is_dir() and name != archive.subset]
-    missing = [name for name in (archive.subset, *METADATA) if name not in found]
+    names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    other = [name for name in names if (root / name).is_dir() and name != archive.subset]
+    missing = [name for name in (archive.subset, *METADATA) if name not in names]
     if missing or other:
         raise SourceError(
-            f"{archive.path}: holds {found or 'nothing'} in {ROOT}/, expected {archive.subset}, "
+            f"{archive.path}: holds {names or 'nothing'} in {ROOT}/, expected {archive.subset}, "
             f"{' and '.join(METADATA)}, as in OpenSLR's archive: {archive.url}"
         )
 

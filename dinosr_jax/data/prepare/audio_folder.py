@@ -2,9 +2,9 @@
 
     python -m dinosr_jax prepare --source=FOLDER --data_dir=DIR
 
-writes the TFDS dataset `DIR/audio_folder/1.0.0`, whose features have the names and types of TFDS'
-own `librispeech/lazy_decode` where the two share one. `DIR/preparation` holds the journal of the
-check, so that a killed run goes on where it stopped. The dataset appears by one rename, complete.
+writes the TFDS dataset `DIR/audio_folder/1.0.0`, with the features of TFDS' own
+`librispeech/lazy_decode` and more. `DIR/preparation` holds the journal of the check, with which a
+killed run goes on. The dataset appears by one rename, complete.
 """
 
 import contextlib
@@ -38,11 +38,8 @@ SOURCE_NAME = "source.json"
 Encoding = Literal["original", "pcm16"]
 
 
-class Checked(NamedTuple):
-    """A source whose files have been checked, where the converted ones lie, and how to store them.
-
-    `num_workers` threads decode for encoding 'pcm16'; None for one a core.
-    """
+class _Checked(NamedTuple):
+    """A checked source, the folder of converted files, the encoding, and threads that decode."""
 
     source: Source
     verdicts: Mapping[str, Verdict]
@@ -55,21 +52,15 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
     """Any folder of audio as a TFDS dataset of array_record files.
 
     `speech` is the audio file's own bytes if it is whole and 16 kHz mono, else 16-bit FLAC; with
-    encoding 'pcm16' it is 16-bit samples in WAV. Decode it with `audio.decode` (TFDS' own decoder
-    reads FLAC only, and needs tensorflow_io).
+    encoding 'pcm16' it is 16-bit samples in WAV. `audio.decode` decodes it.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
     code_path = None  # where TFDS would look for checksums of downloads: there are none
 
-    def __init__(self, *, checked: Checked | None = None, **kwargs):
-        """Makes a builder.
-
-        Args:
-          checked: what to write; None to read what is written.
-          **kwargs: of TFDS, such as data_dir.
-        """
+    def __init__(self, *, checked: _Checked | None = None, **kwargs):
+        """Makes a builder of what is `checked`; None reads what is written."""
         self._checked = checked
         super().__init__(file_format="array_record", **kwargs)
 
@@ -99,7 +90,7 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing is downloaded
         source = self._checked.source
         skipped = _skipped(self._checked)
-        # Written here, in TFDS' temporary folder: they appear together with the records.
+        # In TFDS' temporary folder: they appear together with the records.
         write_skipped(Path(self.data_path), skipped)
         _write_missing(Path(self.data_path), self._checked)
         origin = {
@@ -108,28 +99,20 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
             "encoding": self._checked.encoding,
         }
         (self.data_path / SOURCE_NAME).write_text(json.dumps(origin, indent=1))
-        splits = sorted({u.split for u, _, _ in _usable(self._checked)})
+        splits = sorted({utterance.split for utterance, _ in _usable(self._checked)})
         return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
         speaker_ids = _speaker_ids(self._checked.source)
+        names = ("id", "text", "speaker", "language")
         for utterance, num_samples, content in _contents(self._checked, split=split):
-            yield (
-                utterance.id,
-                {
-                    "speech": io.BytesIO(content),
-                    "text": utterance.text,
-                    "speaker_id": speaker_ids[utterance.speaker],
-                    "id": utterance.id,
-                    "speaker": utterance.speaker,
-                    "language": utterance.language,
-                    "num_samples": num_samples,
-                    "sample_rate": audio.SAMPLE_RATE,
-                },
-            )
+            example = {name: getattr(utterance, name) for name in names}
+            example |= {"speech": io.BytesIO(content), "num_samples": num_samples}
+            example |= {"speaker_id": speaker_ids[utterance.speaker]}
+            yield utterance.id, example | {"sample_rate": audio.SAMPLE_RATE}
 
 
-def _contents(checked: Checked, *, split: str) -> Iterator[tuple[Utterance, int, bytes]]:
+def _contents(checked: _Checked, *, split: str) -> Iterator[tuple[Utterance, int, bytes]]:
     """Yields (utterance, number of samples, what is stored) of a split."""
     source, verdicts, work_dir, encoding, num_workers = checked
 
@@ -139,12 +122,12 @@ def _contents(checked: Checked, *, split: str) -> Iterator[tuple[Utterance, int,
                 continue
             verdict = verdicts[file.path]
             parts = stored_bytes(file, verdict=verdict, folder=source.folder, work_dir=work_dir)
-            for found in zip(file.utterances, verdict.num_samples, parts, strict=True):
-                if found[2] is not None and found[0].split == split:
-                    yield found
+            for row in zip(file.utterances, verdict.num_samples, parts, strict=True):
+                if row[2] is not None and row[0].split == split:
+                    yield row
 
-    def to_samples(found: tuple[Utterance, int, bytes]) -> tuple[Utterance, int, bytes]:
-        utterance, num_samples, content = found
+    def to_samples(row: tuple[Utterance, int, bytes]) -> tuple[Utterance, int, bytes]:
+        utterance, num_samples, content = row
         samples = audio.decode(content, name=utterance.id).waveform
         return utterance, num_samples, audio.encode_pcm16(samples)
 
@@ -161,11 +144,11 @@ def prepare(
     """Prepares folders of audio for training. Goes on where a killed run stopped.
 
     Args:
-      *sources: folders of audio; `data.sources` says which kinds are understood.
+      *sources: folders of audio of the kinds in `sources`.
       data_dir: where to write; made if missing.
       exclude: what to leave out, as of `read_sources`.
-      encoding: 'original' stores 16 kHz mono files as they are, 'pcm16' samples: no decoding when
-        they are read, twice the bytes of FLAC.
+      encoding: 'original' stores 16 kHz mono files as they are; 'pcm16' samples, which are twice
+        the bytes of FLAC and need no decoding.
       num_workers: threads that check files; None for one a core.
 
     Returns:
@@ -184,7 +167,7 @@ def prepare(
         if not _is_up_to_date(contents, data_dir=data_dir, encoding=encoding):
             with disk_errors(data_dir):
                 verdicts = check_source(contents, work_dir=work_dir, num_workers=num_workers)
-                checked = Checked(contents, verdicts, work_dir, encoding, num_workers)
+                checked = _Checked(contents, verdicts, work_dir, encoding, num_workers)
                 _write(checked, data_dir=data_dir)
         folder = dataset_folder(data_dir)
         with disk_errors(data_dir):
@@ -195,16 +178,16 @@ def prepare(
     return folder
 
 
-def _usable(checked: Checked) -> Iterator[tuple]:
-    """Yields (utterance, number of samples, whether it was converted) of what is written."""
+def _usable(checked: _Checked) -> Iterator[tuple]:
+    """Yields (utterance, whether it was converted) of what is written."""
     for file in checked.source.files:
-        reasons, lengths, spans, _ = checked.verdicts[file.path]
-        for utterance, reason, length in zip(file.utterances, reasons, lengths, strict=True):
+        verdict = checked.verdicts[file.path]
+        for utterance, reason in zip(file.utterances, verdict.reasons, strict=True):
             if not reason:
-                yield utterance, length, spans is not None
+                yield utterance, verdict.spans is not None
 
 
-def _write_missing(folder: Path, checked: Checked) -> None:
+def _write_missing(folder: Path, checked: _Checked) -> None:
     """Lists the files that are kept though their headers claim more, if there are any."""
     verdicts = [(file.path, checked.verdicts[file.path]) for file in checked.source.files]
     rows = [(p, v.missing_seconds) for p, v in verdicts if v.missing_seconds and not all(v.reasons)]
@@ -212,13 +195,12 @@ def _write_missing(folder: Path, checked: Checked) -> None:
         _write_table(folder / MISSING_NAME, [("file", "missing_seconds"), *rows])
 
 
-def _skipped(checked: Checked) -> list[tuple[str, str]]:
+def _skipped(checked: _Checked) -> list[tuple[str, str]]:
     """(path, or id where a file holds several utterances; reason) of what is left out."""
     skipped = list(checked.source.left_out)
     for file in checked.source.files:
-        for utterance, reason in zip(
-            file.utterances, checked.verdicts[file.path].reasons, strict=True
-        ):
+        reasons = checked.verdicts[file.path].reasons
+        for utterance, reason in zip(file.utterances, reasons, strict=True):
             if reason:
                 skipped.append((utterance.id if utterance.segment else file.path, reason))
     return sorted(skipped)
@@ -256,11 +238,7 @@ def locked(work_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors(data_dir: Path) -> Iterator[None]:
-    """Turns what the system says of a full or unreadable disk into advice.
-
-    Raises:
-      SourceError: instead of OSError.
-    """
+    """Raises SourceError for OSError and what array_record makes of it: advice for a bad disk."""
     try:
         yield
     except OSError as error:
@@ -306,11 +284,12 @@ def _is_up_to_date(source: Source, *, data_dir: Path, encoding: Encoding) -> boo
     return False
 
 
-def _write(checked: Checked, *, data_dir: Path) -> None:
+def _write(checked: _Checked, *, data_dir: Path) -> None:
     """Writes the records in a folder of their own, then moves it into place."""
-    converted = [was_converted for _, _, was_converted in _usable(checked)]
+    converted = [was_converted for _, was_converted in _usable(checked)]
     if not converted:
-        raise SourceError(_nothing_usable_message(checked))
+        message = nothing_usable(_skipped(checked))
+        raise SourceError(f"--source={named(checked.source)}: {message}")
     build_dir = checked.work_dir / "build"
     shutil.rmtree(build_dir, ignore_errors=True)  # what a killed run left
     builder = AudioFolder(checked=checked, data_dir=build_dir)
@@ -358,13 +337,10 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
         return [(name, value) for name, value in list(csv.reader(file, "excel-tab"))[1:]]
 
 
-def _nothing_usable_message(checked: Checked) -> str:
-    skipped = _skipped(checked)
+def nothing_usable(skipped: Sequence[tuple[str, str]]) -> str:
+    """The message that all utterances are left out, with (file or utterance, reason) of each."""
     examples = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
-    return (
-        f"--source={named(checked.source)}: none of its {len(skipped)} utterances can be used. "
-        f"The first: {examples}"
-    )
+    return f"none of its {len(skipped)} utterances can be used. The first: {examples}"
 
 
 def summary(folder: Path, *, data_dir: Path, dataset: str) -> str:
@@ -384,9 +360,8 @@ def summary(folder: Path, *, data_dir: Path, dataset: str) -> str:
         manifest = load_manifest(data_dir, dataset=dataset, split=split)
         hours = manifest.num_samples.sum() / audio.SAMPLE_RATE / 3600
         own = set(manifest.speakers)
-        lines.append(
-            f"  {split}: {len(manifest)} utterances, {hours:.2f} hours, {len(own)} speakers"
-        )
+        about = f"{len(manifest)} utterances, {hours:.2f} hours, {len(own)} speakers"
+        lines.append(f"  {split}: {about}")
         speakers |= own
         total_utterances += len(manifest)
         total_hours += hours
@@ -394,8 +369,6 @@ def summary(folder: Path, *, data_dir: Path, dataset: str) -> str:
         f"{folder}: {total_utterances} utterances, {total_hours:.2f} hours, {len(speakers)} "
         f"speakers, {len(skipped)} left out"
     )
-    config = "base.py" if dataset.startswith("librispeech") else "..."
-    lines.append(
-        f"next: python main.py --config=configs/{config} --config.data.data_dir={data_dir}"
-    )
+    config = "configs/base.py" if dataset.startswith("librispeech") else "configs/..."
+    lines.append(f"next: python main.py --config={config} --config.data.data_dir={data_dir}")
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""Checks every file of a source in parallel, and remembers the results in a journal.
+"""Checks every file of a source in parallel, and keeps the results in a journal.
 
-A file that is 16 kHz mono is left as it is; a part of a file, another rate, several channels, and
-what has no true length in its header are converted to 16 kHz mono FLAC here, once. Results are
-appended to the journal as they come, so that a killed run goes on where it stopped.
+A file that is 16 kHz mono is left as it is. A part of a file, another rate, several channels, and
+what has no true length in its header are converted to 16 kHz mono FLAC. A killed run goes on with
+the results in the journal.
 """
 
 import hashlib
@@ -25,31 +25,21 @@ _JOURNAL_FORMAT = 2
 
 
 class Verdict(NamedTuple):
-    """What was found in one file; all tuples have one entry an utterance.
+    """The check of one file; all tuples have one entry an utterance."""
 
-    `reasons` says why an utterance is left out ('' if it is not), `num_samples` counts at 16 kHz,
-    `spans` are (first byte, number of bytes) in the converted file, or None if the file's own bytes
-    are stored. `missing_seconds` at the end of the file are claimed by its header, but not there.
-    """
-
-    reasons: tuple[str, ...]
-    num_samples: tuple[int, ...]
+    reasons: tuple[str, ...]  # why it is left out, '' if it is not
+    num_samples: tuple[int, ...]  # at 16 kHz
+    # (first byte, number of bytes) in the converted file; None if the file's own bytes are stored
     spans: tuple[tuple[int, int], ...] | None
-    missing_seconds: float = 0.0
+    missing_seconds: float = 0.0  # at the end of the file, by its header
 
 
 def check_source(
     source: Source, *, work_dir: Path, num_workers: int | None = None
 ) -> dict[str, Verdict]:
-    """Checks all files of a source, those that the journal knows excepted.
+    """Checks the files of a source that the journal does not know.
 
-    Args:
-      source: as `read_source` gives it.
-      work_dir: holds the journal and the converted files.
-      num_workers: threads; None for one a core (soundfile works outside the interpreter's lock).
-
-    Returns:
-      A verdict for the path of every file of the source.
+    The journal and the converted files are in `work_dir`. Returns path of the file -> verdict.
 
     Raises:
       SourceError: index.tsv asks for samples beyond the end of a file (the line is named).
@@ -60,7 +50,7 @@ def check_source(
     verdicts, todo = {}, []
     for file in source.files:
         verdict = known.get(_key(file))
-        if verdict and (verdict.spans is None or converted_path(work_dir, file=file).exists()):
+        if verdict and (verdict.spans is None or _converted(work_dir, file=file).exists()):
             verdicts[file.path] = verdict
         else:
             todo.append(file)
@@ -70,16 +60,11 @@ def check_source(
         return verdicts
 
     def check(file: AudioFile) -> Verdict:
-        return _check_file(
-            file, folder=source.folder, converted=converted_path(work_dir, file=file)
-        )
+        converted = _converted(work_dir, file=file)
+        return _check_file(file, folder=source.folder, converted=converted)
 
-    with (
-        open(journal_path, "a", encoding="utf-8") as journal,
-        progress_bar(
-            total=len(source.files), initial=len(verdicts), unit="file", desc="check"
-        ) as bar,
-    ):
+    bar = {"total": len(source.files), "initial": len(verdicts), "unit": "file", "desc": "check"}
+    with open(journal_path, "a", encoding="utf-8") as journal, progress_bar(**bar) as bar:
         journal.write("\n")  # the last line of a killed run may be cut off
         for file, verdict in zip(todo, map_in_threads(check, todo, num_workers), strict=True):
             verdicts[file.path] = verdict
@@ -109,39 +94,39 @@ def stored_bytes(
             )
         yield content
         return
-    content = converted_path(work_dir, file=file).read_bytes()
+    content = _converted(work_dir, file=file).read_bytes()
     for reason, (first, size) in zip(verdict.reasons, verdict.spans, strict=True):
         yield None if reason else content[first : first + size]
 
 
-def converted_path(work_dir: Path, *, file: AudioFile) -> Path:
-    """Where the converted utterances of a file lie until the records are written."""
+def _converted(work_dir: Path, *, file: AudioFile) -> Path:
+    """Path of the converted utterances of a file, until the records are written."""
     return work_dir / "converted" / hashlib.sha256(_key(file).encode()).hexdigest()[:32]
 
 
 def _key(file: AudioFile) -> str:
-    """What a verdict depends on: the file as it is on disk, and which parts of it are wanted."""
+    """What a verdict depends on: the file as it is on disk, and its segments."""
     segments = [utterance.segment for utterance in file.utterances]
-    wanted = hashlib.sha256(repr(segments).encode()).hexdigest()[:16]
-    return f"{file.path}|{file.num_bytes}|{file.mtime_ns}|{wanted}"
+    digest = hashlib.sha256(repr(segments).encode()).hexdigest()[:16]
+    return f"{file.path}|{file.num_bytes}|{file.mtime_ns}|{digest}"
 
 
 def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
     """Decodes a file as a whole, checks its utterances, and converts them where that is needed."""
     num_utterances = len(file.utterances)
     try:
-        found = audio.decode(folder / file.path, name=file.path)
+        decoded = audio.decode(folder / file.path, name=file.path)
     except audio.AudioError as error:
         return Verdict((_reason(error, file.path),) * num_utterances, (0,) * num_utterances, None)
     reasons, lengths, flacs = [], [], []
-    waveform, sample_rate = found.waveform, found.sample_rate
-    as_is = file.utterances[0].segment is None and (sample_rate, found.num_channels) == (16_000, 1)
-    as_is = as_is and found.has_true_header and not found.missing
+    waveform, sample_rate, channels, missing, has_true_header = decoded
+    as_is = file.utterances[0].segment is None and (sample_rate, channels) == (16_000, 1)
+    as_is = as_is and has_true_header and not missing
     for utterance in file.utterances:
         part, segment = waveform, utterance.segment
         if segment is not None:
             end = segment.start_sample + segment.num_samples
-            if end > len(waveform) + found.missing:
+            if end > len(waveform) + missing:
                 above = (folder / file.path).parents  # of several folders, each has its own
                 index = next(up / INDEX_NAME for up in above if (up / INDEX_NAME).exists())
                 raise SourceError(
@@ -165,12 +150,11 @@ def _check_file(file: AudioFile, *, folder: Path, converted: Path) -> Verdict:
         flacs.append(flac)
     if as_is:
         return Verdict(tuple(reasons), tuple(lengths), None)
-    missing_seconds = found.missing / sample_rate
     with files.replacing(converted, sync=False) as file:
         file.write(b"".join(flacs))
-    ends = list(itertools.accumulate(map(len, flacs)))
-    spans = tuple((end - len(flac), len(flac)) for end, flac in zip(ends, flacs, strict=True))
-    return Verdict(tuple(reasons), tuple(lengths), spans, missing_seconds)
+    sizes = list(map(len, flacs))
+    spans = tuple(zip(itertools.accumulate(sizes[:-1], initial=0), sizes, strict=True))
+    return Verdict(tuple(reasons), tuple(lengths), spans, missing / sample_rate)
 
 
 def _reason(error: audio.AudioError, name: str) -> str:

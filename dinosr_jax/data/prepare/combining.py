@@ -1,7 +1,6 @@
 """Several source folders as one, and what is left out of them on purpose.
 
-In a dataset of several folders an utterance has the id FOLDER/ID, FOLDER being the name of its
-folder; speakers, languages, splits and texts are those that each folder tells.
+In a dataset of several folders the id of an utterance is FOLDER/ID, with the name of its folder.
 """
 
 import hashlib
@@ -17,14 +16,12 @@ _FIELDS = ("language", "speaker")
 def read_sources(folders: Sequence[str | os.PathLike], *, exclude: Sequence[str] = ()) -> Source:
     """Lists the utterances of one folder of audio, or of several together.
 
-    Args:
-      folders: as of `read_source`, none of them within another.
-      exclude: rules 'language=NAME' and 'speaker=NAME'; what fits one of them is left out, and
-        listed as such.
+    Of several folders, paths begin at the folder that holds all of them, and `parts` has each by
+    its name.
 
-    Returns:
-      The source. Of several folders, paths count from the folder that holds all of them, and
-      `parts` has each by its name.
+    Args:
+      folders: none of them within another.
+      exclude: rules 'language=NAME' and 'speaker=NAME'; what fits one is left out, and listed.
 
     Raises:
       SourceError: as of `read_source`; a folder is named twice or lies within another; a rule is
@@ -46,10 +43,8 @@ def _by_name(sources: Sequence[Source]) -> dict[str, Source]:
     for k, folder in enumerate(folders):
         for other in folders[k + 1 :]:
             if folder.is_relative_to(other) or other.is_relative_to(folder):
-                within = (
-                    "is named twice" if folder == other else f"and {other}: one is in the other"
-                )
-                raise SourceError(f"--source={folder} {within}; its recordings would come twice.")
+                both = f"and {other}: one is in the other" if folder != other else "is named twice"
+                raise SourceError(f"--source={folder} {both}; its recordings would come twice.")
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         root = os.path.commonpath(folders)
@@ -108,9 +103,8 @@ def _without(source: Source, exclude: Sequence[str]) -> Source:
         if kept:
             files.append(file._replace(utterances=tuple(kept)))
     if not files:
-        raise SourceError(
-            f"--exclude={', '.join(exclude)}: leaves no utterance of {source.folder}."
-        )
+        rules = ", ".join(exclude)
+        raise SourceError(f"--exclude={rules}: leaves no utterance of {source.folder}.")
     fingerprint = hashlib.sha256(repr((source.fingerprint, sorted(exclude))).encode()).hexdigest()
     return source._replace(files=tuple(files), left_out=tuple(left_out), fingerprint=fingerprint)
 

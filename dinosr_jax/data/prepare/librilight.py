@@ -1,8 +1,7 @@
 """The limited training sets of Libri-Light, in their published folders (Kahn et al. 2020).
 
 librispeech_finetuning/1h/0 to 1h/5 hold ten minutes each, together one hour; with 9h they are ten
-hours. An utterance is in one of these folders, and so they are the splits of the dataset; larger
-sets are sums of them, in TFDS syntax.
+hours. These folders are the splits of the dataset, of which larger sets are sums in TFDS syntax.
 """
 
 import re
@@ -16,14 +15,7 @@ TEN_HOURS = f"{ONE_HOUR}+{NINE_HOURS}"
 
 
 def limited_splits(paths: Iterable[str]) -> dict[str, str] | None:
-    """Splits of audio files by the folders that they are in.
-
-    Args:
-      paths: relative to the source, with '/'.
-
-    Returns:
-      Path -> split; None where one of them lies elsewhere: it is another kind of folder.
-    """
+    """Path -> split of audio files, relative to the source; None where one lies elsewhere."""
     splits = {}
     for path in paths:
         place = _PLACE.fullmatch(path)

@@ -3,8 +3,8 @@
     python -m dinosr_jax prepare --dataset=librispeech --data_dir=DIR [--archives=FOLDER]
 
 writes the TFDS dataset `DIR/librispeech/lazy_decode/2.1.2` in array_record. Each split is unpacked,
-decoded once to find what is damaged, and written in a working folder of its own; the finished ones
-are then added to the dataset together, by one rename. A killed run loses the split under way.
+decoded to find what is damaged, and written in a working folder of its own. The finished ones are
+added to the dataset together. A killed run loses the split under way.
 """
 
 import json
@@ -53,7 +53,7 @@ def prepare_librispeech(
       splits: TFDS' names (`SPLITS`); none for all (of `source`: all that it has).
       archives: folder of OpenSLR's archives; None downloads them.
       source: folder of a TFDS librispeech dataset prepared earlier, to be converted instead.
-      encoding: 'original' stores the FLAC files, 'pcm16' samples: twice the bytes, no decoding.
+      encoding: as of `audio_folder.prepare`.
       num_workers: threads that decode; None for one a core.
 
     Returns:
@@ -65,11 +65,9 @@ def prepare_librispeech(
     """
     earlier = None if source is None else _open_earlier(Path(source))
     known = tuple(earlier.info.splits) if earlier else SPLITS
-    if unknown := [split for split in splits if split not in known]:
-        raise SourceError(
-            f"--split={','.join(splits)}: {', '.join(unknown)} unknown, expected some of "
-            f"{', '.join(known)}."
-        )
+    if unknown := ", ".join(split for split in splits if split not in known):
+        expected = f"expected some of {', '.join(known)}."
+        raise SourceError(f"--split={','.join(splits)}: {unknown} unknown, {expected}")
     data_dir = Path(data_dir).expanduser().resolve()
     work_dir = data_dir / "preparation" / "librispeech"
     with quiet_tfds(), locked(data_dir / "preparation"), disk_errors(data_dir):
@@ -78,15 +76,12 @@ def prepare_librispeech(
         builder = Librispeech(encoding=encoding, data_dir=data_dir)
         missing = [split for split in splits or known if split not in present]
         if earlier:
-            origins = (_origin_of(earlier, split) for split in missing)
+            sizes = {split: int(earlier.info.splits[split].num_bytes) for split in missing}
+            name = f"{earlier.data_dir}"
+            origins = (Origin(split, name, sizes[split], earlier=earlier) for split in missing)
         else:
-            found = None
-            if archives is not None:
-                names = [_archive_name(split) for split in missing]
-                found = find_archives(Path(archives), names=names)
-            origins = _unpacked(
-                missing, found, data_dir=data_dir, work_dir=work_dir, encoding=encoding
-            )
+            where = {"data_dir": data_dir, "work_dir": work_dir}
+            origins = _unpacked(missing, archives, encoding=encoding, **where)
         options = {"encoding": encoding, "num_workers": num_workers}
         built = [_build(origin, work_dir=work_dir, options=options) for origin in origins]
         if built:
@@ -98,17 +93,12 @@ def prepare_librispeech(
     return folder
 
 
-def _archive_name(split: str) -> str:
-    return URLS[split].rsplit("/", 1)[-1]
-
-
 def _open_earlier(folder: Path) -> tfds.core.DatasetBuilder:
     """Opens a dataset that TFDS prepared, as --source gives it."""
     try:
         earlier = tfds.builder_from_directory(folder.expanduser().resolve())
-        if missing := {"speech", "text", "speaker_id", "chapter_id", "id"} - set(
-            earlier.info.features
-        ):
+        features = {"speech", "text", "speaker_id", "chapter_id", "id"}
+        if missing := features - set(earlier.info.features):
             raise ValueError(f"it has no feature {', '.join(sorted(missing))}")
     except Exception as error:  # TFDS raises many kinds
         raise SourceError(
@@ -116,11 +106,6 @@ def _open_earlier(folder: Path) -> tfds.core.DatasetBuilder:
             "of a version, such as DIR/librispeech/lazy_decode/2.1.2."
         ) from None
     return earlier
-
-
-def _origin_of(earlier: tfds.core.DatasetBuilder, split: str) -> Origin:
-    num_bytes = int(earlier.info.splits[split].num_bytes)
-    return Origin(split, f"{earlier.data_dir}", num_bytes, earlier=earlier)
 
 
 def _present_splits(folder: Path, *, encoding: Encoding) -> dict[str, tfds.core.SplitInfo]:
@@ -150,7 +135,7 @@ def _present_splits(folder: Path, *, encoding: Encoding) -> dict[str, tfds.core.
 
 
 def _read_origin(folder: Path) -> dict:
-    """What is kept of where the splits came from; that of TFDS itself where nothing is."""
+    """The stored origin of the splits; of a dataset that TFDS prepared there is none."""
     path = folder / SOURCE_NAME
     if not path.exists():
         return {"encoding": "original", "splits": {}}
@@ -159,19 +144,21 @@ def _read_origin(folder: Path) -> dict:
 
 def _unpacked(
     splits: Sequence[str],
-    found: Sequence[Path] | None,
+    archives: str | os.PathLike | None,
     *,
     data_dir: Path,
     work_dir: Path,
     encoding: Encoding,
 ) -> Iterator[Origin]:
     """Unpacks the archives one after another, each when its turn comes."""
-    for place, split in enumerate(splits):
+    names = [URLS[split].rsplit("/", 1)[-1] for split in splits]
+    paths = [None] * len(names)  # to be downloaded
+    if archives is not None:
+        paths = find_archives(Path(archives), names=names)
+    for split, name, path in zip(splits, names, paths, strict=True):
         url = URLS[split]
-        name = _archive_name(split)
-        path = _download(url, data_dir=data_dir) if found is None else found[place]
-        info = RECORDED[url]
-        subset = name.removesuffix(".tar.gz")
+        path = path or _download(url, data_dir=data_dir)
+        info, subset = RECORDED[url], name.removesuffix(".tar.gz")
         archive = Archive(path, subset, url, int(info.size), info.checksum)
         stat = path.stat()
         origin = Origin(split, str(path), stat.st_size)
@@ -194,9 +181,7 @@ def _download(url: str, *, data_dir: Path) -> Path:
     else:  # where its bar would be one line of megabytes
         print(f"downloading {url} ({int(RECORDED[url].size) / 1e9:.1f} GB) ...", flush=True)
     manager = tfds.download.DownloadManager(
-        download_dir=data_dir / "downloads",
-        url_infos=RECORDED,
-        dataset_name="librispeech",
+        download_dir=data_dir / "downloads", url_infos=RECORDED, dataset_name="librispeech"
     )
     try:
         return Path(manager.download(url))

@@ -1,6 +1,6 @@
 """TFDS' own LibriSpeech builder, given one split at a time instead of the network.
 
-Every utterance is decoded once while it is written: what is damaged is left out and listed.
+Every utterance is decoded while it is written; what is damaged is left out and listed.
 """
 
 import io
@@ -17,7 +17,7 @@ from tensorflow_datasets.datasets.librispeech import librispeech_dataset_builder
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.prepare.archives import ROOT
-from dinosr_jax.data.prepare.audio_folder import Encoding, write_skipped
+from dinosr_jax.data.prepare.audio_folder import Encoding, nothing_usable, write_skipped
 from dinosr_jax.data.prepare.checking import MIN_SAMPLES
 from dinosr_jax.data.prepare.sources import SourceError
 from dinosr_jax.data.threads import map_in_threads
@@ -29,25 +29,18 @@ RECORDED = checksums.load_url_infos(epath.Path(official.__file__).with_name("che
 
 
 class Origin(NamedTuple):
-    """Where a split comes from: unpacked archives, or a dataset that TFDS prepared earlier.
-
-    `name` and `num_bytes` are kept with the dataset; `left_out` are utterances that the
-    transcripts do not give.
-    """
+    """Where a split comes from: an unpacked archive, or a dataset that TFDS prepared earlier."""
 
     split: str
-    name: str
+    name: str  # kept with the dataset, as `num_bytes`
     num_bytes: int
     folder: Path | None = None
     earlier: tfds.core.DatasetBuilder | None = None
-    left_out: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[tuple[str, str]] = ()  # what `unpack` took out
 
 
 class Librispeech(official.Builder, skip_registration=True):
-    """TFDS' own builder of one split, given the unpacked archive instead of the network.
-
-    `speech` is the archive's FLAC file, or 16-bit samples in WAV (`encoding` 'pcm16').
-    """
+    """TFDS' own builder of one split; `speech` is a FLAC file, or WAV (`encoding` 'pcm16')."""
 
     name = "librispeech"
     code_path = None  # where TFDS would look for checksums of downloads: they are verified before
@@ -61,14 +54,7 @@ class Librispeech(official.Builder, skip_registration=True):
         num_workers: int | None = None,
         **kwargs: Any,
     ):
-        """Makes a builder.
-
-        Args:
-          encoding: how `speech` is stored.
-          origin: what to write; None to read what is written.
-          num_workers: threads that decode; None for one a core.
-          **kwargs: of TFDS, such as data_dir.
-        """
+        """Makes a builder of what is at `origin`; None reads what is written."""
         self._encoding = encoding
         self._origin = origin
         self._num_workers = num_workers
@@ -126,10 +112,7 @@ class Librispeech(official.Builder, skip_registration=True):
             num_written += 1
             yield key, example
         if not num_written:
-            examples_of = "; ".join(f"{key}: {reason}" for key, reason in skipped[:3])
-            raise SourceError(
-                f"{origin.name}: none of its {len(skipped)} utterances can be used. {examples_of}"
-            )
+            raise SourceError(f"{origin.name}: {nothing_usable(skipped)}")
         # In TFDS' temporary folder: they appear together with the records.
         write_skipped(Path(self.data_path), skipped)
 
@@ -144,12 +127,7 @@ class Librispeech(official.Builder, skip_registration=True):
 
 
 def _stored_bytes(speech: Any, *, name: str, encoding: Encoding) -> bytes:
-    """What is stored of a recording: its FLAC file, or its samples.
-
-    Args:
-      speech: the path or the bytes of a FLAC or WAV file, or samples [S].
-      name: how errors call it.
-      encoding: of what is stored.
+    """What is stored of a recording: a path, the bytes of a file, or samples [S].
 
     Raises:
       AudioError: it is damaged, too short, or not 16 kHz mono.
@@ -159,19 +137,17 @@ def _stored_bytes(speech: Any, *, name: str, encoding: Encoding) -> bytes:
         audio.check(waveform, name=name)
     else:
         content = speech if isinstance(speech, bytes) else Path(speech).read_bytes()
-        found = audio.decode(content, name=name)
-        waveform, as_is = found.waveform, found.has_true_header
-        if found.missing:  # LibriSpeech's own headers are right
-            raise audio.AudioError(f"{name}: truncated, {found.missing} samples are missing")
-        if (found.sample_rate, found.num_channels) != (audio.SAMPLE_RATE, 1):
-            raise audio.AudioError(
-                f"{name}: {found.sample_rate} Hz with {found.num_channels} channels, expected "
-                "16000 Hz mono"
-            )
+        decoded = audio.decode(content, name=name)
+        waveform, as_is = decoded.waveform, decoded.has_true_header
+        if decoded.missing:  # LibriSpeech's own headers are right
+            raise audio.AudioError(f"{name}: truncated, {decoded.missing} samples are missing")
+        rate, channels = decoded.sample_rate, decoded.num_channels
+        if (rate, channels) != (audio.SAMPLE_RATE, 1):
+            what = f"{rate} Hz with {channels} channels"
+            raise audio.AudioError(f"{name}: {what}, expected 16000 Hz mono")
     if len(waveform) < MIN_SAMPLES:
-        raise audio.AudioError(
-            f"{name}: too short: {len(waveform)} samples, a frame needs {MIN_SAMPLES}"
-        )
+        what = f"too short: {len(waveform)} samples"
+        raise audio.AudioError(f"{name}: {what}, a frame needs {MIN_SAMPLES}")
     if encoding == "pcm16":
         return audio.encode_pcm16(waveform)
     as_is = as_is and content.startswith(b"fLaC")

@@ -1,4 +1,4 @@
-"""Phones that lie in a source folder go into the prepared dataset, under the ids of its records.
+"""Phones in a source folder are copied to the prepared dataset, under the ids of its records.
 
 `phones.tsv` is of all utterances, `phones_LANGUAGE.tsv` of those in a language: by the column
 `language` of the tables, else by a folder or file whose name is or ends in _LANGUAGE.
@@ -22,27 +22,23 @@ Named = tuple[str, Utterance]  # path of the audio file, and an utterance in it
 
 
 def carry_phones(source: Source, *, folder: Path) -> None:
-    """Writes the phones of a source into the folder of its dataset; nothing where it has none.
-
-    Args:
-      source: as `read_sources` gives it.
-      folder: of the prepared dataset.
+    """Writes the phones of a source, if it has any, into the folder of its dataset.
 
     Raises:
       SourceError: a table is malformed, or does not say which utterance it means.
     """
-    found: dict[str, tuple[Phone, ...]] = {}
+    phones_of: dict[str, tuple[Phone, ...]] = {}
     for name, part in (source.parts or {"": source}).items():
         prefix = f"{name}/" if name else ""
-        found |= {prefix + id_: phones for id_, phones in _phones_of(part).items()}
+        phones_of |= {prefix + id_: phones for id_, phones in _phones_of(part).items()}
     kept = {utterance.id for file in source.files for utterance in file.utterances}
-    if found := {id_: phones for id_, phones in found.items() if id_ in kept}:
-        _write(found, folder / PHONES_NAME)
+    if phones_of := {id_: phones for id_, phones in phones_of.items() if id_ in kept}:
+        _write(phones_of, folder / PHONES_NAME)
 
 
 def _phones_of(source: Source) -> dict[str, tuple[Phone, ...]]:
     """Phones by id of the utterance, of the tables in one folder."""
-    found: dict[str, tuple[Phone, ...]] = {}
+    phones_of: dict[str, tuple[Phone, ...]] = {}
     names = [name for name in sorted(os.listdir(source.folder)) if _NAME.fullmatch(name)]
     for name in names:
         path = source.folder / name
@@ -52,22 +48,22 @@ def _phones_of(source: Source) -> dict[str, tuple[Phone, ...]]:
             raise SourceError(f"{error}. Correct it, or give it another name.") from None
         language = _NAME.fullmatch(name)["language"]
         phones = _match(alignment, list(_candidates(source, language)))
-        if twice := sorted(found.keys() & phones.keys()):
+        if twice := sorted(phones_of.keys() & phones.keys()):
             raise SourceError(f"{path}: phones of {twice[0]} are in another table too. Remove one.")
         print(f"{name}: phones of {len(phones)} utterances ({len(alignment.utterances)} listed).")
-        found |= phones
-    return found
+        phones_of |= phones
+    return phones_of
 
 
 def _candidates(source: Source, language: str | None) -> Iterator[Named]:
     """Utterances that a table may be about."""
+    of_table = nfc(language or "").casefold()
     for file in source.files:
         for utterance in file.utterances:
-            wanted = nfc(language or "").casefold()
             parts = PurePosixPath(nfc(utterance.id).casefold()).parts
-            by_name = any(part == wanted or part.endswith(f"_{wanted}") for part in parts)
+            by_name = any(part == of_table or part.endswith(f"_{of_table}") for part in parts)
             spoken = utterance.language.casefold()
-            if language is None or (spoken == wanted if spoken else by_name):
+            if language is None or (spoken == of_table if spoken else by_name):
                 yield file.path, utterance
 
 
@@ -90,11 +86,11 @@ _NAMES: Sequence[Callable[[Named], str]] = (
 
 def _match(alignment: Alignment, candidates: list[Named]) -> dict[str, tuple[Phone, ...]]:
     """Phones by id of the record: by the id, the path, the name in index.tsv, the name alone."""
-    unused, found = dict(alignment.utterances), {}
+    unused, matched = dict(alignment.utterances), {}
     for name_of in _NAMES:
         users = collections.defaultdict(list)
         for named in candidates:
-            if named[1].id not in found and nfc(name_of(named)) in unused:
+            if named[1].id not in matched and nfc(name_of(named)) in unused:
                 users[nfc(name_of(named))].append(named[1].id)
         for name, ids in users.items():
             if len(ids) > 1:
@@ -102,14 +98,14 @@ def _match(alignment: Alignment, candidates: list[Named]) -> dict[str, tuple[Pho
                     f"{alignment.path}: {name!r} may be {ids[0]} or {ids[1]}. Write such ids into "
                     "the column file, or make one table a language, named phones_LANGUAGE.tsv."
                 )
-            found[ids[0]] = unused.pop(name)
-    return found
+            matched[ids[0]] = unused.pop(name)
+    return matched
 
 
-def _write(found: dict[str, tuple[Phone, ...]], path: Path) -> None:
+def _write(phones_of: dict[str, tuple[Phone, ...]], path: Path) -> None:
     """Writes the table whole or not at all, where it is not there already."""
     lines = ["\t".join(_COLUMNS)]
-    for id_, phones in sorted(found.items()):
+    for id_, phones in sorted(phones_of.items()):
         if not set(id_) & set("\t\r\n"):
             lines += [f"{id_}\t{start!r}\t{end!r}\t{label}" for start, end, label in phones]
     content = ("\n".join(lines) + "\n").encode()

@@ -6,7 +6,7 @@ Three kinds of folders are understood:
   Libri-Light's limited sets, the folders are the splits (`librilight`);
 - one with an `index.tsv` that cuts long files into utterances, as data/embedded has; `shard`,
   `file`, `start_sample` and `num_samples` are its columns.
-A `transcribed.tsv` at the root, with a column `file`, describes the first two. Both tables may
+A `transcripts.tsv` at the root, with a column `file`, describes the first two. Both tables may
 have the columns `speaker`, `language`, `split` and `text`.
 """
 
@@ -70,50 +70,42 @@ class AudioFile(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A source folder: its files with their utterances, files that are left out, and notes.
-
-    `left_out` holds (path, reason); `notes` are sentences to print; `fingerprint` changes when
-    the folder does (paths, sizes, times, tables). `parts` are those of several folders, by name.
-    """
+    """A source folder: its files with their utterances."""
 
     folder: Path
     files: tuple[AudioFile, ...]
-    left_out: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    fingerprint: str
-    parts: Mapping[str, "Source"] = MappingProxyType({})
+    left_out: tuple[tuple[str, str], ...]  # (path, reason)
+    notes: tuple[str, ...]  # sentences to print
+    fingerprint: str  # changes with paths, sizes, times and tables
+    parts: Mapping[str, "Source"] = MappingProxyType({})  # several folders, by name
 
 
 def read_source(folder: str | os.PathLike) -> Source:
-    """Lists the utterances of a folder of audio.
-
-    Args:
-      folder: see the head of this file.
-
-    Returns:
-      The source; its files are sorted by path.
+    """Lists the utterances of a folder of audio; files are sorted by path.
 
     Raises:
       SourceError: no such folder, no audio in it, or a malformed table (the line is named).
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+        there = "a file" if folder.exists() else "nothing"
         raise SourceError(
-            f"--source={folder}: expected a folder of audio, found {found}. Check the path."
+            f"--source={folder}: expected a folder of audio, found {there}. Check the path."
         )
-    found = find_files(folder)
-    audio = {path: stat for path, stat in found.items() if is_audio(path)}
+    paths = find_files(folder)
+    audio = {path: stat for path, stat in paths.items() if is_audio(path)}
     if not audio:
-        raise SourceError(_no_audio_message(folder, found))
-    reader = _read_index if INDEX_NAME in found else _read_plain
-    per_file, left_out, notes = reader(folder, audio, found)
+        raise SourceError(_no_audio_message(folder, paths))
+    if INDEX_NAME in paths:
+        per_file, left_out, notes = _read_index(folder, audio)
+    else:
+        per_file, left_out, notes = _read_plain(folder, audio, paths)
     files = tuple(
         AudioFile(path, audio[path].st_size, audio[path].st_mtime_ns, tuple(utterances))
         for path, utterances in sorted(per_file.items())
     )
     digest = hashlib.sha256()
-    for path, stat in sorted(found.items()):
+    for path, stat in sorted(paths.items()):
         if path in audio or path.endswith((INDEX_NAME, TABLE_NAME, ".trans.txt")):
             digest.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
     return Source(folder, files, tuple(left_out), tuple(notes), digest.hexdigest())
@@ -136,11 +128,10 @@ def is_audio(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in AUDIO_EXTENSIONS
 
 
-def _no_audio_message(folder: Path, found: Iterable[str]) -> str:
+def _no_audio_message(folder: Path, paths: Iterable[str]) -> str:
     """Says what a folder without audio holds instead."""
-    kinds = collections.Counter(
-        os.path.splitext(path)[1].lower() or "no extension" for path in found
-    )
+    extensions = (os.path.splitext(path)[1].lower() for path in paths)
+    kinds = collections.Counter(extension or "no extension" for extension in extensions)
     held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file at all"
     return (
         f"--source={folder}: no audio found; it holds {held}. Expected files that end in "
@@ -149,7 +140,7 @@ def _no_audio_message(folder: Path, found: Iterable[str]) -> str:
     )
 
 
-def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, list]:
+def _read_plain(folder: Path, audio: dict, paths: dict) -> tuple[dict, list, list]:
     """One utterance a file, described by transcripts.tsv or *.trans.txt where there are any."""
     left_out, notes = [], []
     for path in list(audio):
@@ -159,10 +150,10 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
             left_out.append((ascii(path), "its name is not valid UTF-8; rename it"))
             del audio[path]
     ids = unique_ids(audio)
-    texts = _read_trans_texts(folder, audio, found, notes)
+    texts = _read_trans_texts(folder, audio, paths, notes)
     table: dict[str, dict[str, str]] = {}
     columns: list[str] = []
-    if TABLE_NAME in found:
+    if TABLE_NAME in paths:
         table, columns = _read_table(folder, audio)
         notes += _unknown_columns(TABLE_NAME, columns, known=(*_TABLE_REQUIRED, *_OPTIONAL))
     limited = limited_splits(audio) or {}
@@ -184,7 +175,7 @@ def _read_plain(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
                 split=row.get("split", limited.get(path, DEFAULT_SPLIT)),
             )
         ]
-    if "text" in columns or any(path.endswith(".trans.txt") for path in found):
+    if "text" in columns or any(path.endswith(".trans.txt") for path in paths):
         notes.append(_num_transcripts(per_file))
     return per_file, left_out, notes
 
@@ -204,11 +195,11 @@ def _unknown_columns(name: str, columns: list[str], *, known: tuple[str, ...]) -
 
 def _by_name(audio: Iterable[str]) -> dict[str, list[str]]:
     """Audio files by path, and by path without extension; letters and accents joined."""
-    found = collections.defaultdict(list)
+    by_name = collections.defaultdict(list)
     for path in audio:
-        for name in {nfc(path), nfc(_without_extension(path))}:
-            found[name].append(path)
-    return found
+        for name in {nfc(path), nfc(os.path.splitext(path)[0])}:
+            by_name[name].append(path)
+    return by_name
 
 
 def _read_table(folder: Path, audio: dict) -> tuple[dict, list[str]]:
@@ -236,9 +227,8 @@ def _read_table(folder: Path, audio: dict) -> tuple[dict, list[str]]:
     return rows, columns
 
 
-def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, list]:
+def _read_index(folder: Path, audio: dict) -> tuple[dict, list, list]:
     """Reads index.tsv: many utterances a file."""
-    del found
     per_file, lines = collections.defaultdict(list), {}
     shard_ids, columns = unique_ids(audio), []
     shards = {nfc(path): path for path in audio}
@@ -257,11 +247,8 @@ def _read_index(folder: Path, audio: dict, found: dict) -> tuple[dict, list, lis
                 f"{lines[utterance_id]}."
             )
         lines[utterance_id] = line = int(where.rsplit(" ", 1)[-1])
-        segment = Segment(
-            _count(row, "start_sample", lowest=0, where=where),
-            _count(row, "num_samples", lowest=1, where=where),
-            line,
-        )
+        start = _count(row, "start_sample", lowest=0, where=where)
+        segment = Segment(start, _count(row, "num_samples", lowest=1, where=where), line)
         fields = {key: row.get(key, "") for key in ("language", "text")}
         fields["speaker"] = row.get("speaker") or _speaker(shard, folder=folder)
         fields["split"] = row.get("split", DEFAULT_SPLIT)
@@ -323,13 +310,9 @@ def _count(row: dict[str, str], column: str, *, lowest: int, where: str) -> int:
     return int(row[column])
 
 
-def _without_extension(path: str) -> str:
-    return os.path.splitext(path)[0]
-
-
 def unique_ids(paths: Iterable[str]) -> dict[str, str]:
     """Ids: the path without its extension, with it where two files would share an id."""
-    ids = {path: _without_extension(path) for path in paths}
+    ids = {path: os.path.splitext(path)[0] for path in paths}
     while True:
         counts = collections.Counter(ids.values())
         shared = [path for path, id_ in ids.items() if counts[id_] > 1 and id_ != path]
@@ -339,11 +322,11 @@ def unique_ids(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _read_trans_texts(
-    folder: Path, audio: Iterable[str], found: Iterable[str], notes: list[str]
+    folder: Path, audio: Iterable[str], paths: Iterable[str], notes: list[str]
 ) -> dict[str, str]:
     """Texts of LibriSpeech's *.trans.txt files, by audio path; notes what fits no recording."""
     by_name, texts, strangers, again = _by_name(audio), {}, [], []
-    for path in found:
+    for path in paths:
         if not path.endswith(".trans.txt") or Path(path).name.startswith("._"):  # macOS
             continue
         lines = _read(folder / path, may_be_empty=True).split("\n")
@@ -367,10 +350,9 @@ def _read_trans_texts(
 
 
 def _speaker(path: str, *, folder: Path) -> str:
-    """The speaker that the place of a file tells.
+    """The folder that the file is in; of LibriSpeech's speaker/chapter/x.flac the first.
 
-    In speaker/chapter/x.flac, known by numbers (LibriSpeech) or by a name that starts with
-    speaker and chapter, the first of the two folders; else the folder that the file is in.
+    Those are known by numbers, or by a name that starts with speaker and chapter.
     """
     folders = Path(path).parent.parts
     if len(folders) >= 2:

@@ -1,8 +1,8 @@
 """Word and character error rates, with what they are made of and how sure they are.
 
-Counts are those of jiwer. Rates are sums of edits over sums of reference lengths. The interval is a
-bootstrap over utterances (Bisani and Ney 2004): they are drawn again with replacement, and the
-middle 95 % of the rates of such draws is given.
+Rates are sums of edits over sums of reference lengths. The interval is a bootstrap over utterances
+(Bisani and Ney 2004): they are drawn again with replacement, and the middle 95 % of the rates of
+such draws is given.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from dinosr_jax.data import vocabulary
 from dinosr_jax.data.text_files import nfc
 from dinosr_jax.evaluation.wer.references import Pair
-from dinosr_jax.training.ctc.word_errors import marked
+from dinosr_jax.training.ctc.word_errors import count_edits, marked
 
 Normalise = Literal["librispeech", "lower", "none"]
 Missing = Literal["error", "delete", "leave"]
@@ -81,20 +81,9 @@ def normaliser(kind: Normalise) -> Callable[[str], str]:
 
 def count(reference: str, hypothesis: str) -> Errors:
     """Errors of one utterance, normalised already."""
-    import jiwer
-
-    words = jiwer.process_words([reference], [hypothesis])
-    characters = jiwer.process_characters([reference], [hypothesis])
-    edits = characters.substitutions + characters.deletions + characters.insertions
-    return Errors(
-        1,
-        len(reference.split()),
-        words.substitutions,
-        words.deletions,
-        words.insertions,
-        len(reference),
-        edits,
-    )
+    words = reference.split()
+    edits = count_edits(words, hypothesis.split())
+    return Errors(1, len(words), *edits, len(reference), sum(count_edits(reference, hypothesis)))
 
 
 def rates(

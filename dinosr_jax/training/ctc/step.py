@@ -27,7 +27,7 @@ from dinosr_jax.training.step import (
 Array = jax.Array
 
 
-class BestPaths(NamedTuple):
+class _BestPaths(NamedTuple):
     """Of the rows of a batch: the loss [B] of each, and its most probable symbols [B, T] int32."""
 
     loss: Array
@@ -35,15 +35,11 @@ class BestPaths(NamedTuple):
 
 
 def make_finetuning_step(config: Any, *, sample_mask: SampleMask = span_mask):
-    """The update of a configuration whose task is 'ctc'.
+    """The update of a configuration whose task is 'ctc', with the symbols of its vocabulary.
 
-    Args:
-      config: Parsed configuration, with the symbols of its vocabulary.
-      sample_mask: Draws the masks; takes what `span_mask` takes.
-
-    Returns:
-      Pure function (TrainState, Batch with labels) -> (TrainState, metrics); each is a scalar. The
-      loss is the mean over the utterances of the global batch (fairseq's sentence_avg).
+    It is a pure function (TrainState, Batch with labels) -> (TrainState, metrics). The loss is the
+    mean over the utterances of the global batch (fairseq's sentence_avg). `sample_mask` draws the
+    masks as `span_mask`.
     """
     model, optimizer, schedule = make_model(config), make_optimizer(config), make_schedule(config)
 
@@ -80,20 +76,13 @@ def make_finetuning_step(config: Any, *, sample_mask: SampleMask = span_mask):
 
 
 def make_recognition_step(config: Any):
-    """Loss and best path on held-out speech, without masks and dropout.
-
-    Args:
-      config: Parsed configuration, with the symbols of its vocabulary.
-
-    Returns:
-      Pure function (TrainState, Batch with labels) -> BestPaths.
-    """
+    """Pure function (TrainState, Batch with labels) -> loss and best path, without dropout."""
     model = make_model(config)
 
-    def recognition_step(state: TrainState, batch: Batch) -> BestPaths:
+    def recognition_step(state: TrainState, batch: Batch) -> _BestPaths:
         hidden = encode(config, model, state.params, batch, (None, None))
         codes = jnp.argmax(output_logits(config, state.params, hidden), axis=-1)
-        return BestPaths(ctc_of(config, state.params, hidden, batch), codes.astype(jnp.int32))
+        return _BestPaths(ctc_of(config, state.params, hidden, batch), codes.astype(jnp.int32))
 
     return recognition_step
 
@@ -101,15 +90,10 @@ def make_recognition_step(config: Any):
 def encode(
     config: Any, model: Any, params: Any, batch: Batch, masks: tuple, **keys: Array
 ) -> Array:
-    """Last layer's `block` [B, T, D]; the feature encoder gets no gradient.
+    """Last layer's `block` [B, T, D] of a recogniser or a student.
 
-    Args:
-      config: Parsed configuration.
-      model: The network.
-      params: Of a recogniser, or of a student.
-      batch: Waveforms.
-      masks: Of frames [B, T] and of channels [B, D], or None each.
-      **keys: `key` and `layerdrop_key`; without them nothing is dropped.
+    The feature encoder gets no gradient. `masks` are of frames [B, T] and of channels [B, D], or
+    None each; `keys` are `key` and `layerdrop_key`, without which nothing is dropped.
     """
     features = jax.lax.stop_gradient(apply(model, params, batch.waveforms, method="convolve"))
     padded = frame_padding(config, batch)
@@ -135,7 +119,7 @@ def ctc_of(config: Any, params: Any, hidden: Array, batch: Batch) -> Array:
 def draw_masks(
     config: Any, batch: Batch, step: Array, sample_mask: SampleMask
 ) -> tuple[Array | None, Array | None]:
-    """Masked frames [B, T] and channels [B, D] of an update; None where none are asked for."""
+    """Masked frames [B, T] and channels [B, D] of an update, or None."""
     c, (size, width) = config.ctc, (len(batch.waveforms), config.model.width)
     mask = channels = None
     if config.mask.prob:

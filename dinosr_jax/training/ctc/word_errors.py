@@ -1,13 +1,15 @@
-"""What a recogniser gets wrong on held-out speech while it trains: letters, words, examples.
+"""Error rates of a recogniser on held-out speech while it trains, with examples.
 
 Every process counts its own rows, and the counts are summed over all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from dinosr_jax.data.batches.transcribed import TranscribedData
 from dinosr_jax.data.vocabulary import Vocabulary
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.objective.ctc import best_path
@@ -19,16 +21,21 @@ from dinosr_jax.training.state import TrainState
 _NUM_EXAMPLES = 3
 
 
-class TranscribedEvalData(Protocol):
-    """Held-out utterances with transcripts (`data.transcripts.TranscribedData`)."""
+class Edits(NamedTuple):
+    """Those that make a hypothesis of a reference, as few as there can be."""
 
-    batches_per_epoch: int
-    references: Mapping[str, str]
+    substitutions: int
+    deletions: int
+    insertions: int
 
-    def batches(
-        self, start_step: int, num_steps: int, *, share: tuple[int, int, int]
-    ) -> Iterator[Any]:
-        """Batches with `arrays` and `ids`."""
+
+def count_edits(reference: Sequence, hypothesis: Sequence) -> Edits:
+    """Edits between two sequences of words, letters or other labels."""
+    from rapidfuzz.distance import Levenshtein
+
+    operations = Levenshtein.editops(list(reference), list(hypothesis))
+    counts = collections.Counter(operation.tag for operation in operations)
+    return Edits(counts["replace"], counts["delete"], counts["insert"])
 
 
 class Counts(NamedTuple):
@@ -41,28 +48,19 @@ class Counts(NamedTuple):
     letter_errors: int = 0
 
     def plus(self, reference: str, hypothesis: str, *, of_characters: bool) -> "Counts":
-        """With one more utterance."""
-        from rapidfuzz.distance import Levenshtein
-
+        """The sums with one more utterance."""
         words = (reference.split(), hypothesis.split())
-        letters = (list(reference), list(hypothesis)) if of_characters else words
-        found = (
-            1,
-            len(words[0]),
-            Levenshtein.distance(*words),
-            len(letters[0]),
-            Levenshtein.distance(*letters),
-        )
-        return Counts(*(a + b for a, b in zip(self, found, strict=True)))
+        letters = (reference, hypothesis) if of_characters else words
+        own = [1]
+        for pair in (words, letters):
+            own += [len(pair[0]), sum(count_edits(*pair))]
+        return Counts(*(a + b for a, b in zip(self, own, strict=True)))
 
 
 class WordErrors:
-    """Measures states of a recogniser on the held-out split, by best path.
+    """Measures states of a recogniser on the held-out split, by best path."""
 
-    `best` are the fields of its metrics that the best state has the least of, the first first.
-    """
-
-    best = ("eval_wer", "eval_cer", "eval_loss")
+    best = ("eval_wer", "eval_cer", "eval_loss")  # the best state has the least, in this order
 
     def __init__(
         self,
@@ -71,12 +69,12 @@ class WordErrors:
         abstract_state: Any,
         programs: Programs,
         *,
-        eval_data: TranscribedEvalData,
+        eval_data: TranscribedData,
     ):
         self._config, self._mesh, self._programs, self._data = config, mesh, programs, eval_data
         self._vocabulary = Vocabulary(tuple(config.ctc.symbols))
         step = make_recognition_step(config)
-        self._step = sharding.jit_rows_step(mesh, step, abstract_state)
+        self._step = sharding.jit_eval_step(mesh, step, abstract_state, results="rows")
         self._examples: list[tuple[str, str]] = []
 
     def measure(self, state: TrainState) -> dict[str, float]:
@@ -86,8 +84,8 @@ class WordErrors:
         batches = self._data.batches(0, number, share=share)
         counts, loss, examples = Counts(), 0.0, []
         for read, batch in sharding.to_devices(self._mesh, batches, lambda b: b.arrays):
-            found = self._programs.get("evaluation", self._step, state, batch)(state, batch)
-            losses, codes = sharding.local_rows(found.loss), sharding.local_rows(found.codes)
+            results = self._programs.get("evaluation", self._step, state, batch)(state, batch)
+            losses, codes = map(sharding.local_rows, results)
             frames = num_frames(read.num_samples, self._config.model.conv_layers)
             for row, id_ in enumerate(read.ids):
                 if not id_:
@@ -109,11 +107,9 @@ class WordErrors:
 
     def summary(self, step: int, metrics: Mapping[str, float]) -> str:
         """Lines for a person: the error rates, and a few examples."""
-        names = ("WER", "CER") if self._vocabulary.of_characters else ("PER",)
-        rates = ", ".join(
-            f"{name} {metrics[field]:.1%}"
-            for name, field in zip(names, ("eval_wer", "eval_cer"), strict=False)
-        )
+        rates = f"PER {metrics['eval_wer']:.1%}"
+        if self._vocabulary.of_characters:
+            rates = f"WER {metrics['eval_wer']:.1%}, CER {metrics['eval_cer']:.1%}"
         lines = [
             f"update {step}: held-out loss {metrics['eval_loss']:.2f}, {rates} "
             f"({metrics['eval_num_utterances']:.0f} utterances)"

@@ -1,4 +1,4 @@
-"""What an update compiled for a TPU needs of its memory, and takes of its time at least."""
+"""Memory and least time of an update that is compiled for a TPU."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -11,25 +11,17 @@ _MOST = 10  # places that the text names
 class Chip(NamedTuple):
     """Published figures of a chip: Google Cloud's documentation, cloud.google.com/tpu/docs/v5e etc.
 
-    Attributes:
-      dimensions: Of the network between the chips.
-      most: Chips of the largest slice.
-      memory: GiB of main memory (HBM).
-      available: GiB of it that libtpu 0.0.42 lets a program have (not published).
-      peak: TFLOP/s in bfloat16.
-      bandwidth: GB/s of the main memory.
-      network: GB/s that a chip can send to its neighbours, all links together: half of what is
-        published as bidirectional (v5e 400, v5p 1,200, v6e 800 GB/s). v4: six links of 50 GB/s
-        (Jouppi et al. 2023, arXiv:2304.01433).
+    `network` is half of what is published as bidirectional (v5e 400, v5p 1,200, v6e 800 GB/s). v4:
+    six links of 50 GB/s (Jouppi et al. 2023, arXiv:2304.01433).
     """
 
-    dimensions: int
-    most: int
-    memory: int
-    available: float
-    peak: float
-    bandwidth: float
-    network: float
+    dimensions: int  # of the network between the chips
+    most: int  # chips of the largest slice
+    memory: int  # GiB of main memory (HBM)
+    available: float  # GiB of it that libtpu 0.0.42 lets a program have (not published)
+    peak: float  # TFLOP/s in bfloat16
+    bandwidth: float  # GB/s of the main memory
+    network: float  # GB/s that a chip can send to its neighbours, all links together
 
 
 CHIPS = {
@@ -42,36 +34,29 @@ CHIPS = {
 
 @dataclasses.dataclass
 class Estimate:
-    """What compilation found; bytes, FLOPs and seconds are of one device and one update.
-
-    Attributes:
-      raised: The `data.batch_multiple` that was set to suit the mesh; 0 where it did already.
-      needed: Bytes by what needs them: 'arguments' (state and batch), 'temporaries', 'results' that
-        take no argument's place, and 'code'. Where XLA gave up, what it says, if anything.
-      flops: Of products and convolutions, recomputation included (`hlo.flops`).
-      flops_loops_once: XLA's count, element-wise operations too, loop bodies once.
-      traffic: Bytes from and to main memory.
-      traffic_by_place: [place in the model, bytes], most bytes first; they add up to `traffic`.
-      collectives: [kind, devices, times, bytes, bytes sent at least, known how often].
-    """
+    """Figures of one compilation; bytes, FLOPs and seconds are of one device and one update."""
 
     topology: str
     chips: int
     mesh: dict[str, int]
     batch_size: int
     seconds: float
-    raised: int
+    raised: int  # the `data.batch_multiple` that suits the mesh; 0 where it did already
     compute_dtype: str
     versions: str
     optimization: str
     compile_seconds: float = 0.0
     cpu_seconds: float = 0.0
+    # bytes of 'arguments' (state and batch), 'temporaries', 'results' in no place of an argument,
+    # and 'code'; where XLA gave up, the figures of its message
     needed: dict[str, int] = dataclasses.field(default_factory=dict)
     out_of_memory: str = ""
-    flops: float = 0.0
-    flops_loops_once: float = 0.0
-    traffic: float = 0.0
+    flops: float = 0.0  # of products and convolutions, recomputation included (`hlo.flops`)
+    flops_loops_once: float = 0.0  # XLA's count, element-wise operations too, loop bodies once
+    traffic: float = 0.0  # bytes from and to main memory
+    # [place in the model, bytes], most bytes first; they add up to `traffic`
     traffic_by_place: list[list[Any]] = dataclasses.field(default_factory=list)
+    # [kind, devices, times, bytes, bytes sent at least, whether times are known]
     collectives: list[list[Any]] = dataclasses.field(default_factory=list)
 
     @property
@@ -94,10 +79,7 @@ class Estimate:
         }
 
     def step_seconds(self) -> float:
-        """Lower bound of an update: the slower of computing and memory, and then exchange.
-
-        It is that of this program; the bytes depend on how well the compiler fused it.
-        """
+        """Lower bound of this program: the slower of computing and memory, and then exchange."""
         bounds = self.bounds()
         return max(bounds["computing"], bounds["memory"]) + bounds["exchange"]
 
@@ -129,9 +111,9 @@ class Estimate:
         total = sum(self.needed.values()) / GIB
         if self.fits:
             return [f"  fits: {total:.2f} of {self.chip.available} GiB"]
-        found = self.out_of_memory or f"{total:.2f} of {self.chip.available} GiB"
+        memory = self.out_of_memory or f"{total:.2f} of {self.chip.available} GiB"
         return [
-            f"  DOES NOT FIT: {found}. In order: model.remat='full', a larger",
+            f"  DOES NOT FIT: {memory}. In order: model.remat='full', a larger",
             "  optimizer.accumulation_steps, a smaller data.max_batch_seconds; where the arguments",
             "  are most of it, a larger mesh.fsdp",
         ]

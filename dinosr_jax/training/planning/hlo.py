@@ -1,7 +1,7 @@
-"""What a compiled update costs, read from its traced form (FLOPs) and from XLA's text (bytes).
+"""FLOPs of a traced update, and bytes that it moves, from XLA's text of the compiled program.
 
-XLA's own cost analysis counts the body of a loop once, whatever the number of turns; here loops are
-counted with their turns. Everything is of one device, as is the text of a partitioned program.
+XLA's cost analysis counts the body of a loop once; here loops count with their turns. Bytes are of
+one device, as is the text of a partitioned program.
 """
 
 import math
@@ -16,7 +16,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "
 _BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
-# They move nothing by themselves: names for parts of others, or counted elsewhere.
+# They move nothing by themselves.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 _SLICES = ("dynamic-slice", "slice", "gather")
 # What a fusion computes of them, it computes only of the elements that are used.
@@ -42,27 +42,19 @@ class Instruction(NamedTuple):
         return re.findall(r"%([\w.\-]+)", self.rest[:end])
 
     def called(self, attribute: str) -> str | None:
-        """Name of the computation that an attribute ('body', 'calls', ...) gives."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
-        return found and found[1]
+        """Name of the computation in an attribute ('body', 'calls', ...)."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return match and match[1]
 
 
 class Collective(NamedTuple):
-    """One exchange between devices.
+    """One exchange between devices."""
 
-    Attributes:
-      kind: One of `COLLECTIVES`.
-      size: Bytes of the whole arrays: before a reduction, after a gathering.
-      devices: How many exchange.
-      turns: How often it runs in an update.
-      counted: False where it is in a loop of unknown length, of which one turn is counted.
-    """
-
-    kind: str
-    size: int
-    devices: int
-    turns: int
-    counted: bool
+    kind: str  # one of `COLLECTIVES`
+    size: int  # bytes of the whole arrays: before a reduction, after a gathering
+    devices: int  # that exchange
+    turns: int  # in an update
+    counted: bool  # False in a loop of unknown length, of which one turn counts
 
     @property
     def sent(self) -> float:
@@ -78,75 +70,72 @@ class Program:
         """Parses `compiled.as_text()` of a program for so many devices."""
         self.devices = devices
         self.computations: dict[str, dict[str, Instruction]] = {}
-        self._used: dict[str, dict[str, list[Instruction]]] = {}
+        self._users: dict[str, dict[str, list[Instruction]]] = {}
         self.entry, body = "", {}
         for line in text.splitlines():
             if line[:1] in ("%", "E") and line.endswith("{"):
                 name = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
                 body = self.computations.setdefault(name[2], {})
                 self.entry = name[2] if name[1] else self.entry
-            elif found := _INSTRUCTION.match(line):
-                root, name, shape, opcode, rest = found.groups()
+            elif match := _INSTRUCTION.match(line):
+                root, name, shape, opcode, rest = match.groups()
                 body[name] = Instruction(name, shape, opcode, rest, bool(root))
         if not self.entry:
             raise ValueError("the text of the compiled program has no ENTRY computation")
 
     def collectives(self) -> list[Collective]:
         """Every exchange between devices, also inside fusions."""
-        found = []
+        collectives = []
         for name, turns, counted in self._executed(self.entry):
-            for line in self.computations[name].values():
+            lines = self.computations[name]
+            for line in lines.values():
                 kind = line.opcode.removesuffix("-start")
-                if name.startswith(
-                    "all-reduce-scatter"
-                ):  # a fusion that keeps one slice of the sum
+                if name.startswith("all-reduce-scatter"):  # a fusion: one slice of the sum
                     kind = kind.replace("all-reduce", "reduce-scatter")
                 if kind in COLLECTIVES:
                     group = self._group(line)
-                    size = self._operand_bytes(name, line) * (group if kind == "all-gather" else 1)
-                    found.append(Collective(kind, size, group, turns, counted))
-        return [collective for collective in found if collective.devices > 1]
+                    size = sum(array_bytes(lines[operand].shape) for operand in line.operands)
+                    size *= group if kind == "all-gather" else 1
+                    collectives.append(Collective(kind, size, group, turns, counted))
+        return [collective for collective in collectives if collective.devices > 1]
 
     def traffic(self) -> int:
-        """Bytes read from and written to the chip's main memory.
+        """Bytes from and to the chip's main memory, at least.
 
-        Each fusion reads what it uses of its operands and writes its results once: a lower bound,
-        as a product may read an operand again for every tile of its result.
+        Each fusion reads what it uses of its operands and writes its results once; a product may
+        read an operand again for every tile of its result.
         """
         return sum(moved for _, _, moved in self.movements())
 
     def movements(self, name: str = "", turns: int = 1) -> list[tuple[str, Instruction, int]]:
-        """What every instruction outside of fusions moves from and to main memory.
+        """(Computation, instruction, bytes of main memory) of what moves any, outside of fusions.
 
         Args:
           name: Computation; the whole program by default. Of the branches of a condition the
             costliest counts.
           turns: How often it runs.
-
-        Returns:
-          (Its computation, the instruction, bytes of all turns) of those that move something.
         """
-        name, found = name or self.entry, []
+        name, moves = name or self.entry, []
         for line in self.computations[name].values():
             loop = (self._loop_turns(line) or 1) if line.opcode == "while" else 1
             inner = [self.movements(callee, turns * loop) for callee in self._callees(line)]
             if inner:
-                found += max(inner, key=lambda branch: sum(moved for _, _, moved in branch))
+                moves += max(inner, key=lambda branch: sum(moved for _, _, moved in branch))
             elif moved := self._moved(name, line):
-                found.append((name, line, turns * moved))
-        return found
+                moves.append((name, line, turns * moved))
+        return moves
 
     def fused(self, line: Instruction) -> list[Instruction]:
         """Instructions of a fusion, those of fusions in it too."""
-        found = []
+        lines = []
         for inner in self.computations[line.called("calls")].values():
-            found += self.fused(inner) if inner.opcode == "fusion" else [inner]
-        return found
+            lines += self.fused(inner) if inner.opcode == "fusion" else [inner]
+        return lines
 
     def _executed(
         self, name: str, turns: int = 1, counted: bool = True
     ) -> Iterator[tuple[str, int, bool]]:
-        """Computations that run (every branch, fusions too), how often, and if that is known."""
+        """Computations that run (every branch, fusions too), turns, whether they are known."""
         yield name, turns, counted
         for line in self.computations[name].values():
             loop = self._loop_turns(line) if line.opcode == "while" else 1
@@ -169,8 +158,8 @@ class Program:
 
     def _loop_turns(self, line: Instruction) -> int | None:
         """Turns of a loop: XLA's note, or the constant that its counter is compared with."""
-        if found := re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest):
-            return int(found[1])
+        if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest):
+            return int(noted[1])
         condition = self.computations[line.called("condition")]
         root = next(x for x in condition.values() if x.is_root)
         bounds = [x.rest for x in condition.values() if x.opcode == "constant"]
@@ -192,10 +181,6 @@ class Program:
             axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])  # or a part of an axis
             return math.prod(int(part or sizes[axis]) for axis, part in axes)
         raise ValueError(f"replica_groups of an unknown form: {groups[:80]}")
-
-    def _operand_bytes(self, name: str, line: Instruction) -> int:
-        known = self.computations[name]
-        return sum(array_bytes(known[operand].shape) for operand in line.operands)
 
     def _moved(self, name: str, line: Instruction) -> int:
         """Bytes of main memory that an instruction outside of a fusion reads and writes."""
@@ -224,8 +209,8 @@ class Program:
 
     def _parameters(self, fused: str) -> list[str]:
         """Names of the parameters of a computation, in order."""
-        found = [x for x in self.computations[fused].values() if x.opcode == "parameter"]
-        return [x.name for x in sorted(found, key=lambda x: int(x.rest.partition(")")[0]))]
+        lines = [x for x in self.computations[fused].values() if x.opcode == "parameter"]
+        return [x.name for x in sorted(lines, key=lambda x: int(x.rest.partition(")")[0]))]
 
     def _share(self, fused: str, name: str) -> float:
         """Share of the elements of a value, 0 to 1, that a fused computation needs."""
@@ -248,12 +233,12 @@ class Program:
 
     def users(self, computation: str) -> dict[str, list[Instruction]]:
         """Instructions of a computation by the names of their operands."""
-        if computation not in self._used:
-            found = self._used[computation] = {}
+        if computation not in self._users:
+            users = self._users[computation] = {}
             for line in self.computations[computation].values():
                 for name in set(line.operands):
-                    found.setdefault(name, []).append(line)
-        return self._used[computation]
+                    users.setdefault(name, []).append(line)
+        return self._users[computation]
 
     def _source(self, fused: str, name: str) -> Instruction:
         """The instruction that a value is of, whatever bitcasts are between."""
@@ -271,7 +256,7 @@ class Program:
         lines = self.computations[fused]
         root = next(x for x in lines.values() if x.is_root)
         results = root.operands if root.opcode == "tuple" else [root.name]
-        shapes = [found[0] for found in _ARRAY.finditer(shape)]
+        shapes = [match[0] for match in _ARRAY.finditer(shape)]
         if len(results) != len(shapes):  # the root is a fusion of several results
             return _in_memory(shape)
         total = 0.0
@@ -288,11 +273,10 @@ class Program:
 
 
 def array_bytes(shape: str, *, main_memory: bool = False) -> int:
-    """Bytes of a shape in XLA's text; only of what is in main memory on demand, as it lies there.
+    """Bytes of a shape in XLA's text; with `main_memory` of what is there, in whole tiles.
 
-    XLA marks what it keeps on the chip, next to the units that compute, with S(1) and the like. In
-    main memory arrays lie in tiles: T(8,128) fills the last two axes of the layout up to multiples
-    of 8 and 128.
+    XLA marks what it keeps on the chip with S(1) and the like. The tiles T(8,128) fill the last two
+    axes of the layout up to multiples of 8 and 128.
     """
     total = 0
     for dtype, sizes, layout in _ARRAY.findall(shape):
@@ -312,8 +296,8 @@ def _in_memory(shape: str) -> int:
 
 def _elements(shape: str) -> int:
     """Elements of an array's shape in XLA's text."""
-    found = _ARRAY.search(shape)
-    return math.prod(int(size) for size in found[2].split(",") if size)
+    sizes = _ARRAY.search(shape)[2]
+    return math.prod(int(size) for size in sizes.split(",") if size)
 
 
 def flops(jaxpr: Any) -> float:
@@ -339,10 +323,9 @@ def flops(jaxpr: Any) -> float:
         elif name == "pallas_call":  # written for one block of the grid
             total += math.prod(parameters["grid_mapping"].grid) * sum(inner)
         elif name == "shard_map":  # written for one device; all of them do it
-            mesh = parameters["mesh"]
-            total += math.prod(mesh.shape[axis] for axis in parameters["newly_manual_axes"]) * sum(
-                inner
-            )
+            sizes = parameters["mesh"].shape
+            devices = math.prod(sizes[axis] for axis in parameters["newly_manual_axes"])
+            total += devices * sum(inner)
         else:
             total += sum(inner)
     return total

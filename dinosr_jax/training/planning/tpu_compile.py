@@ -1,9 +1,10 @@
-"""Compiles the update for TPUs that are not there, and says what it would need and take.
+"""Compiles the update for TPUs that are not there: what it would need and take.
 
-The compiler is that of PyPI's `libtpu`; it runs in a process of its own, so that jax here keeps its
-CPU or GPU. Nothing is allocated on any device: state and batch are shapes.
+The compiler is that of PyPI's `libtpu`, in a process of its own: jax here keeps its CPU or GPU.
+State and batch are shapes; nothing is allocated on any device.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -14,33 +15,40 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
 from dinosr_jax.config import parse
 from dinosr_jax.data.batches.crops import SAMPLE_RATE
 from dinosr_jax.data.batches.lengths import lengths_of_frames
+from dinosr_jax.data.vocabulary import letters
 from dinosr_jax.errors import UserError
 from dinosr_jax.model.feature_encoder import receptive_field
+from dinosr_jax.training import sharding
+from dinosr_jax.training.ctc.step import make_finetuning_step
+from dinosr_jax.training.optimizer import make_optimizer
+from dinosr_jax.training.planning import hlo
 from dinosr_jax.training.planning.estimate import CHIPS, GIB, Estimate
+from dinosr_jax.training.planning.traffic import traffic_by_place
+from dinosr_jax.training.state import Batch, init_state
+from dinosr_jax.training.step import make_train_step
 
 _LABELS_A_SECOND = 20  # of a transcript, at most; speech has 15 letters a second
 Optimization = Literal["O0", "O1", "O2", "O3"]
 
 
 class AheadError(UserError):
-    """It cannot be compiled; the message says why and what to do."""
+    """An update cannot be compiled; the message says why and what to do."""
 
 
 def check_topology(topology: str) -> int:
-    """Number of chips of a topology such as 'v5e:4x4'.
-
-    Raises:
-      AheadError: It is none.
-    """
+    """Number of chips of a topology such as 'v5e:4x4'; AheadError for what is none."""
     name, _, sizes = topology.partition(":")
     chip = CHIPS.get(name)
     if chip and re.fullmatch("x".join([r"[1-9]\d*"] * chip.dimensions), sizes):
@@ -55,19 +63,11 @@ def check_topology(topology: str) -> int:
 
 
 def with_batch(config: Any, chips: int, *, batch_size: int | None, seconds: float | None):
-    """The batch to compile for, and the configuration with a `batch_multiple` that suits the mesh.
+    """The parsed configuration with a `batch_multiple` that suits the mesh; utterances; samples.
 
-    By default as many of the longest crops as `max_batch_seconds` holds; where not even one for
-    each device does, they are shortened, as the batch plan does.
-
-    Args:
-      config: Configuration as a nested dict.
-      chips: Devices.
-      batch_size: Utterances of a batch, over all devices.
-      seconds: Length of each.
-
-    Returns:
-      Parsed configuration, utterances, samples of each.
+    The batch is of `batch_size` utterances, over all devices, of `seconds` each; by default of as
+    many of the longest crops as `max_batch_seconds` holds, shortened where it does not hold one for
+    each device.
 
     Raises:
       AheadError: `batch_size` cannot be dealt to the devices.
@@ -98,22 +98,18 @@ def with_batch(config: Any, chips: int, *, batch_size: int | None, seconds: floa
 
 
 def find_libtpu(folder: Path | None) -> None:
-    """Checks that the compiler is there: in the folder, or else in this environment.
-
-    Raises:
-      AheadError: It is not; the message has the command that installs it.
-    """
+    """Raises AheadError, with the command that installs it, where the compiler is not there."""
     if folder is not None and (Path(folder) / "libtpu" / "libtpu.so").is_file():
         return
     spec = importlib.util.find_spec("libtpu")
     if folder is None and spec is not None and spec.origin is not None:
         return
     needs = importlib.metadata.requires("jax") or []
-    wanted = [n.partition(";")[0].strip() for n in needs if n.startswith("libtpu")]
+    versions = [n.partition(";")[0].strip() for n in needs if n.startswith("libtpu")]
     command = f"{sys.executable} -m pip install --no-deps --target={folder or 'libtpu'} "
     raise AheadError(
         f"libtpu, the compiler for TPUs, is not in {folder or 'this environment'}. Install it in a "
-        f"folder of its own: {command}'{wanted[0] if wanted else 'libtpu'}' and give the folder: "
+        f"folder of its own: {command}'{[*versions, 'libtpu'][0]}' and give the folder: "
         f"--libtpu={folder or 'libtpu'} (or set DINOSR_LIBTPU)"
     )
 
@@ -130,17 +126,9 @@ def compile_ahead(
 ) -> Estimate:
     """Compiles the update of a configuration for a TPU topology, in a process of its own.
 
-    Args:
-      config: Configuration as a nested dict.
-      topology: Such as 'v5e:4x4'.
-      batch_size: Utterances of a batch; None fills `data.max_batch_seconds`.
-      seconds: Length of each; None for `data.max_seconds`.
-      optimization: Effort of the compiler, `jax_optimization_level`; runs have 'O2'.
-      libtpu: Folder that libtpu was installed in; None for this environment.
-      progress: Called every second with the seconds since the start.
-
-    Returns:
-      What it needs and takes.
+    The batch is as of `with_batch`; `optimization` is the effort of the compiler (runs have 'O2');
+    `libtpu` a folder with libtpu, None for this environment. `progress` is called every second with
+    the seconds since the start.
 
     Raises:
       AheadError: It cannot be compiled.
@@ -150,27 +138,21 @@ def compile_ahead(
     request = {"config": config, "topology": topology, "optimization": optimization}
     request |= {"batch_size": batch_size, "seconds": seconds}
     command = [sys.executable, "-c", f"from {__name__} import _answer; _answer()"]
-    start = time.monotonic()
-    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as told:
-        json.dump(request, asked)
-        asked.seek(0)
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(
-                command, stdin=asked, stdout=told, stderr=errors, env=environment(libtpu)
-            )
-            try:
-                while process.poll() is None:
-                    progress(time.monotonic() - start)
-                    time.sleep(0.2 if time.monotonic() - start < 5 else 1.0)
-            finally:
-                process.kill()
-                process.wait()
-            told.seek(0)
-            errors.seek(0)
-            lines = told.read().splitlines()
-            if process.returncode or not lines:
-                last = "\n".join(errors.read().splitlines()[-20:])
-                raise AheadError(f"the compiler ended with {process.returncode}:\n{last}")
+    start, text = time.monotonic(), json.dumps(request)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, env=environment(libtpu)) as process:
+        try:
+            while process.returncode is None:
+                progress(time.monotonic() - start)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output, errors = process.communicate(text, timeout=1)
+                text = None  # it has been sent
+        finally:
+            process.kill()
+    lines = output.splitlines()
+    if process.returncode or not lines:
+        last = "\n".join(errors.splitlines()[-20:])
+        raise AheadError(f"the compiler ended with {process.returncode}:\n{last}")
     answer = json.loads(lines[-1])
     if "error" in answer:
         raise AheadError(answer["error"])
@@ -178,14 +160,14 @@ def compile_ahead(
 
 
 def environment(libtpu: Path | None) -> dict[str, str]:
-    """Variables of the process that compiles, with libtpu of a folder (None: of here)."""
+    """Variables of the process that compiles, with libtpu of a folder, or of here."""
     paths = [libtpu and str(libtpu), str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",  # those of a GPU would be errors
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened that could be taken
-        # libtpu shall ask no metadata server, and not complain that there is none
+        # libtpu asks no metadata server, and does not complain that there is none
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -205,31 +187,18 @@ def _answer() -> None:
 
 
 def _compile(
-    config: dict,
-    topology: str,
-    optimization: str,
-    batch_size: int | None,
-    seconds: float | None,
+    config: dict, topology: str, optimization: str, **batch_options: float | None
 ) -> Estimate:
-    import jax
-
-    from dinosr_jax.data.vocabulary import letters
-    from dinosr_jax.training import sharding
-    from dinosr_jax.training.ctc.step import make_finetuning_step
-    from dinosr_jax.training.optimizer import make_optimizer
-    from dinosr_jax.training.planning import hlo
-    from dinosr_jax.training.state import init_state
-    from dinosr_jax.training.step import make_train_step
-
+    """Compiles in this process; `batch_options` are `batch_size` and `seconds`."""
     make_step = make_train_step
     if config["task"] == "ctc":
         make_step = make_finetuning_step
         config["ctc"]["symbols"] = config["ctc"]["symbols"] or letters().symbols
 
     jax.config.update("jax_optimization_level", optimization)
-    devices = topology_devices(topology)
-    asked, batch = config["data"]["batch_multiple"], {"batch_size": batch_size, "seconds": seconds}
-    checked, size, samples = with_batch(config, len(devices), **batch)
+    devices = _topology_devices(topology)
+    multiple = config["data"]["batch_multiple"]
+    checked, size, samples = with_batch(config, len(devices), **batch_options)
     raised = checked.data.batch_multiple
     mesh = sharding.make_mesh(checked, devices)
     init = functools.partial(init_state, checked, optimizer=make_optimizer(checked))
@@ -244,7 +213,7 @@ def _compile(
         mesh=dict(mesh.shape),
         batch_size=size,
         seconds=samples / SAMPLE_RATE,
-        raised=raised if raised != asked else 0,
+        raised=raised if raised != multiple else 0,
         compute_dtype=checked.compute_dtype,
         versions=f"{version('jax')}, {version('libtpu')}",
         optimization=optimization,
@@ -265,11 +234,6 @@ def _compile(
 
 def _abstract_batch(task: str, where: Any, size: int, samples: int) -> Any:
     """Shapes of a batch, cut over the devices."""
-    import jax
-    import jax.numpy as jnp
-
-    from dinosr_jax.training.state import Batch
-
     array = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=where)
     batch = Batch(array(jnp.float32, samples))
     if task == "ctc":
@@ -279,11 +243,8 @@ def _abstract_batch(task: str, where: Any, size: int, samples: int) -> Any:
     return batch
 
 
-def topology_devices(topology: str) -> list[Any]:
+def _topology_devices(topology: str) -> list[Any]:
     """The devices of a topology that is not there; needs libtpu in this process."""
-    import jax
-    from jax.experimental import topologies
-
     name, _, sizes = topology.partition(":")
     host = [min(int(size), 2) for size in sizes.split("x")]  # chips of a host, as in the smallest
     options = {"chips_per_host_bounds": tuple(host + [1] * (3 - len(host)))}
@@ -291,30 +252,26 @@ def topology_devices(topology: str) -> list[Any]:
         options["chips_per_host_bounds"] = (*host[:2], 1)
         options["chip_config_name"] = "megacore"  # the two cores of a chip as one device
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        where = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except jax.errors.JaxRuntimeError as error:
         raise AheadError(f"--topology: libtpu refuses {topology!r}: {error}") from error
-    return list(found.devices)
+    return list(where.devices)
 
 
 def _shortage(message: str) -> tuple[str, dict[str, int]]:
-    """What XLA says of memory that does not suffice: a line of it, and the bytes needed."""
+    """Of XLA's message on memory that does not suffice: a line, and the bytes needed."""
     used = re.search(r"Used ([\d.]+[KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    temporaries = re.search(
-        r"temporaries \(([\d.]+[KMGT]?)\) exceeds [^()]*\([\d.]+[KMGT]?\)", message
-    )
+    exceeds = r"temporaries \(([\d.]+[KMGT]?)\) exceeds [^()]*\([\d.]+[KMGT]?\)"
+    temporaries = re.search(exceeds, message)
     units = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
     count = lambda text: int(float(text.rstrip("KMGT")) * units.get(text[-1], 1))
-    if found := used or temporaries:
-        return found[0], {"in all" if used else "temporaries": count(found[1])}
+    if shortage := used or temporaries:
+        return shortage[0], {"in all" if used else "temporaries": count(shortage[1])}
     return message.splitlines()[0][:400], {}
 
 
 def _measure(estimate: Estimate, compiled: Any, *, devices: int) -> None:
     """Fills in memory, traffic and collectives."""
-    from dinosr_jax.training.planning import hlo
-    from dinosr_jax.training.planning.traffic import traffic_by_place
-
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     estimate.needed = {
         "arguments": memory.argument_size_in_bytes,
@@ -326,8 +283,8 @@ def _measure(estimate: Estimate, compiled: Any, *, devices: int) -> None:
     program = hlo.Program(compiled.as_text(), devices=devices)
     estimate.traffic = program.traffic()
     estimate.traffic_by_place = [list(row) for row in traffic_by_place(program)]
-    found: dict[tuple, list] = {}
+    sums: dict[tuple, list] = {}
     for c in program.collectives():
-        row = found.setdefault((c.kind, c.devices, c.counted), [0, 0, 0.0])
+        row = sums.setdefault((c.kind, c.devices, c.counted), [0, 0, 0.0])
         row[:] = row[0] + c.turns, row[1] + c.turns * c.size, row[2] + c.sent
-    estimate.collectives = [[kind, n, *row, known] for (kind, n, known), row in found.items()]
+    estimate.collectives = [[kind, n, *row, known] for (kind, n, known), row in sums.items()]

@@ -11,7 +11,7 @@ import re
 from dinosr_jax.training.planning.estimate import UNNAMED
 from dinosr_jax.training.planning.hlo import COLLECTIVES, Instruction, Program
 
-# Place -> what is in the path of its instructions; the first that is found counts.
+# Place -> what is in the path of its instructions; the first that matches counts.
 PLACES = {
     "random numbers": r"random_bits",
     "metrics": r"metrics",
@@ -40,41 +40,31 @@ _FAR = 4  # instructions from one without a path to the next with one, at most
 
 
 def place(path: str) -> str:
-    """The place of an instruction, such as 'attention, student, backward'.
+    """The place of an instruction with the `op_name` path; `UNNAMED` where it is of none.
 
-    Args:
-      path: Its `op_name`.
-
-    Returns:
-      The place; of a network also whose and in which pass: 'forward', 'backward' or 'recomputed'
-      for the backward pass. `UNNAMED` where the path tells nothing.
+    Places in a network have its name and the pass: 'attention, student, backward'; 'recomputed' is
+    for the backward pass.
     """
-    found = next((name for name, pattern in PLACES.items() if re.search(pattern, path)), UNNAMED)
-    if found not in _OF_A_NETWORK:
-        return found
+    name = next((name for name, pattern in PLACES.items() if re.search(pattern, path)), UNNAMED)
+    if name not in _OF_A_NETWORK:
+        return name
     network = "teacher" if re.search(r"\bteacher\b", path) else "student"
     direction = "backward" if "transpose(" in path else "forward"
     direction = "recomputed" if "rematted_computation" in path else direction
-    return f"{found}, {network}, {direction}"
+    return f"{name}, {network}, {direction}"
 
 
 def traffic_by_place(program: Program) -> list[tuple[str, int]]:
-    """Bytes from and to main memory by their place in the model.
+    """(Place in the model, bytes from and to main memory), most bytes first.
 
     A fusion belongs where its product or convolution does; if it has none, where most of its
-    instructions do. Of what has no path, such as a copy for another layout, what it is made of
-    tells, or else what is made of it.
-
-    Args:
-      program: The compiled program.
-
-    Returns:
-      (Place, bytes), most bytes first; they add up to `Program.traffic`.
+    instructions do. What has no path, such as a copy for another layout, belongs to what it is made
+    of, or else to what is made of it. The bytes add up to `Program.traffic`.
     """
-    found: collections.Counter[str] = collections.Counter()
+    places: collections.Counter[str] = collections.Counter()
     for name, line, moved in program.movements():
-        found[_place(program, name, line)] += moved
-    return found.most_common()
+        places[_place(program, name, line)] += moved
+    return places.most_common()
 
 
 def _place(program: Program, name: str, line: Instruction) -> str:
@@ -84,11 +74,11 @@ def _place(program: Program, name: str, line: Instruction) -> str:
     known, users = program.computations[name], program.users(name)
     made_of, makes = [line], [line]
     if _own_place(program, line) == UNNAMED:
-        return UNNAMED  # its path is of no place; those of others are not its own
+        return UNNAMED  # it has a path, of no place
     for _ in range(_FAR):
-        for found in (_own_place(program, x) for x in [*made_of, *makes]):
-            if found not in (None, UNNAMED):
-                return found
+        for near in (_own_place(program, x) for x in [*made_of, *makes]):
+            if near not in (None, UNNAMED):
+                return near
         made_of = [known[x] for y in made_of for x in y.operands if x in known]
         makes = [x for y in makes for x in users.get(y.name, ())]
     return UNNAMED

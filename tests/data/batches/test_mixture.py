@@ -1,13 +1,8 @@
 """Several datasets that train together: weights, turns, resumption, and what is refused."""
 
 import io
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +17,9 @@ from dinosr_jax.data.batches.pipeline import PipelineError, open_split
 from dinosr_jax.data.manifest import ManifestError, dataset_folder
 from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.recipes import published_recipe
+from tests.main_runs import records, run_main_py
+from tests.prepared_speech import data_config, records_by_id, write_parts
+from tests.prepared_speech import read_batches as read
 
 ROOT = Path(__file__).parents[3]
 SETS = {"asterisk_en": (40, 4.0), "asterisk_it": (16, 3.0)}
@@ -35,29 +33,17 @@ def root(tmp_path_factory) -> Path:
     random = np.random.Generator(np.random.Philox(key=2))
     for name, (number, longest) in SETS.items():
         source = tmp_path_factory.mktemp(name)
-        speech = soundfile.read(ROOT / f"data/embedded/{name}.ogg", dtype="int16")[0]
-        for k, seconds in enumerate(random.uniform(0.6, longest, number)):
-            part = speech[k * 64_000 : k * 64_000 + int(seconds * 16_000)]
-            soundfile.write(source / f"{k:02d}.flac", part, 16_000)
+        write_parts(source, random.uniform(0.6, longest, number), step=64_000, voice=name)
         prepare(source, data_dir=folder / name)
     return folder
 
 
 def config(root, *mixture, **changed):
-    fields = dict(
-        data_dir=str(root), dataset="audio_folder", mixture=mixture, min_seconds=1.0,
-        max_seconds=3.0, max_batch_seconds=12.0, max_rungs=12, batch_multiple=2,
-        max_ladder_loss=1.0, num_workers=2, prefetch_batches=2,
-    )  # fmt: skip
-    return types.SimpleNamespace(**{**fields, **changed})
+    fields = {"mixture": mixture, "max_batch_seconds": 12.0, "batch_multiple": 2}
+    return data_config(root, **(fields | changed))
 
 
 BOTH = (("asterisk_en", 1.0), ("asterisk_it", 2.5))
-
-
-def read(data, start, num_steps, **options):
-    with data.batches(start, num_steps, **options) as batches:
-        return list(batches)
 
 
 def random_lengths(size, *, key):
@@ -78,15 +64,7 @@ def test_one_set_of_weight_1_gives_the_batches_of_no_mixture(root):
 
 def test_rows_hold_the_speech_of_the_set_that_their_id_names(root):
     mixed = open_mixture(config(root, *BOTH), split="train", seed=5)
-    alone = {
-        name: {
-            id_: open_split(config(root / name), split="train", seed=5)._records[position][0]
-            for id_, position in zip(whole.ids, whole.positions, strict=True)
-        }
-        for name, whole in (
-            (name, open_split(config(root / name), split="train", seed=5).manifest) for name in SETS
-        )
-    }
+    alone = {name: records_by_id(root / name) for name in SETS}
     for batch in read(mixed, 0, mixed.plan.num_batches):
         planned = mixed.plan.batch(batch.step)
         for row, id_ in enumerate(batch.ids):
@@ -110,23 +88,18 @@ def test_resuming_at_any_step_is_exact_whatever_the_hosts(root, start):
             assert (a.step, a.ids) == (b.step, b.ids)
     halves = [read(fresh, start, 3, share=(host, host + 1, 2)) for host in (0, 1)]
     for a, left, right in zip(whole, *halves, strict=True):
-        np.testing.assert_array_equal(
-            a.waveforms, np.concatenate([left.waveforms, right.waveforms])
-        )
+        joined = np.concatenate([left.waveforms, right.waveforms])
+        np.testing.assert_array_equal(a.waveforms, joined)
         assert a.ids == left.ids + right.ids
 
 
 def test_data_differs_with_the_sets_and_the_seed(root):
     one = open_mixture(config(root, *BOTH), split="train", seed=5)
-    assert (
-        read(one, 0, 1)[0].ids
-        != read(open_mixture(config(root, *BOTH), split="train", seed=6), 0, 1)[0].ids
-    )
+    later = open_mixture(config(root, *BOTH), split="train", seed=6)
+    assert read(one, 0, 1)[0].ids != read(later, 0, 1)[0].ids
     other = open_mixture(config(root, BOTH[0]), split="train", seed=5)
     assert one.fingerprint != other.fingerprint
-    assert len(one.speakers) == len(one.manifest) and len(set(one.manifest.ids)) == len(
-        one.manifest
-    )
+    assert len(one.speakers) == len(one.manifest) == len(set(one.manifest.ids))
 
 
 @pytest.mark.parametrize("weight", [0.25, 1 / 3, 0.5, 1.0, 1.7, 3.5])
@@ -262,30 +235,12 @@ def rewrite_at_8000(shard):
 
 
 def run(workdir, root, *flags, expect=0):
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    kept |= {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    command = [
-        sys.executable, "main.py", "--config=configs/tiny.py", f"--workdir={workdir}",
-        f"--config.data.data_dir={root}", "--config.data.dataset=audio_folder",
-        f"--config.data.eval_data_dir={root / 'asterisk_it'}",
-        "--config.data.eval_dataset=audio_folder", "--config.data.eval_split=train",
-        "--config.data.train_split=train", "--config.data.max_rungs=1", "--config.log_steps=2",
-        "--config.checkpoint_steps=3", "--config.eval_steps=4", *flags,
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=500)
-    assert done.returncode == expect, (done.stdout + done.stderr)[-3000:]
-    return done.stdout + done.stderr
-
-
-def records(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("audio_seconds_per_second", "num_bad_utterances")
-    return [{name: value for name, value in r.items() if name not in timed} for r in lines]
+    fields = {"data_dir": root, "dataset": "audio_folder", "eval_data_dir": root / "asterisk_it"}
+    fields |= {"eval_dataset": "audio_folder", "eval_split": "train", "train_split": "train"}
+    given = [f"--config.data.{name}={value}" for name, value in (fields | {"max_rungs": 1}).items()]
+    given += [f"--config.{name}" for name in ("log_steps=2", "checkpoint_steps=3", "eval_steps=4")]
+    cache = workdir.parent / "compiled"
+    return run_main_py(cache, f"--workdir={workdir}", *given, *flags, expect=expect)
 
 
 def test_a_run_trains_on_a_mixture_and_goes_on_exactly(root, tmp_path):
@@ -301,7 +256,5 @@ def test_a_run_trains_on_a_mixture_and_goes_on_exactly(root, tmp_path):
     assert 0 < last["share/asterisk_it"] < 1 and "eval_loss" in last
     unknown = "--config.data.mixture=(('asterisk_en', 1.0), ('asterisk_xx', 2.0))"
     told = run(tmp_path / "none", root, unknown, expect=1)
-    assert (
-        "config.data.mixture, 'asterisk_xx'" in told
-        and not (tmp_path / "none/metrics.jsonl").exists()
-    )
+    assert "config.data.mixture, 'asterisk_xx'" in told
+    assert not (tmp_path / "none/metrics.jsonl").exists()

@@ -8,18 +8,22 @@ from dinosr_jax.data.batches.padding import EMPTY, PaddedPlan, padded_lengths
 LENGTHS = np.random.default_rng(0).integers(400, 48_000, 40)
 
 
+def cost(lengths, rungs):
+    return sum(min(rung for rung in rungs if rung >= length) for length in lengths)
+
+
+def choices(grid, most):
+    """All ladders of a grid up to so many rungs, with its last."""
+    for number in range(most):
+        yield from ((*some, grid[-1]) for some in itertools.combinations(grid[:-1], number))
+
+
 @pytest.mark.parametrize("max_rungs", [1, 2, 3])
 def test_lengths_pad_as_little_as_any(max_rungs):
     found = padded_lengths(LENGTHS, max_rungs=max_rungs)
     grid = [1600 * k + 80 for k in range(1, 31)]
-    cost = lambda rungs: sum(min(r for r in rungs if r >= length) for length in LENGTHS)
-    others = (
-        (*some, grid[-1])
-        for number in range(max_rungs)
-        for some in itertools.combinations(grid[:-1], number)
-    )
     assert len(found) <= max_rungs and set(found) <= set(grid)
-    assert cost(found) == min(map(cost, others))
+    assert cost(LENGTHS, found) == min(cost(LENGTHS, rungs) for rungs in choices(grid, max_rungs))
 
 
 @pytest.mark.parametrize("price", [0.0, 9_000.0, 60_000.0, 1e9])
@@ -27,14 +31,8 @@ def test_each_length_more_saves_its_price(price):
     lengths = LENGTHS.clip(max=9 * 1600)
     found = padded_lengths(lengths, max_rungs=5, price=price)
     grid = [1600 * k + 80 for k in range(1, 10)]
-    pads = lambda rungs: sum(min(r for r in rungs if r >= length) for length in lengths)
-    cost = lambda rungs: pads(rungs) + price * len(rungs)
-    others = [
-        (*some, grid[-1])
-        for number in range(5)
-        for some in itertools.combinations(grid[:-1], number)
-    ]
-    assert cost(found) == min(map(cost, others))
+    paid = lambda rungs: cost(lengths, rungs) + price * len(rungs)
+    assert paid(found) == min(map(paid, choices(grid, 5)))
     assert len(found) == {0.0: 5, 1e9: 1}.get(price, len(found))
 
 

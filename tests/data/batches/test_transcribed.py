@@ -14,8 +14,8 @@ from dinosr_jax.data.batches.transcribed import (
     open_transcribed,
     transcripts_of_split,
 )
-from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.data.vocabulary import VocabularyError, letters
+from tests.prepared_speech import data_config
 
 ROOT = Path(__file__).parents[3]
 SECONDS = [1.0, 1.5, 2.0, 2.5, 3.0, 1.0, 0.02, 1.2]  # what has no frame is not prepared
@@ -38,19 +38,10 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def data_dir(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(source, data_dir=folder)
-    return folder
-
-
 def config_of(data_dir, **changes):
-    data = types.SimpleNamespace(
-        data_dir=str(data_dir), dataset="audio_folder", alignment="", train_split="train",
-        min_seconds=0.1, max_seconds=2.6, max_batch_seconds=32.0, max_rungs=2, batch_multiple=2,
-        num_workers=2, prefetch_batches=1,
-    )  # fmt: skip
+    fields = {"min_seconds": 0.1, "max_seconds": 2.6, "max_batch_seconds": 32.0, "max_rungs": 2}
+    fields |= {"batch_multiple": 2, "alignment": "", "train_split": "train"}
+    data = data_config(data_dir, **fields)
     ctc = types.SimpleNamespace(vocabulary="letters", lexicon="", language="")
     for name, value in changes.items():
         setattr(ctc if hasattr(ctc, name) else data, name, value)

@@ -18,22 +18,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
 
-from dinosr_jax.cli import cli
 from dinosr_jax.data import audio
 from dinosr_jax.data.manifest import Records, load_manifest
 from dinosr_jax.data.prepare import audio_folder, checking
 from dinosr_jax.data.prepare.audio_folder import AudioFolder, prepare
 from dinosr_jax.data.prepare.sources import SourceError
+from tests import prepared_speech
 from tests.odd_recordings import encoded, flac_claims, unfinished
+from tests.prepared_speech import (
+    prepare_error,
+    prepare_well,
+    records_by_id,
+    run_until,
+    skipped_in,
+)
 
 ROOT = Path(__file__).parents[3]
-SHARD = ROOT / "data/embedded/asterisk_en.ogg"
 
 
 def speech(seconds: float, *, start: int = 3200) -> np.ndarray:
-    return soundfile.read(SHARD, start=start, frames=int(seconds * 16_000), dtype="int16")[0]
+    return prepared_speech.speech(int(seconds * 16_000), start=start)
 
 
 def make_corpus(folder: Path, count: int = 4) -> Path:
@@ -87,17 +92,14 @@ def hostile(tmp_path_factory) -> tuple[Path, Path, str]:
     source = make_corpus(tmp_path_factory.mktemp("source"))
     make_hostile(source)
     data_dir = tmp_path_factory.mktemp("prepared")
-    result = CliRunner().invoke(cli, ["prepare", f"--source={source}", f"--data_dir={data_dir}"])
-    assert result.exit_code == 0, result.output
-    return source, data_dir, result.stdout
+    return source, data_dir, prepare_well(f"--source={source}", f"--data_dir={data_dir}")
 
 
 def test_good_files_are_kept_and_bad_ones_listed_with_their_reason(hostile):
     _, data_dir, printed = hostile
     manifest = load_manifest(data_dir, split="train")
     assert sorted(manifest.ids) == sorted(GOOD)
-    with open(data_dir / "audio_folder/1.0.0/skipped.tsv", newline="") as file:
-        skipped = dict(list(csv.reader(file, "excel-tab"))[1:])
+    skipped = skipped_in(data_dir / "audio_folder/1.0.0")
     assert set(skipped) == set(BAD)
     for path, reason in BAD.items():
         assert reason in skipped[path]
@@ -110,8 +112,7 @@ def test_good_files_are_kept_and_bad_ones_listed_with_their_reason(hostile):
 
 def test_original_bytes_are_stored_bit_for_bit(hostile):
     source, data_dir, _ = hostile
-    manifest, records = load_manifest(data_dir, split="train"), Records(data_dir, split="train")
-    by_id = {id_: records[position][0] for position, id_ in enumerate(manifest.ids)}
+    by_id = records_by_id(data_dir)  # with the lengths of the manifest
     for path in source.rglob("*"):
         if path.is_file() and path.name not in {"stereo.wav", "cd.WAV", *BAD}:
             relative = path.relative_to(source).as_posix()
@@ -124,15 +125,6 @@ def test_original_bytes_are_stored_bit_for_bit(hostile):
     mixed = audio.load(by_id["stereo"], name="stereo")
     stereo = soundfile.read(source / "stereo.wav", dtype="float32")[0].mean(1)
     np.testing.assert_allclose(mixed, stereo, atol=1 / 32768)
-
-
-def test_lengths_in_the_manifest_are_those_of_the_audio(hostile):
-    _, data_dir, _ = hostile
-    manifest, records = load_manifest(data_dir, split="train"), Records(data_dir, split="train")
-    for position in range(len(records)):
-        content, id_ = records[position]
-        assert id_ == manifest.ids[position]
-        assert len(audio.load(content, name=id_)) == manifest.num_samples[position]
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +145,14 @@ def odd(tmp_path_factory) -> tuple[Path, Path, str]:
     }
     for name, content in files.items():
         (source / name).write_bytes(content)
-    result = CliRunner().invoke(cli, ["prepare", f"--source={source}", f"--data_dir={data_dir}"])
-    assert result.exit_code == 0, result.output
-    return source, data_dir, result.stdout
+    return source, data_dir, prepare_well(f"--source={source}", f"--data_dir={data_dir}")
 
 
 def test_what_has_no_length_in_its_header_is_prepared_whole(odd):
     source, data_dir, printed = odd
     manifest, records = load_manifest(data_dir, split="train"), Records(data_dir, split="train")
     assert len(manifest) == len(unfinished()) + 4 and "4 left out" in printed
-    with open(data_dir / "audio_folder/1.0.0/skipped.tsv", newline="") as file:
-        skipped = dict(list(csv.reader(file, "excel-tab"))[1:])
+    skipped = skipped_in(data_dir / "audio_folder/1.0.0")
     reasons = {"cut.wav": "truncated", "antiphase.wav": "channels cancel"}
     reasons |= {"absurd.flac": "truncated", "empty.wav": "no samples"}
     assert skipped.keys() == reasons.keys()
@@ -206,9 +195,7 @@ def test_a_part_that_ends_where_the_header_says_is_kept(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError, SystemError])
 @pytest.mark.parametrize("where", ["read", "resample", "write"])
-def test_what_a_decoder_raises_about_one_file_does_not_end_the_others(
-    error, where, tmp_path, monkeypatch
-):
+def test_an_error_of_one_file_does_not_end_the_others(error, where, tmp_path, monkeypatch):
     import librosa
 
     source = make_corpus(tmp_path / "source")
@@ -253,11 +240,8 @@ def test_features_match_librispeech_lazy_decode(hostile):
 
 
 def dataset_state(data_dir: Path) -> dict:
-    return {
-        str(path): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted((data_dir / "audio_folder").rglob("*"))
-        if path.is_file()
-    }
+    paths = [path for path in (data_dir / "audio_folder").rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
 def test_nothing_is_redone_and_a_changed_source_is_noticed(tmp_path, capsys, monkeypatch):
@@ -278,11 +262,9 @@ def test_nothing_is_redone_and_a_changed_source_is_noticed(tmp_path, capsys, mon
     assert {k: v for k, v in dataset_state(data_dir).items() if "phones" not in k} == before
 
     soundfile.write(source / "new.wav", speech(3), 16_000)
-    checked = []
-    original = checking._check_file
-    monkeypatch.setattr(
-        checking, "_check_file", lambda f, **kw: checked.append(f.path) or original(f, **kw)
-    )
+    checked, original = [], checking._check_file
+    noted = lambda file, **kw: checked.append(file.path) or original(file, **kw)
+    monkeypatch.setattr(checking, "_check_file", noted)
     prepare(source, data_dir=data_dir)
     assert "has changed" in capsys.readouterr().out
     assert checked == ["new.wav"]  # the journal knows the others
@@ -301,9 +283,8 @@ def test_speakers_texts_and_splits_reach_the_manifest(tmp_path, capsys):
     texts = dict(zip(manifest.ids, manifest.texts, strict=True))
     assert texts["1/7/1-7-0000"] == "ONE" and texts["2/7/2-7-0001"] == ""
     assert set(manifest.speakers) == {"1", "2"}
-    (source / "transcripts.tsv").write_text(
-        "file\ttext\tsplit\n1/7/1-7-0000\tone\ttrain-clean-100\n2/7/2-7-0001.flac\ttwo\tdev\n"
-    )
+    rows = "1/7/1-7-0000\tone\ttrain-clean-100\n2/7/2-7-0001.flac\ttwo\tdev\n"
+    (source / "transcripts.tsv").write_text("file\ttext\tsplit\n" + rows)
     prepare(source, data_dir=data_dir)
     assert "2 left out" in capsys.readouterr().out
     assert load_manifest(data_dir, split="train-clean-100").texts.tolist() == ["one"]
@@ -326,10 +307,8 @@ def test_an_index_cuts_a_shard_losslessly(indexed, tmp_path):
     prepare(indexed, data_dir=tmp_path)
     shard = soundfile.read(indexed / "asterisk_en.flac", dtype="int16")[0]
     with open(indexed / "index.tsv") as file:
-        rows = {
-            f"asterisk_en/{row['file']}": row
-            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        }
+        table = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = {f"asterisk_en/{row['file']}": row for row in table}
     seen = set()
     for split in ("train", "validation"):
         manifest = load_manifest(tmp_path, split=split)
@@ -347,18 +326,12 @@ def test_an_index_cuts_a_shard_losslessly(indexed, tmp_path):
 def test_an_index_beyond_the_end_of_its_file_names_the_line(indexed, tmp_path):
     source = shutil.copytree(indexed, tmp_path / "source")
     soundfile.write(source / "asterisk_en.flac", speech(10, start=0), 16_000)
-    result = CliRunner().invoke(
-        cli, ["prepare", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]
-    )
-    assert result.exit_code == 1
-    assert "index.tsv, line 5: ends at sample" in result.output
+    assert "index.tsv, line 5: ends at sample" in run_error(source, tmp_path / "data")
 
 
 def run_error(source: Path, data_dir: Path) -> str:
-    result = CliRunner().invoke(cli, ["prepare", f"--source={source}", f"--data_dir={data_dir}"])
-    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
-    message = result.output[result.output.index("Error: ") :].strip()
-    assert "\n" not in message and "Traceback" not in result.output
+    message = prepare_error(f"--source={source}", f"--data_dir={data_dir}")
+    assert "\n" not in message and "Traceback" not in message
     return message
 
 
@@ -373,9 +346,8 @@ def test_errors_are_one_clear_paragraph(tmp_path):
     bad.mkdir()
     (bad / "x.wav").touch()
     message = run_error(bad, tmp_path / "data")
-    assert (
-        "none of its 1 utterances can be used" in message and "x.wav: the file is empty" in message
-    )
+    assert "none of its 1 utterances can be used" in message
+    assert "x.wav: the file is empty" in message
     assert not (tmp_path / "data/audio_folder").exists()
 
 
@@ -383,15 +355,12 @@ def test_pcm16_stores_the_same_samples_and_is_written_anew(tmp_path, capsys):
     source, data_dir = make_corpus(tmp_path / "source"), tmp_path / "data"
     soundfile.write(source / "cd.wav", speech(1), 44_100)
     prepare(source, data_dir=data_dir)
-    originals = Records(data_dir, split="train")
-    expected = {
-        id_: audio.load(content, name=id_) for content, id_ in map(originals.__getitem__, range(5))
-    }
+    originals = records_by_id(data_dir)
+    expected = {id_: audio.load(content, name=id_) for id_, content in originals.items()}
     lengths = load_manifest(data_dir, split="train").fingerprint
     prepare(source, data_dir=data_dir, encoding="pcm16")
     assert "has another encoding" in capsys.readouterr().out
-    records = Records(data_dir, split="train")
-    for content, id_ in map(records.__getitem__, range(5)):
+    for id_, content in records_by_id(data_dir).items():
         assert content[:4] == b"RIFF" and len(content) == 44 + 2 * len(expected[id_])
         np.testing.assert_array_equal(audio.load(content, name=id_), expected[id_])
         reference = soundfile.read(io.BytesIO(content), dtype="float32")[0]
@@ -419,26 +388,8 @@ audio_folder.prepare(sys.argv[1], data_dir=sys.argv[2], num_workers=1)
 """
 
 
-def start_prepare(source: Path, data_dir: Path, slow: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW_PREPARE, str(source), str(data_dir), slow],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(("code", "is_error"), [("ENOSYS", False), ("EIO", True)])
-def test_a_lock_that_cannot_be_had_is_not_another_run(
-    tmp_path, monkeypatch, caplog, code, is_error
-):
+def test_a_lock_that_fails_is_not_another_run(tmp_path, monkeypatch, caplog, code, is_error):
     def fail(*_):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
@@ -457,8 +408,7 @@ def test_kill_and_restart(tmp_path, capsys, monkeypatch):
     def num_checked():
         return journal.read_text().count("\n[") if journal.exists() else 0
 
-    process = start_prepare(source, data_dir, "check")
-    wait_for(lambda: num_checked() >= 3, process)
+    process = run_until(lambda: num_checked() >= 3, SLOW_PREPARE, source, data_dir, "check")
     with pytest.raises(SourceError, match="another run is preparing it"):
         prepare(source, data_dir=data_dir)
     process.send_signal(signal.SIGKILL)
@@ -468,10 +418,10 @@ def test_kill_and_restart(tmp_path, capsys, monkeypatch):
     with open(journal, "a") as file:
         file.write('[1, "half a li')  # as a kill in the middle of a line leaves it
 
-    process = start_prepare(source, data_dir, "write")
     build = data_dir / "preparation/build"
     writing = build / "**/incomplete*"  # pathlib's glob raises where a folder is removed under it
-    wait_for(lambda: any(glob.iglob(str(writing), recursive=True)), process)
+    is_writing = lambda: any(glob.iglob(str(writing), recursive=True))
+    process = run_until(is_writing, SLOW_PREPARE, source, data_dir, "write")
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -486,9 +436,8 @@ def test_kill_and_restart(tmp_path, capsys, monkeypatch):
     killed = load_manifest(data_dir, split="train")
     whole = load_manifest(tmp_path / "in one go", split="train")
     assert killed.fingerprint == whole.fingerprint and len(whole) == 13
-    left = Records(data_dir, split="train")
-    right = Records(tmp_path / "in one go", split="train")
-    assert all(left[i] == right[i] for i in range(13))
+    left, right = records_by_id(data_dir), records_by_id(tmp_path / "in one go")
+    assert left == right and list(left) == list(right)
 
 
 def test_converted_files_that_are_gone_are_made_again(tmp_path):
@@ -512,10 +461,8 @@ def test_journal_of_an_older_format_is_not_believed(tmp_path):
 
 
 def test_help_is_fast_and_imports_no_tensorflow():
-    code = (
-        "import sys\nfrom dinosr_jax.cli import cli\n"
-        "try: cli(['prepare', '--help'])\nexcept SystemExit: pass\n"
-        "assert not {'tensorflow', 'jax', 'librosa'} & set(sys.modules)"
-    )
+    code = "import sys\nfrom dinosr_jax.cli import cli\n"
+    code += "try: cli(['prepare', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'tensorflow', 'jax', 'librosa'} & set(sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     assert b"--num_workers" in result.stdout

@@ -1,5 +1,6 @@
 """One dataset of several folders, and what is left out of it by language or speaker."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import soundfile
 from click.testing import CliRunner
 
 from dinosr_jax.cli.data import prepare as command
-from dinosr_jax.data.manifest import Records, load_manifest
+from dinosr_jax.data.manifest import load_manifest
 from dinosr_jax.data.prepare.audio_folder import prepare, read_skipped
 from dinosr_jax.data.prepare.combining import read_sources
 from dinosr_jax.data.prepare.sources import SourceError
+from tests.prepared_speech import records_by_id
 
 ROOT = Path(__file__).parents[3]
 SPEECH = soundfile.read(ROOT / "data/embedded/asterisk_en.ogg", dtype="int16", frames=640_000)[0]
@@ -31,9 +33,8 @@ def folders(tmp_path) -> list[Path]:
     first, second, third = (tmp_path / "in" / name for name in ("game", "cut", "letters"))
     write(first / "a.flac", 1)
     write(first / "b.flac", 2)
-    (first / "transcripts.tsv").write_text(
-        HEADER + "a.flac\thero\ten\ttrain\thello\nb.flac\tvillain\tcs\tdev\tahoj\n"
-    )
+    rows = "a.flac\thero\ten\ttrain\thello\nb.flac\tvillain\tcs\tdev\tahoj\n"
+    (first / "transcripts.tsv").write_text(HEADER + rows)
     write(second / "long.flac", 3, 3)
     (second / "index.tsv").write_text(
         "shard\tfile\tstart_sample\tnum_samples\tspeaker\tlanguage\n"
@@ -64,14 +65,10 @@ def test_ids_have_the_name_of_their_folder_and_the_rest_is_kept(folders):
 
 def test_records_hold_the_audio_of_their_folder(folders, tmp_path):
     folder = prepare(*folders, data_dir=tmp_path / "out")
-    manifest = load_manifest(tmp_path / "out", split="train+dev")
-    assert set(manifest.ids) == {"game/a", "game/b", "cut/long/a", "cut/long/b", "letters/x/a"}
-    records = Records(tmp_path / "out", split="train+dev")
+    stored = records_by_id(tmp_path / "out", split="train+dev")
+    assert set(stored) == {"game/a", "game/b", "cut/long/a", "cut/long/b", "letters/x/a"}
     for id_, start in (("game/a", 1), ("game/b", 2), ("cut/long/a", 3), ("letters/x/a", 8)):
-        (row,) = np.flatnonzero(manifest.ids == id_)
-        path = tmp_path / "one.flac"
-        path.write_bytes(records[manifest.positions[row]][0])
-        samples = soundfile.read(path, dtype="int16")[0]
+        samples = soundfile.read(io.BytesIO(stored[id_]), dtype="int16")[0]
         np.testing.assert_array_equal(samples, SPEECH[start * 16_000 : (start + 1) * 16_000])
     ((name, reason),) = read_skipped(folder)
     assert name == "letters/x/short.wav" and reason.startswith("too short")

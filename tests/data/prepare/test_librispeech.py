@@ -1,6 +1,5 @@
 """LibriSpeech from archives in OpenSLR's layout, through TFDS' own builder; bad and killed ones."""
 
-import csv
 import errno
 import glob
 import io
@@ -8,10 +7,7 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
-import time
 import types
 from pathlib import Path
 
@@ -25,18 +21,24 @@ from tensorflow_datasets.datasets.librispeech import librispeech_dataset_builder
 from dinosr_jax.cli import cli
 from dinosr_jax.data import audio
 from dinosr_jax.data.batches.pipeline import open_split
-from dinosr_jax.data.manifest import ManifestError, Records, load_manifest
+from dinosr_jax.data.manifest import ManifestError, load_manifest
 from dinosr_jax.data.prepare import archives as archives_module
 from dinosr_jax.data.prepare import librispeech, librispeech_builder
+from tests.prepared_speech import (
+    data_config,
+    prepare_error,
+    prepare_well,
+    records_by_id,
+    run_until,
+    skipped_in,
+    speech,
+)
 
-ROOT = Path(__file__).parents[3]
 VOICES = ("asterisk_en", "asterisk_es", "asterisk_fr")
 SIZES = {"dev-clean": 6, "train-clean-100": 9, "train-clean-360": 7}
-SPEAKERS = (
-    ";ID  |SEX| SUBSET           |MINUTES| NAME\n14   | F | train-clean-360  | 25.03 | a | b\n"
-)
+SPEAKERS = ";ID  |SEX| SUBSET           |MINUTES| NAME\n14 | F | train-clean-360  | 25.03 | a | b\n"
 CHAPTERS = (
-    ";ID    |READER|MINUTES| SUBSET | PROJ.|BOOK ID| CH. TITLE\n7 | 14 | 8 | s | 1 | 2 | t | p\n"
+    ";ID |READER|MINUTES| SUBSET | PROJ.|BOOK ID| CH. TITLE\n7 | 14 | 8 | s | 1 | 2 | t | p\n"
 )
 DATASET = "librispeech/lazy_decode"
 
@@ -46,12 +48,8 @@ def write_subset(folder: Path, subset: str, count: int) -> Path:
     base = folder / "LibriSpeech"
     for number in range(count):
         speaker = 100 * (1 + list(SIZES).index(subset)) + number % 3
-        samples = soundfile.read(
-            ROOT / f"data/embedded/{VOICES[number % 3]}.ogg",
-            start=40_000 * number,
-            frames=16_000 + 4_000 * number,
-            dtype="int16",
-        )[0]
+        where = {"voice": VOICES[number % 3], "start": 40_000 * number}
+        samples = speech(16_000 + 4_000 * number, **where)
         chapter = base / subset / str(speaker) / "7"
         chapter.mkdir(parents=True, exist_ok=True)
         name = f"{speaker}-7-{number:04d}"
@@ -95,42 +93,24 @@ def no_network(monkeypatch):
     monkeypatch.setattr(tfds.download.DownloadManager, "download", refuse)
 
 
-def run(data_dir: Path, *options: str):
-    command = ["prepare", "--dataset=librispeech", f"--data_dir={data_dir}", *options]
-    return CliRunner().invoke(cli, command)
-
-
 def run_well(data_dir: Path, *options: str) -> str:
-    result = run(data_dir, *options)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return prepare_well("--dataset=librispeech", f"--data_dir={data_dir}", *options)
 
 
 def run_error(data_dir: Path, *options: str) -> str:
-    result = run(data_dir, *options)
-    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
-    return result.output[result.output.index("Error: ") :].strip()
+    return prepare_error("--dataset=librispeech", f"--data_dir={data_dir}", *options)
 
 
 @pytest.fixture(scope="module")
 def data_dir(archives, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    librispeech.prepare_librispeech(
-        folder, splits=["dev_clean", "train_clean100"], archives=archives
-    )
+    splits = ["dev_clean", "train_clean100"]
+    librispeech.prepare_librispeech(folder, splits=splits, archives=archives)
     return folder
 
 
-def records_by_id(data_dir: Path, split: str) -> dict[str, bytes]:
-    where = {"dataset": DATASET, "split": split}
-    records, manifest = Records(data_dir, **where), load_manifest(data_dir, **where)
-    found = {}
-    for position in range(len(records)):
-        content, id_ = records[position]
-        assert id_ == manifest.ids[position]
-        assert len(audio.load(content, name=id_)) == manifest.num_samples[position]
-        found[id_] = content
-    return found
+def stored(data_dir: Path, split: str) -> dict[str, bytes]:
+    return records_by_id(data_dir, split=split, dataset=DATASET)
 
 
 def files_by_id(folder: Path) -> dict[str, bytes]:
@@ -139,8 +119,8 @@ def files_by_id(folder: Path) -> dict[str, bytes]:
 
 def test_the_original_bytes_and_tables_are_stored(data_dir, unpacked):
     for split, subset in (("dev_clean", "dev-clean"), ("train_clean100", "train-clean-100")):
-        stored = records_by_id(data_dir, split)
-        assert stored == files_by_id(unpacked / subset) and len(stored) == SIZES[subset]
+        files = stored(data_dir, split)
+        assert files == files_by_id(unpacked / subset) and len(files) == SIZES[subset]
         manifest = load_manifest(data_dir, dataset=DATASET, split=split)
         for id_, speaker, text in zip(manifest.ids, manifest.speakers, manifest.texts, strict=True):
             assert id_.split("-")[0] == speaker and text == f"UTTERANCE {int(id_.split('-')[2])}"
@@ -159,35 +139,18 @@ def test_it_is_a_dataset_of_tfds_own_librispeech(data_dir, unpacked):
     assert not list((data_dir / "preparation").glob("librispeech*"))
 
 
-def test_splits_combine_as_tfds_users_write_them(data_dir):
-    both = load_manifest(data_dir, dataset=DATASET, split="train_clean100+dev_clean[:50%]")
-    assert len(both) == 9 + 3
-    records = Records(data_dir, dataset=DATASET, split="train_clean100+dev_clean[:50%]")
-    assert [records[i][1] for i in range(12)] == both.ids.tolist()
-
-
-def data_config(data_dir, **changed):
-    fields = dict(
-        data_dir=str(data_dir), dataset=DATASET, min_seconds=1.0, max_seconds=3.0,
-        max_batch_seconds=8.0, max_rungs=3, max_ladder_loss=1.0, batch_multiple=2,
-        num_workers=2, prefetch_batches=2,
-    )  # fmt: skip
-    return types.SimpleNamespace(**{**fields, **changed})
-
-
 def test_pcm16_gives_the_same_batches(data_dir, archives, tmp_path):
-    printed = run_well(
-        tmp_path, f"--archives={archives}", "--split=train_clean100", "--encoding=pcm16"
-    )
-    assert "9 utterances" in printed
-    stored = records_by_id(tmp_path, "train_clean100")
-    for id_, flac in records_by_id(data_dir, "train_clean100").items():
+    options = (f"--archives={archives}", "--split=train_clean100", "--encoding=pcm16")
+    assert "9 utterances" in run_well(tmp_path, *options)
+    contents = stored(tmp_path, "train_clean100")
+    for id_, flac in stored(data_dir, "train_clean100").items():
         samples = soundfile.read(io.BytesIO(flac), dtype="int16")[0]
-        assert stored[id_][:4] == b"RIFF" and stored[id_][44:] == samples.tobytes()
-    left, right = (
-        open_split(data_config(folder), split="train_clean100", seed=1)
-        for folder in (data_dir, tmp_path)
+        assert contents[id_][:4] == b"RIFF" and contents[id_][44:] == samples.tobytes()
+    changes = {"dataset": DATASET, "max_batch_seconds": 8.0, "max_rungs": 3, "batch_multiple": 2}
+    opened = lambda folder: open_split(
+        data_config(folder, **changes), split="train_clean100", seed=1
     )
+    left, right = map(opened, (data_dir, tmp_path))
     for step in range(left.plan.num_batches):
         one, other = left.make_batch(step), right.make_batch(step)
         np.testing.assert_array_equal(one.waveforms, other.waveforms)
@@ -215,10 +178,8 @@ def test_splits_are_added_and_nothing_is_made_twice(archives, tmp_path, monkeypa
     after = state(tmp_path)
     assert all(after[name] == before[name] for name in records)
     info = tfds.builder_from_directory(tmp_path / DATASET / "2.1.2").info
-    assert {name: split.num_examples for name, split in info.splits.items()} == {
-        "dev_clean": 6,
-        "train_clean360": 7,
-    }
+    sizes = {name: split.num_examples for name, split in info.splits.items()}
+    assert sizes == {"dev_clean": 6, "train_clean360": 7}
     assert len(load_manifest(tmp_path, dataset=DATASET, split="dev_clean+train_clean360")) == 13
 
 
@@ -231,9 +192,8 @@ def test_missing_splits_and_archives_are_named(data_dir, archives, tmp_path):
     assert not list(tmp_path.rglob("*.array_record*"))
     with pytest.raises(ManifestError) as caught:
         load_manifest(data_dir, dataset=DATASET, split="train_clean100+train_other500")
-    assert f"prepare --dataset=librispeech --data_dir={data_dir} --split=train_other500" in str(
-        caught.value
-    )
+    command = f"prepare --dataset=librispeech --data_dir={data_dir} --split=train_other500"
+    assert command in str(caught.value)
     with pytest.raises(ManifestError, match="prepare --dataset=librispeech --data_dir=.*/nothing"):
         load_manifest(tmp_path / "nothing", dataset=DATASET, split="dev_clean")
 
@@ -323,12 +283,11 @@ def test_damaged_utterances_are_left_out_and_listed(unpacked, tmp_path):
     pack(base, tmp_path / "archives/train-clean-100.tar.gz")
     options = f"--archives={tmp_path / 'archives'}", "--split=train_clean100"
     printed = run_well(tmp_path / "data", *options)
-    with open(tmp_path / f"data/{DATASET}/2.1.2/skipped.tsv", newline="") as file:
-        skipped = list(csv.reader(file, "excel-tab"))[1:]
+    skipped = skipped_in(tmp_path / f"data/{DATASET}/2.1.2").items()
     for name, reason in expected.items():
         assert any(name in where and reason in why for where, why in skipped), (name, skipped)
     assert f"{len(skipped)} left out" in printed
-    assert set(records_by_id(tmp_path / "data", "train_clean100")) == {
+    assert set(stored(tmp_path / "data", "train_clean100")) == {
         "200-7-0006", "201-7-0004", "201-7-0007", "202-8-0004"
     }  # fmt: skip
 
@@ -347,7 +306,7 @@ def test_an_archive_writes_nowhere_but_in_its_folder(archives, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     run_well(tmp_path / "data", f"--archives={evil.parent}", "--split=dev_clean")
-    assert len(records_by_id(tmp_path / "data", "dev_clean")) == 6
+    assert len(stored(tmp_path / "data", "dev_clean")) == 6
     assert not list(tmp_path.rglob("*evil")) and not Path("/tmp/dinosr_evil").exists()
 
 
@@ -368,9 +327,8 @@ def test_nothing_usable_is_an_error(unpacked, tmp_path):
 def test_a_full_disk_is_said_before_and_meanwhile(archives, tmp_path, monkeypatch):
     options = f"--archives={archives}", "--split=dev_clean"
     with monkeypatch.context() as patch:
-        patch.setattr(
-            librispeech.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**5)
-        )
+        little = types.SimpleNamespace(free=10**5)
+        patch.setattr(librispeech.shutil, "disk_usage", lambda path: little)
         assert "0.0 GB are free" in run_error(tmp_path, *options)
     with monkeypatch.context() as patch:
 
@@ -418,34 +376,23 @@ librispeech.prepare_librispeech(
     ],
 )
 def test_kill_and_restart(archives, data_dir, tmp_path, monkeypatch, slow, sign):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path), str(archives), slow],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     work_dir = tmp_path / "preparation/librispeech"
     # pathlib's glob raises where a folder is removed under it
     there = lambda pattern: any(glob.iglob(pattern, root_dir=work_dir, recursive=True))
-    written = "dev_clean-*-original/librispeech/lazy_decode/2.1.2"
-    deadline = time.monotonic() + 300
-    while not (there(written) and there(sign)):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    is_written = "dev_clean-*-original/librispeech/lazy_decode/2.1.2"
+    is_half_way = lambda: there(is_written) and there(sign)
+    process = run_until(is_half_way, SLOW, tmp_path, archives, slow)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "librispeech").exists()
     written = []
     original = librispeech_builder._stored_bytes
-    monkeypatch.setattr(
-        librispeech_builder,
-        "_stored_bytes",
-        lambda speech, *, name, **kw: written.append(name) or original(speech, name=name, **kw),
-    )
+    noted = lambda speech, *, name, **kw: written.append(name) or original(speech, name=name, **kw)
+    monkeypatch.setattr(librispeech_builder, "_stored_bytes", noted)
     printed = run_well(tmp_path, f"--archives={archives}", "--split=dev_clean,train_clean100")
     assert "dev_clean was written before" in printed and len(written) == 9
     for split in ("dev_clean", "train_clean100"):
-        assert records_by_id(tmp_path, split) == records_by_id(data_dir, split)
+        assert stored(tmp_path, split) == stored(data_dir, split)
 
 
 def test_killed_while_splits_are_added(archives, data_dir, tmp_path, monkeypatch):
@@ -457,12 +404,13 @@ def test_killed_while_splits_are_added(archives, data_dir, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(librispeech, "write_skipped", killed)  # the records are in place by then
-        assert run(tmp_path, *options).exit_code != 0
+        command = ["prepare", "--dataset=librispeech", f"--data_dir={tmp_path}", *options]
+        assert CliRunner().invoke(cli, command).exit_code != 0
     info = tfds.builder_from_directory(tmp_path / DATASET / "2.1.2").info
     assert list(info.splits) == ["dev_clean"]
     run_well(tmp_path, *options)
     for split in ("dev_clean", "train_clean100"):
-        assert records_by_id(tmp_path, split) == records_by_id(data_dir, split)
+        assert stored(tmp_path, split) == stored(data_dir, split)
 
 
 class Earlier(official.Builder, skip_registration=True):
@@ -474,10 +422,8 @@ class Earlier(official.Builder, skip_registration=True):
     source: Path
 
     def _split_generators(self, dl_manager):
-        manager = types.SimpleNamespace(
-            download_and_extract=lambda urls: {"dev_clean": self.source}
-        )
-        return super()._split_generators(manager)
+        unpack = lambda urls: {"dev_clean": self.source}
+        return super()._split_generators(types.SimpleNamespace(download_and_extract=unpack))
 
     def _generate_examples(self, directory):
         for key, example in super()._generate_examples(directory):
@@ -506,7 +452,7 @@ def test_what_tfds_prepared_earlier_is_converted_by_the_command_in_the_error(
     assert result.exit_code == 0, result.output
     target = Path(command.split("--data_dir=")[1])
     assert tmp_path in target.parents
-    converted, expected = records_by_id(target, "dev_clean"), records_by_id(data_dir, "dev_clean")
+    converted, expected = stored(target, "dev_clean"), stored(data_dir, "dev_clean")
     assert set(converted) == set(expected)
     for id_, content in expected.items():
         if name == "lazy_decode":
@@ -533,13 +479,10 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_downloaded_archives_are_used(archives, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        tfds.download.DownloadManager,
-        "download",
-        lambda self, url: archives / url.rsplit("/", 1)[-1],
-    )
+    download = lambda self, url: archives / url.rsplit("/", 1)[-1]
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
     run_well(tmp_path, "--split=dev_clean")
-    assert records_by_id(tmp_path, "dev_clean") == records_by_id(data_dir, "dev_clean")
+    assert stored(tmp_path, "dev_clean") == stored(data_dir, "dev_clean")
 
 
 def test_every_archive_has_a_recorded_size_and_checksum():

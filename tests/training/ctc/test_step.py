@@ -1,18 +1,12 @@
 """The update of a recogniser: what moves when, on any mesh, with any padding."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from dinosr_jax.config import parse
 from dinosr_jax.data.vocabulary import letters
-from dinosr_jax.training import sharding
 from dinosr_jax.training.ctc.step import (
     draw_masks,
     encode,
@@ -20,27 +14,19 @@ from dinosr_jax.training.ctc.step import (
     make_recognition_step,
     output_logits,
 )
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import Batch, init_state, make_model
+from dinosr_jax.training.state import Batch, make_model
+from tests import update_runs
 
-TINY = Path(__file__).parents[3] / "configs" / "tiny.py"
 FREEZE = 2
 PLAIN = {"model__dropout": 0.0, "model__attention_dropout": 0.0, "model__layerdrop": 0.0}
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def config_of(**changes):
-    config = runpy.run_path(str(TINY))["get_config"]()
-    config.task = "ctc"
-    config.ctc.symbols = letters().symbols
-    config.ctc.freeze_steps = FREEZE
-    config.ctc.channel_mask_length = 8
-    config.optimizer.warmup_steps = 0
-    config.optimizer.weight_decay = 0.0
-    for field, value in changes.items():
-        room, name = field.split("__")
-        config[room][name] = value
-    return parse(config)
+    fields = {"task": "ctc", "ctc__symbols": letters().symbols, "ctc__freeze_steps": FREEZE}
+    fields |= {"ctc__channel_mask_length": 8, "optimizer__warmup_steps": 0}
+    fields |= {"optimizer__weight_decay": 0.0}
+    return update_runs.config_of(**(fields | changes))
 
 
 def arrays_of(*, size=8, samples=8000, seed=0):
@@ -61,19 +47,9 @@ def arrays_of(*, size=8, samples=8000, seed=0):
 
 def train(*, updates, start=None, data=1, fsdp=1, tensor=1, **changes):
     meshes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
-    config = config_of(**(meshes | changes))
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    abstract, make = sharding.make_state(mesh, init)
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = make() if start is None else jax.device_put(start, where)
-    step = sharding.jit_train_step(mesh, make_finetuning_step(config), abstract)
-    states, metrics = [jax.device_get(state)], []
-    for k in range(updates):
-        state, found = step(state, sharding.shard_batch(mesh, **arrays_of(seed=k)))
-        states.append(jax.device_get(state))
-        metrics.append(jax.device_get(found))
-    return SimpleNamespace(**locals())
+    config, batch_of = config_of(**(meshes | changes)), lambda k: arrays_of(seed=k)
+    how = {"updates": updates, "start": start}
+    return update_runs.run_updates(config, make_finetuning_step, batch_of, **how)
 
 
 @pytest.fixture(scope="module")

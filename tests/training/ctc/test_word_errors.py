@@ -9,13 +9,12 @@ import pytest
 from dinosr_jax.data.vocabulary import letters
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.objective.ctc import best_path
-from dinosr_jax.training import sharding
 from dinosr_jax.training.compiled import Programs
 from dinosr_jax.training.ctc.step import make_recognition_step
 from dinosr_jax.training.ctc.word_errors import Counts, WordErrors, marked
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import Batch, init_state
+from dinosr_jax.training.state import Batch
 from tests.training.ctc.test_step import arrays_of, config_of
+from tests.update_runs import on_mesh
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -35,10 +34,8 @@ def test_counts():
     assert found[:3] == (1, 3, 2)
     assert found[3:] == (11, distance("THE CAT SAT", "A CAT SAT ON"))
     found = found.plus("", "X", of_characters=True)
-    assert (
-        found[:3] == (2, 3, 3)
-        and found.letter_errors == distance("THE CAT SAT", "A CAT SAT ON") + 1
-    )
+    letters_ = distance("THE CAT SAT", "A CAT SAT ON") + 1
+    assert found[:3] == (2, 3, 3) and found.letter_errors == letters_
     phones = Counts().plus("dh ah k", "dh k", of_characters=False)
     assert phones == (1, 3, 1, 3, 1)
 
@@ -68,9 +65,7 @@ class HeldOut:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_rates_are_those_of_every_utterance(devices):
     config = config_of(mesh__data=devices)
-    mesh = sharding.make_mesh(config)
-    init = lambda: init_state(config, optimizer=make_optimizer(config))
-    abstract, make = sharding.make_state(mesh, init)
+    mesh, abstract, make = on_mesh(config)
     state = make()
     errors = WordErrors(config, mesh, abstract, Programs(lambda text: None), eval_data=HeldOut())
     found = errors.measure(state)

@@ -76,14 +76,10 @@ def test_collectives_of_a_program_for_tpus():
 def test_a_loop_of_unknown_length_is_said():
     unknown = TPU.replace("direction=LT", "direction=NE")
     found = {c.kind: (c.turns, c.counted) for c in Program(unknown, devices=16).collectives()}
-    assert found == {
-        "all-gather": (1, False),
-        "reduce-scatter": (1, False),
-        "all-reduce": (1, True),
-    }
-    noted = unknown.replace(
-        "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"},"x":[]}'
-    )
+    loops = dict.fromkeys(("all-gather", "reduce-scatter"), (1, False))
+    assert found == loops | {"all-reduce": (1, True)}
+    note = 'body=%body, backend_config={"known_trip_count":{"n":"7"},"x":[]}'
+    noted = unknown.replace("body=%body", note)
     assert {c.turns for c in Program(noted, devices=16).collectives()} == {7, 1}
 
 
@@ -298,9 +294,8 @@ def test_collectives_of_a_program_that_xla_makes_here():
         return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0].sum()
 
     shardings = (place("data"), place(None, "fsdp", None))
-    step = jax.jit(
-        jax.grad(loss, argnums=1), in_shardings=shardings, out_shardings=place(None, "fsdp", None)
-    )
+    gradient = jax.grad(loss, argnums=1)
+    step = jax.jit(gradient, in_shardings=shardings, out_shardings=shardings[1])
     lowered = step.lower(jnp.ones((16, 32)), jnp.ones((5, 32, 32)))
     found = Program(lowered.compile().as_text(), devices=8).collectives()
     assert {c.turns for c in found} == {5} and all(c.counted for c in found)
@@ -359,9 +354,8 @@ def test_flops_of_recomputation():
 def test_flops_of_convolutions_and_their_gradients(kernel, stride):
     layout = ("NWC", "WIO", "NWC")
     x, taps = jnp.ones((2, 61, 6)), jnp.ones((kernel, 6, 8))
-    run = lambda x, taps: jax.lax.conv_general_dilated(
-        x, taps, (stride,), "VALID", dimension_numbers=layout
-    )
+    how = {"window_strides": (stride,), "padding": "VALID", "dimension_numbers": layout}
+    run = lambda x, taps: jax.lax.conv_general_dilated(x, taps, **how)
     frames = (61 - kernel) // stride + 1
     once = 2 * 2 * frames * kernel * 6 * 8
     assert traced_flops(run, x, taps) == once

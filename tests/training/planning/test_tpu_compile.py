@@ -76,9 +76,8 @@ def test_the_batch_fills_the_budget():
 def test_the_batch_is_of_whole_frames_of_any_network(last):
     """Every 10 and every 40 ms."""
     layers = (*published_recipe().model.conv_layers[:6], last)
-    checked, size, samples = with_batch(
-        recipe(model__conv_layers=layers), 16, batch_size=None, seconds=None
-    )
+    config = recipe(model__conv_layers=layers)
+    checked, size, samples = with_batch(config, 16, batch_size=None, seconds=None)
     field, hop = receptive_field(layers)
     assert hop == 160 * last[2] and (samples - field) % hop == 0 and size == 176
     assert 20 * 16_000 - 1600 - hop < samples <= 20 * 16_000
@@ -100,10 +99,7 @@ def test_errors_are_one_line_and_say_what_to_do(monkeypatch, tmp_path):
     for arguments, expected in (
         (["--topology=v5e:3"], "expected one of v4:AxBxC"),
         (["--topology=v5e:2x2"], "pip install --no-deps --target=libtpu 'libtpu"),
-        (
-            ["--topology=v5e:2x2", f"--libtpu={tmp_path}"],
-            f"pip install --no-deps --target={tmp_path}",
-        ),
+        (["--topology=v5e:2x2", f"--libtpu={tmp_path}"], f"--no-deps --target={tmp_path}"),
         (["--topology=v5e:2x2", "--config.mesh.fspd=2"], "did you mean 'fsdp'?"),
         (["--topology=v5e:2x2", "--config.model.width=wide"], "config.model.width: found 'wide'"),
         (["--topology=v5e:2x2", "--config.seed.x=1"], "config.seed.x"),
@@ -122,13 +118,9 @@ def test_overrides_reach_the_compiler(monkeypatch):
         raise AheadError("far enough")
 
     monkeypatch.setattr(tpu_compile, "compile_ahead", compile_ahead)
-    result = command(
-        "--topology=v5e:2x2",
-        "--config.mesh.fsdp=2",
-        "--config.compute_dtype=bfloat16",
-        "--config.optimizer.learning_rate=1e-3",
-        "--batch_size=8",
-    )
+    fields = ("mesh.fsdp=2", "compute_dtype=bfloat16", "optimizer.learning_rate=1e-3")
+    flags = [f"--config.{field}" for field in fields]
+    result = command("--topology=v5e:2x2", *flags, "--batch_size=8")
     assert "far enough" in result.output
     config = asked["config"]
     assert (config["mesh"]["fsdp"], config["compute_dtype"]) == (2, "bfloat16")
@@ -203,13 +195,7 @@ tpu_compile._answer()
 def test_the_formulations_for_cpus_are_not_what_is_compiled():
     """jax's default backend in that process is the CPU; the mesh says otherwise."""
     request = {"config": tiny.get_config().to_dict(), "topology": "v5e:2x2", "optimization": "O0"}
-    run = subprocess.run(
-        [sys.executable, "-c", TRACE],
-        cwd=ROOT,
-        env=tpu_compile.environment(LIBTPU),
-        input=json.dumps(request | {"batch_size": None, "seconds": None}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    request = json.dumps(request | {"batch_size": None, "seconds": None})
+    how = {"cwd": ROOT, "env": tpu_compile.environment(LIBTPU), "input": request, "timeout": 300}
+    run = subprocess.run([sys.executable, "-c", TRACE], capture_output=True, text=True, **how)
     assert json.loads(run.stdout.splitlines()[-1]) == {"error": "{'tpu'}"}, run.stderr

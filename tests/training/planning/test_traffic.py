@@ -5,8 +5,6 @@ import functools
 import jax
 import pytest
 
-from configs import tiny
-from dinosr_jax.config import parse
 from dinosr_jax.training.ctc.step import make_finetuning_step
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.planning import tpu_compile
@@ -15,6 +13,7 @@ from dinosr_jax.training.planning.hlo import Program
 from dinosr_jax.training.planning.traffic import place, traffic_by_place
 from dinosr_jax.training.state import init_state
 from dinosr_jax.training.step import make_train_step
+from tests.update_runs import config_of
 
 LAYER = "encoder/while/body/closed_call/checkpoint/cond/branch_0_fun/TransformerLayer"
 BACK = "transpose(jvp(DinoSR.encode))"
@@ -121,9 +120,7 @@ def test_a_fusion_belongs_to_its_product_or_to_most_of_its_instructions():
 @functools.cache
 def compiled(task):
     """The program of an update of the tiny network, for one CPU."""
-    config = tiny.get_config()
-    config.task, config.ctc.symbols = task, ("<blank>", "|", "a", "b")
-    config = parse(config)
+    config = config_of(task=task, ctc__symbols=("<blank>", "|", "a", "b"))
     state = jax.eval_shape(lambda: init_state(config, optimizer=make_optimizer(config)))
     make = {"ctc": make_finetuning_step, "pretrain": make_train_step}[task]
     batch = tpu_compile._abstract_batch(task, None, 4, 16_080)
