@@ -10,14 +10,10 @@ from dinosr_jax.recipes import FIELDS
 
 
 def run(config: Any, *, workdir: str | None) -> None:
-    """Trains, pre-training or fine-tuning, in a workdir; goes on where it stopped.
+    """Trains in a workdir (None: config.workdir); goes on where it stopped.
 
-    Args:
-      config: Configuration, not parsed.
-      workdir: Folder of the run; None for config.workdir.
-
-    Raises:
-      ValueError, OSError, RuntimeError: What a person should read: fields, files, data, training.
+    Raises ValueError, OSError, RuntimeError: what a person should read of fields, files, data,
+    training.
     """
     from dinosr_jax.training.processes import keep_compiled
 
@@ -77,11 +73,7 @@ def _finetune(config: Any, workdir: Path) -> None:
 
 
 def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
-    """Fills in what a fine-tuning takes from elsewhere.
-
-    Args:
-      config: Parsed configuration, of task 'ctc'.
-      workdir: Of the run; one that was started has it all.
+    """Fills in what a fine-tuning takes from elsewhere; a run that was started has it all.
 
     Returns:
       The configuration with the structure of the network of `init` and the symbols of the

@@ -85,16 +85,9 @@ class RunFiles(NamedTuple):
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Reads what there is of a run; what is broken is listed, and left out.
+    """Reads what there is of a run, or of its evaluations alone; lists what is broken.
 
-    Args:
-      folder: A workdir, or one of its evaluations alone.
-
-    Returns:
-      `RunFiles`.
-
-    Raises:
-      ReportError: It is no run.
+    Raises ReportError where the folder is no run.
     """
     folder = Path(folder)
     if not folder.is_dir():

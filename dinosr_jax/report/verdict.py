@@ -54,12 +54,8 @@ def find_answer(
 ) -> Answer | None:
     """The best row of each system in the result that has most of them, the newest of equals.
 
-    Args:
-      results: Of kind 'units', the newest first.
-      validated: Its layer's codebook counts as the best, where the result is of another split.
-
-    Returns:
-      None where no result has a PNMI.
+    `results` are of kind 'units', the newest first. The layer in `validated` counts as the best,
+    where the result is of another split. None where no result has a PNMI.
     """
     answers = []
     for result in results:

@@ -72,16 +72,10 @@ def gather(
     data: str,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Examples:
-    """Parts of which every recording is in one, once, and is there.
+    """Parts of which every recording is in one, once, and is there; the others are `left_out`.
 
-    Args:
-      found: Of each of `PARTS`.
-      data: What it is, in a line.
-      left_out: Names and reasons of what is missing already.
-
-    Returns:
-      The examples; what is named twice counts for the later part, so that nothing is learnt that
-      is tested.
+    `found` are those of each of `PARTS`, `data` says what it is, in a line. What is named twice
+    counts for the later part, so that nothing is learnt that is tested.
     """
     kept: dict[str, list[Example]] = {name: [] for name in PARTS}
     gone, places = list(left_out), {}

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinosr_jax.evaluation.features.sources import FeatureSource
+from dinosr_jax.evaluation.features.store import Features
+from dinosr_jax.evaluation.probes.examples import Examples
 from dinosr_jax.evaluation.probes.heads import Augment, Head
 from dinosr_jax.evaluation.utterances import LabelError
 
@@ -58,8 +59,18 @@ class HeadSettings(NamedTuple):
 class FeaturePart(NamedTuple):
     """Utterances of one part: the labels [U] of each, as numbers."""
 
-    source: FeatureSource
+    features: Features
     labels: Mapping[str, np.ndarray]
+
+
+def feature_parts(
+    features: Features, examples: Examples, labels: Mapping[str, np.ndarray]
+) -> list[FeaturePart]:
+    """What is learnt from, chosen on and tested on; labels are by id."""
+    return [
+        FeaturePart(features, {e.recording.id: labels[e.recording.id] for e in part})
+        for part in (examples.train, examples.valid, examples.test)
+    ]
 
 
 class FeatureBatch(NamedTuple):
@@ -125,13 +136,7 @@ def rungs(lengths: Sequence[int]) -> list[int]:
 def plan(lengths: Mapping[str, int], ids: Sequence[str], *, batch_size: int) -> list[tuple]:
     """Cuts utterances into batches of like length, for few shapes.
 
-    Args:
-      lengths: T of every utterance.
-      ids: Which.
-      batch_size: B.
-
-    Returns:
-      (ids, frames that they are padded to) of each batch, the shortest first.
+    Returns (ids, frames that they are padded to) of each batch, the shortest first.
     """
     if not ids:
         return []
@@ -153,14 +158,14 @@ def fill(
     Rows that are missing repeat the first, without weight.
     """
     missing = batch_size - len(ids)
-    lengths = part.source.lengths()
+    lengths = part.features.lengths
     labels = np.zeros((batch_size, num_labels), np.int32)
     for row, id_ in enumerate(ids if num_labels else ()):
         labels[row, : len(part.labels[id_])] = part.labels[id_]
     pad = lambda numbers: np.pad(np.asarray(numbers, np.int32), (0, missing))
     return FeatureBatch(
         tuple(ids),
-        part.source.batch([*ids, *[ids[0]] * missing], frames=frames),
+        part.features.batch([*ids, *[ids[0]] * missing], frames=frames),
         pad([lengths[id_] for id_ in ids]),
         labels,
         pad([len(part.labels[id_]) for id_ in ids]),
@@ -223,7 +228,7 @@ def log_probabilities(
         task.head.apply(params, features, lengths)
     )
     several = jax.jit(jax.vmap(one, in_axes=(0, None, None)))
-    for ids, frames in plan(part.source.lengths(), list(part.labels), batch_size=batch_size):
+    for ids, frames in plan(part.features.lengths, list(part.labels), batch_size=batch_size):
         batch = fill(part, ids, frames, batch_size=batch_size)
         (found,) = np.asarray(several(params, batch.features, batch.lengths))
         for row, id_ in enumerate(ids):
@@ -235,7 +240,7 @@ def decode(
 ) -> list[dict[str, Any]]:
     """What is said of every utterance, with the parameters of each learning rate."""
     found: list[dict[str, Any]] = [{} for _ in range(len(jax.tree.leaves(params)[0]))]
-    for ids, frames in plan(part.source.lengths(), list(part.labels), batch_size=batch_size):
+    for ids, frames in plan(part.features.lengths, list(part.labels), batch_size=batch_size):
         batch = fill(part, ids, frames, batch_size=batch_size)
         codes = np.asarray(predict(params, batch))
         for rate, of_rate in enumerate(found):
@@ -259,7 +264,7 @@ def _shuffled(
 ) -> Iterator[FeatureBatch]:
     """Endless: all batches in an order of chance, again and again."""
     generator = np.random.default_rng(settings.seed)
-    planned = plan(train.source.lengths(), ids, batch_size=settings.batch_size)
+    planned = plan(train.features.lengths, ids, batch_size=settings.batch_size)
     most: dict[int, int] = collections.Counter()  # labels of a row, for each length
     for some, frames in planned:
         most[frames] = max(most[frames], max(len(train.labels[id_]) for id_ in some))
@@ -275,7 +280,7 @@ def _balanced(
 ) -> Iterator[FeatureBatch]:
     """Endless: utterances drawn one by one, those of every class (its first label) as often."""
     generator = np.random.default_rng(settings.seed)
-    lengths = train.source.lengths()
+    lengths = train.features.lengths
     known = rungs([lengths[id_] for id_ in ids])
     of_class: dict[int, list[str]] = collections.defaultdict(list)
     for id_ in ids:
@@ -330,7 +335,7 @@ def learn(
     programs: HeadPrograms | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Learnt:
-    """Trains for every learning rate, chooses on `valid`, tests on `test`.
+    """Trains for every learning rate, chooses on `valid`, tests on `test`, once.
 
     Args:
       task: What is learnt.
@@ -339,15 +344,12 @@ def learn(
       test: Looked at once.
       settings: The recipe.
       programs: Of `make_programs` with the same task and settings; None makes them.
-      progress: Is told how many steps more are done.
-
-    Returns:
-      What was learnt.
+      progress: Called with 1 after each step.
 
     Raises:
       LabelError: A part is empty, or nothing of the training part can be learnt.
     """
-    lengths = train.source.lengths()
+    lengths = train.features.lengths
     ids = [id_ for id_, labels in train.labels.items() if task.fits(labels, lengths[id_])]
     if not ids:
         raise LabelError("no training utterance has labels, and as many frames as they need")

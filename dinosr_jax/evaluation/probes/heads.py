@@ -112,17 +112,7 @@ class BiLSTM(nn.Module):
 
 
 def augmented(key: Array, x: Array, lengths: Array, *, settings: Augment) -> Array:
-    """Warps and masks features.
-
-    Args:
-      key: Of this batch.
-      x: [B, T, D].
-      lengths: [B] frames.
-      settings: How much.
-
-    Returns:
-      [B, T, D]; every utterance is as long as before.
-    """
+    """Warps and masks features [B, T, D] of `lengths` [B] frames; the lengths stay."""
     keys = jax.random.split(key, 3)
     if settings.warp_frames:
         x = _warped(keys[0], x, lengths, window=settings.warp_frames)

@@ -17,8 +17,8 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.phones.alignments import Alignment
-from dinosr_jax.evaluation.features import in_memory
-from dinosr_jax.evaluation.features.in_memory import Progress
+from dinosr_jax.evaluation.features.compute import OPTIONS, Done
+from dinosr_jax.evaluation.features.store import Features
 from dinosr_jax.evaluation.units import quality as unit_quality
 from dinosr_jax.evaluation.utterances import Labelled, in_chance_order
 from dinosr_jax.inference.pretrained import Pretrained
@@ -51,34 +51,24 @@ def minutes_for(model: Pretrained) -> float:
 
 
 def codebook_codes(
-    model: Pretrained, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
+    model: Pretrained, recordings: Sequence[Recording], *, progress: Done = lambda seconds: None
 ) -> dict[int, Codes]:
     """The teacher's codes of every layer with a codebook; nothing is fitted."""
     plan = quantise.plan(model, layer="all")
     found: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
-    told = {"options": in_memory.OPTIONS, "progress": lambda done, _: progress(done)}
-    for utterance in quantise.compute(plan, recordings, lengths="fitted", **told):
+    how = {"options": OPTIONS, "progress": lambda done, _: progress(done)}
+    for utterance in quantise.compute(plan, recordings, lengths="fitted", **how):
         for layer, codes in zip(plan.layers, utterance.codes, strict=True):
             found[layer][utterance.recording.id] = codes
     return found
 
 
 def kmeans_codes(
-    train: in_memory.Features, test: in_memory.Features, *, num_clusters: int, seed: int = 0
+    train: Features, test: Features, *, num_clusters: int, seed: int = 0
 ) -> dict[int | None, Codes]:
-    """Codes of k-means, fitted on each layer anew.
+    """Codes of k-means, fitted on each layer anew, of each layer and utterance of `test`.
 
-    Args:
-      train: Of the utterances that k-means is fitted on.
-      test: Of those whose codes are found.
-      num_clusters: K.
-      seed: Of k-means.
-
-    Returns:
-      Codes of each layer and utterance.
-
-    Raises:
-      KMeansError: There are fewer frames than clusters.
+    Raises KMeansError where `train` has fewer frames than clusters.
     """
     from threadpoolctl import threadpool_limits
 
@@ -102,18 +92,7 @@ def kmeans_codes(
 def row(
     codes: Codes, alignment: Alignment, *, model: Pretrained, system: str, layer: int | None
 ) -> dict[str, Any]:
-    """Unit quality as a row of a file of results, and the rule and coverage that it has.
-
-    Args:
-      codes: Of utterances with phones.
-      alignment: Their phones.
-      model: Says how long a unit is.
-      system: Of the row.
-      layer: Of the row.
-
-    Returns:
-      The row.
-    """
+    """Unit quality of utterances with phones, as a row of a file of results."""
     quality = unit_quality.measure(
         codes, alignment, num_units=model.config.model.codebook_size, rule=rule(model)
     )

@@ -52,14 +52,7 @@ def answer_picture(answer: Answer) -> Picture:
 def phones_by_code(counts: Any, phones: Sequence[str], *, name: str, title: str) -> Picture | None:
     """P(phone | code), codes sorted by their phone and phones by how often they are said.
 
-    Args:
-      counts: [P, U] frames of a phone with a unit.
-      phones: P labels.
-      name: Of the PNG.
-      title: Whose codes.
-
-    Returns:
-      None where the table is no table of counts, or is empty.
+    `counts` [P, U] are frames of a phone with a unit; None where they are no such table, or empty.
     """
     table = _counts(counts, len(phones))
     if table is None:
@@ -105,13 +98,9 @@ def phones_by_code(counts: Any, phones: Sequence[str], *, name: str, title: str)
 
 
 def code_ranks(counts: Any) -> np.ndarray | None:
-    """The place of each code among those sorted by their phone; unused ones last.
+    """[U] int: the place of each code among those sorted by their phone; unused ones last.
 
-    Args:
-      counts: [P, U] frames of a phone with a unit.
-
-    Returns:
-      [U] int, or None where it is no table of counts.
+    None where `counts` [P, U] is no table of counts.
     """
     table = _counts(counts, len(counts)) if isinstance(counts, list) else None
     if table is None:
@@ -241,8 +230,7 @@ def _bar_name(row: Row, kind: str) -> str:
 def information_picture(table: Sequence[tuple[str, dict[str, float]]]) -> Picture | None:
     """What each codebook's codes follow: phones, position, loudness, speaker.
 
-    Args:
-      table: (name of the codebook, {what: share of its information}); missing ones left out.
+    `table` has (name of the codebook, {what: share of its information}); missing ones left out.
     """
     kinds = [kind for kind in _FOLLOWED if any(kind in values for _, values in table)]
     if not kinds:
