@@ -30,18 +30,11 @@ class Frames(NamedTuple):
 
 
 def prepare(frames: np.ndarray, *, distance: Distance) -> tuple[np.ndarray, np.ndarray]:
-    """What is kept of frames, so that distances are quick.
+    """What is kept of frames [T, D], so that distances are quick: `values` and `own` of `Frames`.
 
-    Args:
-      frames: [T, D] finite numbers; probabilities for 'kl_symmetric'.
-      distance: 'angular' scales frames to length 1; a frame of zeros becomes one of equal numbers,
-        as in fastabx.
-
-    Returns:
-      `values` [T, E] and `own` [T] of `Frames`, float32.
-
-    Raises:
-      ValueError: The frames are no probabilities, or too large.
+    'angular' scales frames to length 1; a frame of zeros becomes one of equal numbers, as in
+    fastabx. 'kl_symmetric' needs probabilities. Raises ValueError where frames are none, or too
+    large.
     """
     own = np.zeros(len(frames), np.float32)
     if distance == "euclidean":
@@ -71,15 +64,9 @@ def prepare(frames: np.ndarray, *, distance: Distance) -> tuple[np.ndarray, np.n
 
 
 def between(one: Frames, other: Frames, distance: Distance) -> jax.Array:
-    """Distances between the frames of two tiles; 0 where they are equal.
+    """Distances [W, W] float32 between the frames of two tiles of W; 0 where they are equal.
 
-    Args:
-      one: Tile of W frames.
-      other: Tile of W frames.
-      distance: Which.
-
-    Returns:
-      [W, W] float32: angles as parts of a half turn, from 0 to 1; 1 where units differ.
+    Angles are parts of a half turn, from 0 to 1; units that differ are at distance 1.
     """
     differs = one.ids[:, None] != other.ids[None, :]
     if distance == "identical":
@@ -109,14 +96,7 @@ def _arccos(x: jax.Array) -> jax.Array:
 
 
 def equal_frames(values: np.ndarray) -> np.ndarray:
-    """Numbers that are equal where rows are equal in every bit.
-
-    Args:
-      values: [T, E] float32.
-
-    Returns:
-      [T] int32: the index of the first row that is the same.
-    """
+    """[T] int32: for rows [T, E] float32 the index of the first row that has the same bits."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     # rows in which the sum of some columns differs are different; the others are compared, in
     # general none

@@ -47,17 +47,10 @@ def align(
 ) -> tuple[jax.Array, jax.Array]:
     """Cost of the cheapest path through each rectangle, divided by how many frames it passes.
 
-    Args:
-      table: [M] distances; row i of a pair starts at `first + i * stride`.
-      first: [P] int32.
-      num_rows: [P] int32, at least 1.
-      num_columns: [P] int32, from 1 to `longest`.
-      stride: From a row to the next.
-      longest: T.
-
-    Returns:
-      [P] float32 for the rectangles, and [P] for their transposes. Of equal predecessors the
-      diagonal comes first, then the one in the same row: fastabx' (torchdtw's) rule.
+    `table` [M] are distances; row i of a pair starts at `first` [P] + i * stride. A rectangle has
+    `num_rows` [P] and `num_columns` [P], up to `longest`. Returns [P] float32 for the rectangles,
+    and [P] for their transposes. Of equal predecessors the diagonal comes first, then the one in
+    the same row: fastabx' (torchdtw's) rule.
     """
     pairs = first.shape[0]
     infinite, none = jnp.full(pairs, jnp.inf), jnp.zeros(pairs, jnp.int32)
@@ -132,13 +125,13 @@ def pair_distances(
     distance: Distance,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> Distances:
-    """Distances of pairs of items.
+    """Distances of pairs of items: of `first` [P] (the rows) and `second` [P] (the columns).
 
     Args:
       frames: Of `distances.prepare`, joined; on a device, or not.
       items: Slices of the frames, 1 to `MAX_FRAMES` long.
-      first: [P] the items of the rows.
-      second: [P] the items of the columns.
+      first: Items.
+      second: Items.
       distance: Between frames.
       progress: Called with the number of pairs that were computed since the last call.
 

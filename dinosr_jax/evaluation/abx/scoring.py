@@ -93,11 +93,7 @@ def measure(
       context: 'triphone': A, B and X between the same phones; 'any': wherever.
       distance: Between frames; 'angular' is ZeroSpeech's, 'identical' is for units.
       caps: What is drawn at random; where a cap does not bite nothing depends on the seed.
-      progress: Called with the pairs of items that were compared since the last call, and their
-        number in all.
-
-    Returns:
-      The error.
+      progress: Called with the pairs that were compared since the last call, and their number.
 
     Raises:
       AbxError: The caps are too small, or the items make no cell.

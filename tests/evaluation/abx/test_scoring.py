@@ -292,7 +292,7 @@ def test_commands(golden, tmp_path):
     caps = ("--max_size_group=0", "--max_x_across=0", f"--output={tmp_path / 'abx.json'}")
     out = run("abx", folder / "units.jsonl", f"--item={folder / 'phoneme.item'}", *caps)
     assert out.exit_code == 0, out.output
-    (record,) = result_files.read_results(tmp_path)
+    record = result_files.read_result(tmp_path / "abx.json")
     expected = {
         score["speaker"]: score["error"]
         for score in scores
