@@ -44,18 +44,9 @@ def open_corpus(
     split: str,
     valid_split: str = "",
 ) -> Corpus:
-    """Reads what is known of the splits.
+    """Reads the splits of a prepared dataset; `valid_split` '' for none.
 
-    Args:
-      data_dir: Of a prepared dataset.
-      alignment: Phones of its records.
-      model: Whose receptive field says what is too short.
-      train_split: To fit and to learn on.
-      split: To test on.
-      valid_split: To choose learning rates on; '' for a part of the training split.
-
-    Returns:
-      The corpus.
+    What is shorter than the receptive field of `model` is left out.
 
     Raises:
       ManifestError: No such dataset or split.

@@ -41,16 +41,13 @@ class Division(NamedTuple):
 def find_alignment(
     data_dir: Path, *, given: Path | None = None, prefix: str = "", stress: Stress = "strip"
 ) -> Alignment:
-    """The alignment that is given, else the one that a prepared dataset carries.
+    """The alignment that is `given`, else the one that a prepared dataset carries.
 
     Args:
       data_dir: Of the prepared dataset.
       given: A file, or a folder of TextGrids.
       prefix: Put before every name in what is given, such as 'asterisk_en/'.
       stress: Whether AH0 is AH.
-
-    Returns:
-      The alignment.
 
     Raises:
       LabelError: There is none.
@@ -111,18 +108,8 @@ def read_split(
 ) -> tuple[list[Recording], list[Labelled]]:
     """The recordings of a split of a prepared dataset, and those that have phones.
 
-    Args:
-      data_dir: Of the prepared dataset.
-      split: In TFDS syntax.
-      alignment: Phones.
-      conv_layers: Of the network; what is shorter than its receptive field is left out.
-
-    Returns:
-      All recordings, and those with phones.
-
-    Raises:
-      ManifestError: No such dataset or split.
-      TextError: Names fit several utterances.
+    What is shorter than the receptive field of `conv_layers` is left out. Raises ManifestError
+    where there is no such dataset or split, TextError where names fit several utterances.
     """
     shortest = receptive_field(conv_layers)[0]
     recordings = [r for r in open_inputs(data_dir, split=split) if r.num_samples >= shortest]
@@ -152,18 +139,10 @@ def in_chance_order(utterances: Iterable, *, key=lambda item: item.recording.id)
 def divide(train: Sequence[Labelled], test: Sequence[Labelled], *, share: float = 0.2) -> Division:
     """Utterances to learn from and to be tested on; no utterance is in both.
 
-    Args:
-      train: With phones, of the training split; may be empty: then a part of `test` is learnt from.
-      test: With phones, of the test split.
-      share: Of the speakers, or of the utterances, that is held out where the splits do not say it.
-
-    Returns:
-      By speaker, where several are known: the splits as they are if they share none, else some
-      speakers are held out. By utterance, where there is one: the splits as they are, or by a hash
-      of the id.
-
-    Raises:
-      LabelError: There are not two utterances.
+    By speaker, where several are known: the splits as they are if they share none, else `share` of
+    the speakers is held out. By utterance, where there is one: the splits as they are, or by a hash
+    of the id. `train` may be empty: then a part of `test` is learnt from. Raises LabelError where
+    there are not two utterances.
     """
     tested = {utterance.recording.id for utterance in test}
     others = [utterance for utterance in train if utterance.recording.id not in tested]

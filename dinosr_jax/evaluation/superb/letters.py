@@ -21,16 +21,13 @@ _VALID_SHARE = 0.15  # of the training utterances, where no validation split is 
 
 
 def read_letters(data: Path, *, train_split: str, valid_split: str, split: str) -> Examples:
-    """Reads a prepared dataset with transcripts.
+    """Reads a prepared dataset with transcripts; what has none is left out.
 
     Args:
       data: Its data_dir.
       train_split: To learn from, in TFDS syntax.
       valid_split: To choose on; '' for 15 % of the training split, by a hash of the id.
       split: To test on.
-
-    Returns:
-      Recordings with their transcripts; what has none is left out.
 
     Raises:
       ManifestError: No such dataset or split.
@@ -77,15 +74,9 @@ def spelt(examples: Examples, *, vocabulary: vocabularies.Vocabulary) -> Example
 def transcribe(
     examples: Examples, *, settings: HeadSettings, vocabulary: vocabularies.Vocabulary
 ) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
-    """What is learnt, and transcripts as numbers.
+    """The task, and transcripts as labels [U]: the word error rate of the best path counts.
 
-    Args:
-      examples: Of `spelt`.
-      settings: The recipe.
-      vocabulary: The outputs; number 0 is the blank.
-
-    Returns:
-      The task: the word error rate of the best path counts; and the labels [U] by id.
+    The outputs are those of `vocabulary`, of which number 0 is the blank.
     """
 
     def measure(references: Sequence, found: Sequence) -> dict[str, float]:

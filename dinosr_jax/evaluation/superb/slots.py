@@ -67,15 +67,12 @@ def to_text(tokens: Sequence[str]) -> str:
 
 
 def read_slots(data: Path, *, voices: str = "superb") -> Examples:
-    """Reads Audio SNIPS as s3prl prepares it.
+    """Reads Audio SNIPS as s3prl prepares it; what has no transcript is left out.
 
     Args:
       data: Folder of all.iob.snips.txt, slots.txt, and recordings in train/, valid/ and test/,
         each named as its transcript.
       voices: 'superb' for the published ones of each part, or 'all'.
-
-    Returns:
-      Recordings with their words and slots; what has no transcript is left out.
 
     Raises:
       LabelError: There are no recordings of these voices, or a slot is not in slots.txt.
@@ -139,17 +136,9 @@ def _transcripts(
 def fill_slots(
     examples: Examples, *, settings: HeadSettings
 ) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
-    """What is learnt, and transcripts as numbers.
+    """The task, and transcripts with slots as labels [U]: the F1 of slot types counts.
 
-    Args:
-      examples: Of `read_slots`.
-      settings: The recipe.
-
-    Returns:
-      The task: the F1 of slot types counts; and the labels [U] by id.
-
-    Raises:
-      LabelError: A part has no slot.
+    Raises LabelError where a part has no slot.
     """
     tokens = {e.recording.id: e.label.tokens() for e in examples.everyone()}
     for part in PARTS:
@@ -183,15 +172,7 @@ def values_of_slots(text: str) -> dict[str, list[str]]:
 
 
 def type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Mean over the utterances of the F1 of the sets of slots; 1 where neither has any.
-
-    Args:
-      references: Texts with slots.
-      hypotheses: The same, as found.
-
-    Returns:
-      0 to 1.
-    """
+    """Mean over the utterances of the F1 of the sets of slots; 1 where neither has any."""
     scores = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
         said, found = set(values_of_slots(reference)), set(values_of_slots(hypothesis))
@@ -203,18 +184,9 @@ def type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
 def value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Character error rate of the values: sum of edit distances over sum of lengths.
 
-    Every value of a reference is compared with the nearest one, by its rate of errors, of the same
-    slot in the hypothesis, and with nothing where there is none. Values too many cost nothing.
-
-    Args:
-      references: Texts with slots.
-      hypotheses: The same, as found.
-
-    Returns:
-      0 or more.
-
-    Raises:
-      LabelError: The references have no slot.
+    Every value of a reference is compared with the nearest one of the same slot in the hypothesis,
+    and with nothing where there is none. Values too many cost nothing. Raises LabelError where the
+    references have no slot.
     """
     from rapidfuzz.distance import Levenshtein
 

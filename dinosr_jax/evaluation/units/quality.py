@@ -81,16 +81,13 @@ def measure(
     num_units: int,
     rule: Rule | None = None,
 ) -> Quality:
-    """Unit quality.
+    """Unit quality of all utterances that have phones.
 
     Args:
       units: Utterance's id -> [T] units, 0 to U - 1.
       alignment: Phones; those of `units` are found as `Alignment.match` does.
       num_units: U.
       rule: None for the published one.
-
-    Returns:
-      The quality, of all utterances that have phones.
 
     Raises:
       TextError: No utterance has phones, names are ambiguous, or lengths differ too much.

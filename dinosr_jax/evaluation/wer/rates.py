@@ -1,11 +1,12 @@
 """Word and character error rates, with what they are made of and how sure they are.
 
-Counts are those of jiwer. Rates are sums of edits over sums of reference lengths. The interval is a
+Rates are sums of edits over sums of reference lengths. The interval is a
 bootstrap over utterances (Bisani and Ney 2004): they are drawn again with replacement, and the
 middle 95 % of the rates of such draws is given.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -81,20 +82,13 @@ def normaliser(kind: Normalise) -> Callable[[str], str]:
 
 def count(reference: str, hypothesis: str) -> Errors:
     """Errors of one utterance, normalised already."""
-    import jiwer
+    from rapidfuzz.distance import Levenshtein
 
-    words = jiwer.process_words([reference], [hypothesis])
-    characters = jiwer.process_characters([reference], [hypothesis])
-    edits = characters.substitutions + characters.deletions + characters.insertions
-    return Errors(
-        1,
-        len(reference.split()),
-        words.substitutions,
-        words.deletions,
-        words.insertions,
-        len(reference),
-        edits,
-    )
+    words = reference.split()
+    edits = Counter(edit.tag for edit in Levenshtein.editops(words, hypothesis.split()))
+    counts = (edits[kind] for kind in ("replace", "delete", "insert"))
+    characters = Levenshtein.distance(reference, hypothesis)
+    return Errors(1, len(words), *counts, len(reference), characters)
 
 
 def rates(
@@ -114,9 +108,6 @@ def rates(
       seed: Of the bootstrap.
       num_worst: How many of those with the most word errors are kept.
 
-    Returns:
-      The rates.
-
     Raises:
       ValueError: An utterance was not recognised, or none is left.
     """
@@ -129,11 +120,9 @@ def rates(
     used = [p for p in pairs if p.hypothesis is not None or missing == "delete"]
     if not used:
         raise ValueError(f"none of the {len(pairs)} utterances of the reference was recognised")
-    spell, found, texts = normaliser(normalise), [], []
-    for reference, hypothesis in used:
-        texts.append((spell(reference.text), spell(hypothesis or "")))
-        found.append(count(*texts[-1]))
-    table = np.asarray(found)
+    spell = normaliser(normalise)
+    texts = [(spell(reference.text), spell(hypothesis or "")) for reference, hypothesis in used]
+    table = np.asarray([count(*pair) for pair in texts])
     by_speaker: dict[str, list[int]] = {}
     for row, pair in enumerate(used):
         by_speaker.setdefault(pair.reference.speaker, []).append(row)
@@ -154,57 +143,51 @@ def rates(
 
 
 def interval(errors: np.ndarray, lengths: np.ndarray, *, seed: int) -> tuple[float, float]:
-    """Middle 95 % of the rate over draws of the utterances.
-
-    Args:
-      errors: [N] of each utterance.
-      lengths: [N] of its reference.
-      seed: Of the draws.
-    """
+    """Middle 95 % of the rate over draws of utterances of `errors` [N] and `lengths` [N]."""
     random = np.random.default_rng(seed)
-    found = []
+    drawn = []
     for _ in range(_DRAWS):
         rows = random.integers(0, len(errors), len(errors))
-        found.append(_rate(int(errors[rows].sum()), int(lengths[rows].sum())))
-    low, high = np.quantile(found, [0.025, 0.975], method="nearest")
+        drawn.append(_rate(int(errors[rows].sum()), int(lengths[rows].sum())))
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
     return float(low), float(high)
 
 
-def to_dict(found: Rates) -> dict[str, Any]:
+def to_dict(result: Rates) -> dict[str, Any]:
     """The rates as plain values, for JSON; null where there is no word in the references."""
     finite = lambda rate: rate if math.isfinite(rate) else None  # JSON has no infinity
     row = lambda e: e._asdict() | {"wer": finite(e.wer), "cer": finite(e.cer)}
     keys = ("id", "reference", "hypothesis", "word_errors")
     return {
-        **row(found.errors),
-        "wer_interval": [finite(rate) for rate in found.wer_interval],
-        "cer_interval": [finite(rate) for rate in found.cer_interval],
-        "missing": list(found.missing),
-        "normalise": found.normalise,
-        "speakers": {speaker: row(errors) for speaker, errors in found.speakers.items()},
-        "worst": [dict(zip(keys, one, strict=True)) for one in found.worst],
+        **row(result.errors),
+        "wer_interval": [finite(rate) for rate in result.wer_interval],
+        "cer_interval": [finite(rate) for rate in result.cer_interval],
+        "missing": list(result.missing),
+        "normalise": result.normalise,
+        "speakers": {speaker: row(errors) for speaker, errors in result.speakers.items()},
+        "worst": [dict(zip(keys, one, strict=True)) for one in result.worst],
     }
 
 
-def to_text(found: Rates) -> str:
+def to_text(result: Rates) -> str:
     """The rates as lines to be printed."""
-    e, percent = found.errors, lambda pair: f"{pair[0]:.1%} to {pair[1]:.1%}"
+    e, percent = result.errors, lambda pair: f"{pair[0]:.1%} to {pair[1]:.1%}"
     lines = [
-        f"WER {e.wer:.2%} (95 % of bootstrap draws: {percent(found.wer_interval)}): "
+        f"WER {e.wer:.2%} (95 % of bootstrap draws: {percent(result.wer_interval)}): "
         f"{e.substitutions} substitutions, {e.deletions} deletions, {e.insertions} insertions in "
         f"{e.words} words",
-        f"CER {e.cer:.2%} ({percent(found.cer_interval)}): {e.character_errors} edits in "
+        f"CER {e.cer:.2%} ({percent(result.cer_interval)}): {e.character_errors} edits in "
         f"{e.characters} characters",
-        f"{e.utterances} utterances, {len(found.speakers)} speakers; normalised: "
-        f"{found.normalise}; {len(found.missing)} not recognised",
+        f"{e.utterances} utterances, {len(result.speakers)} speakers; normalised: "
+        f"{result.normalise}; {len(result.missing)} not recognised",
     ]
-    if len(found.speakers) > 1:
+    if len(result.speakers) > 1:
         lines.append("speaker: WER, CER, words")
         lines += [
             f"  {speaker or '(unknown)'}: {errors.wer:.2%}, {errors.cer:.2%}, {errors.words}"
-            for speaker, errors in found.speakers.items()
+            for speaker, errors in result.speakers.items()
         ]
-    for id_, reference, hypothesis, edits in found.worst:
+    for id_, reference, hypothesis, edits in result.worst:
         lines.append(f"{id_}: {edits} word errors")
         lines += [f"  {line}" for line in marked(reference.split(), hypothesis.split())]
     return "\n".join(lines)

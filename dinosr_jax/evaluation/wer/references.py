@@ -37,16 +37,15 @@ class Pair(NamedTuple):
 
 
 def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict[str, Transcript]:
-    """Transcripts of a file, a tree or a prepared dataset, by id.
+    """Transcripts of a file, a tree or a prepared dataset (see the head of this file), by id.
+
+    The speaker is the column `speaker`, that of the dataset, or the first number of a LibriSpeech
+    id.
 
     Args:
-      path: See the head of this file.
+      path: Of one of them.
       split: Of the prepared dataset, in TFDS syntax.
       language: Only utterances of it, as the prepared dataset names it; '' for all.
-
-    Returns:
-      Transcripts; the speaker is the column `speaker`, what the dataset says, or the first number
-      of a LibriSpeech id.
 
     Raises:
       TextError: Something is malformed; the line is named. An id is there twice.
@@ -167,16 +166,8 @@ def join(
 ) -> tuple[list[Pair], list[str]]:
     """References and what was recognised, matched by id, else by name where that is unambiguous.
 
-    Args:
-      references: By id.
-      hypotheses: By id.
-      path: Of the references, for errors.
-
-    Returns:
-      A pair for each reference, in order; and the hypotheses that have none.
-
-    Raises:
-      TextError: A name fits several utterances.
+    Returns a pair for each reference, in order; and the hypotheses that have none. Raises
+    TextError, with the `path` of the references, where a name fits several utterances.
     """
     found = match(references, hypotheses, path=path)
     pairs = [
@@ -192,8 +183,7 @@ def match(
 ) -> dict[str, str]:
     """Which of some ids each reference is, by its whole id, else by its name where only one fits.
 
-    Raises:
-      TextError: A name fits several utterances.
+    Raises TextError where a name fits several utterances.
     """
     keyed = {_without_extension(id_): row for id_, row in references.items()}
     keyed = keyed if len(keyed) == len(references) else dict(references)
