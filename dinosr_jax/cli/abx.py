@@ -41,8 +41,7 @@ from dinosr_jax.errors import UserError
 @option("short", ["raise", "skip"], "raise", "Items without a frame.")
 @shared.system
 @output("JSON to write.")
-@click.pass_context
-def abx_command(context: click.Context, **options: Any) -> None:
+def abx_command(**options: Any) -> None:
     """ABX error: is a phone closer to itself, said elsewhere, than to another?
 
     FEATURES is a folder that `extract` wrote ([T, D] .npy, or layer_05/ and so on), or units with
@@ -53,7 +52,7 @@ def abx_command(context: click.Context, **options: Any) -> None:
     (500 and 5 for any context).
     """
     with one_line():
-        _evaluate_abx(options, command_text(context))
+        _evaluate_abx(options, command_text(click.get_current_context()))
 
 
 def _evaluate_abx(options: dict[str, Any], command: str) -> None:

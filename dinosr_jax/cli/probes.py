@@ -236,7 +236,6 @@ def _open(options: Mapping[str, Any]) -> tuple[Any, Any]:
     from dinosr_jax.evaluation.corpus import open_corpus
     from dinosr_jax.inference import pretrained
 
-    silence_absl()
     data_dir = options["data_dir"]
     splits = {name: options.get(name, "") for name in ("train_split", "split", "valid_split")}
     if options["checkpoint"].exists():  # else `load` says so
@@ -284,6 +283,7 @@ def following() -> Iterator[Any]:
     from dinosr_jax.evaluation.comparison import Progress
     from dinosr_jax.progress import progress_bar
 
+    silence_absl()
     shown = "{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     bar = progress_bar(bar_format=shown, desc="reading", unit="", unit_scale=True)
 

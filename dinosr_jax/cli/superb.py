@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dinosr_jax.cli import options as shared
-from dinosr_jax.cli.errors import one_line, silence_absl
+from dinosr_jax.cli.errors import one_line
 from dinosr_jax.cli.options import COUNT, FILE, FROM_0, PATH, SEED, argument, option
 from dinosr_jax.cli.probes import (
     apply_recipe,
@@ -161,7 +161,6 @@ def _run(
     from dinosr_jax.evaluation.probes import head_training, heads
     from dinosr_jax.inference import pretrained
 
-    silence_absl()
     masks = {name: options[name] for name in heads.Augment._fields if name in options}
     own = {name: options[name] for name in head_training.HeadSettings._fields if name in options}
     own["learning_rates"] = parse_rates(options["learning_rates"])

@@ -128,13 +128,12 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_bytes())
+        if isinstance(config, dict):
+            return config
+        problems.append(f"config.json holds a {type(config).__name__}, expected fields")
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"config.json cannot be read ({error}); it was left out")
-        return {}
-    if not isinstance(config, dict):
-        problems.append(f"config.json holds a {type(config).__name__}, expected fields")
-        return {}
-    return config
+    return {}
 
 
 def _records(path: Path, problems: list[str]) -> tuple[list[dict[str, Any]], int]:

@@ -22,45 +22,19 @@ _PUBLISHED_FIELD = (400, 320)  # samples that a frame sees, and from one to the 
 _MOST_ROWS = 300
 # kind, metric, title, axis, caption
 _BY_LAYER = (
-    (
-        "units",
-        "pnmi",
-        "PNMI: which layer's units tell most of phones",
-        "PNMI",
-        "Higher is better; over the line of MFCC the units are worth their training.",
-    ),
-    (
-        "units",
-        "phone_purity",
-        "Phone purity: how clean each unit is",
-        "phone purity",
-        "The share of frames whose phone is the most frequent one of their unit. Higher is better.",
-    ),
-    (
-        "units",
-        "cluster_purity",
-        "Cluster purity: how few units a phone has",
-        "cluster purity",
-        "The share of frames whose unit is the most frequent one of their phone. It falls with "
-        "more units; compare equal numbers only.",
-    ),
-    (
-        "frames",
-        "accuracy",
-        "Which layer holds phones: a linear probe",
-        "frame accuracy",
-        "The share of frames whose phone a linear classifier finds. Higher is better.",
-    ),
-    (
-        "recognition",
-        "per",
-        "Phone error rate of a small recogniser",
-        "phone error rate (1 is 100 %)",
-        "Edit distance by length, of a recogniser on frozen features. Lower is better.",
-    ),
-)
-
-
+    ("units", "pnmi", "PNMI: which layer's units tell most of phones", "PNMI",
+     "Higher is better; over the line of MFCC the units are worth their training."),
+    ("units", "phone_purity", "Phone purity: how clean each unit is", "phone purity",
+     "The share of frames whose phone is the most frequent one of their unit. Higher is better."),
+    ("units", "cluster_purity", "Cluster purity: how few units a phone has", "cluster purity",
+     "The share of frames whose unit is the most frequent one of their phone. It falls with more "
+     "units; compare equal numbers only."),
+    ("frames", "accuracy", "Which layer holds phones: a linear probe", "frame accuracy",
+     "The share of frames whose phone a linear classifier finds. Higher is better."),
+    ("recognition", "per", "Phone error rate of a small recogniser",
+     "phone error rate (1 is 100 %)",
+     "Edit distance by length, of a recogniser on frozen features. Lower is better."),
+)  # fmt: skip
 _VERDICTS = {"bad": "bad", "watch": "to watch", "good": "good", "unknown": "not known"}
 _NOTHING = "\u2013"
 Part = tuple[Section, list[Picture]]
@@ -235,32 +209,35 @@ _KINDS = {
 
 
 def _layer_pictures(result: dict[str, Any], *, suffix: str) -> list[Picture]:
-    found = []
-    for kind, metric, title, axis, caption in _BY_LAYER:
-        if result["kind"] == kind:
-            text = {"kind": kind, "title": title, "axis": axis, "caption": caption}
-            name = f"layers-{kind}-{metric}{suffix}".replace("_", "-")
-            found.append(layers_picture(result["rows"], metric=metric, name=name, **text))
+    charts = [
+        (f"{result['kind']}-{metric}".replace("_", "-"), result["rows"], metric, *texts)
+        for kind, metric, *texts in _BY_LAYER
+        if result["kind"] == kind
+    ]
     if result["kind"] == "abx":
-        settings = dict.fromkeys((str(r["speaker"]), str(r["context"])) for r in result["rows"])
-        for k, (speaker, context) in enumerate(settings):
-            rows = [
-                row
-                for row in result["rows"]
-                if (str(row["speaker"]), str(row["context"])) == (speaker, context)
-            ]
+        setting = lambda row: (str(row["speaker"]), str(row["context"]))
+        for k, (speaker, context) in enumerate(dict.fromkeys(map(setting, result["rows"]))):
+            rows = [row for row in result["rows"] if setting(row) == (speaker, context)]
             people = {"within": "one speaker", "across": "across speakers"}.get(speaker, speaker)
             where = {"any": "any context"}.get(context, context)
-            text = {
-                "kind": "abx",
-                "title": f"ABX error, {people}, {where}",
-                "axis": "error (0.5 is chance)",
-                "caption": "How often a sound is nearer to another phone than to its own. Lower is "
-                "better.",
-            }
-            name = f"layers-abx-{k + 1}{suffix}"
-            found.append(layers_picture(rows, metric="error", name=name, **text))
-    return [picture for picture in found if picture]
+            title, axis = f"ABX error, {people}, {where}", "error (0.5 is chance)"
+            caption = (
+                "How often a sound is nearer to another phone than to its own. Lower is better."
+            )
+            charts.append((f"abx-{k + 1}", rows, "error", title, axis, caption))
+    drawn = (
+        layers_picture(
+            rows,
+            kind=result["kind"],
+            metric=metric,
+            name=f"layers-{name}{suffix}",
+            title=title,
+            axis=axis,
+            caption=caption,
+        )  # fmt: skip
+        for name, rows, metric, title, axis, caption in charts
+    )
+    return [picture for picture in drawn if picture]
 
 
 def _numbers_of(result: dict[str, Any]) -> dict[str, Any]:

@@ -220,34 +220,38 @@ def make_predict(task: HeadTask) -> Callable[[Params, FeatureBatch], Array]:
     return lambda params, batch: several(params, batch.features, batch.lengths)
 
 
+def _outputs(
+    program: Callable, params: Params, part: FeaturePart, batch_size: int
+) -> Iterator[tuple[FeatureBatch, np.ndarray]]:
+    """Batches of a part, and what a program (params, batch) makes of each."""
+    for ids, frames in plan(part.features.lengths, list(part.labels), batch_size=batch_size):
+        batch = fill(part, ids, frames, batch_size=batch_size)
+        yield batch, np.asarray(program(params, batch))
+
+
 def log_probabilities(
     task: HeadTask, params: Params, part: FeaturePart, *, batch_size: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(id, [T, C] float32) of every utterance, of the one learning rate that was chosen."""
-    one = lambda params, features, lengths: jax.nn.log_softmax(
-        task.head.apply(params, features, lengths)
-    )
+    one = lambda *arrays: jax.nn.log_softmax(task.head.apply(*arrays))
     several = jax.jit(jax.vmap(one, in_axes=(0, None, None)))
-    for ids, frames in plan(part.features.lengths, list(part.labels), batch_size=batch_size):
-        batch = fill(part, ids, frames, batch_size=batch_size)
-        (found,) = np.asarray(several(params, batch.features, batch.lengths))
-        for row, id_ in enumerate(ids):
-            yield id_, found[row, : batch.lengths[row]]
+    program = lambda params, batch: several(params, batch.features, batch.lengths)
+    for batch, (of_rate,) in _outputs(program, params, part, batch_size):
+        for row, id_ in enumerate(batch.ids):
+            yield id_, of_rate[row, : batch.lengths[row]]
 
 
 def decode(
     task: HeadTask, predict: Callable, params: Params, part: FeaturePart, *, batch_size: int
 ) -> list[dict[str, Any]]:
-    """What is said of every utterance, with the parameters of each learning rate."""
-    found: list[dict[str, Any]] = [{} for _ in range(len(jax.tree.leaves(params)[0]))]
-    for ids, frames in plan(part.features.lengths, list(part.labels), batch_size=batch_size):
-        batch = fill(part, ids, frames, batch_size=batch_size)
-        codes = np.asarray(predict(params, batch))
-        for rate, of_rate in enumerate(found):
-            for row, id_ in enumerate(ids):
-                own = codes[rate, row]
+    """What is read of every utterance, with the parameters of each learning rate."""
+    texts: list[dict[str, Any]] = [{} for _ in range(len(jax.tree.leaves(params)[0]))]
+    for batch, outputs in _outputs(predict, params, part, batch_size):
+        for of_rate, rows in zip(texts, outputs, strict=True):
+            for row, id_ in enumerate(batch.ids):
+                own = rows[row]
                 of_rate[id_] = task.read(own if task.head.pooled else own[: batch.lengths[row]])
-    return found
+    return texts
 
 
 def measure(
