@@ -2,12 +2,12 @@
 
 import base64
 import struct
-from html.parser import HTMLParser
 
 import pytest
 
 from dinosr_jax.report import markup
 from dinosr_jax.report.figures.drawing import Picture
+from tests.html_page import Page
 
 HOSTILE = "</script>' \" <img src=x onerror=\"alert('1')\"> & {{ x }} {% x %} \x00\ud800\u202e"
 PIECES = markup.environment().get_template("macros.html").module
@@ -15,21 +15,6 @@ PIECES = markup.environment().get_template("macros.html").module
 
 def png(width, height):
     return b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II", width, height) + b"rest"
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and the text between."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(str(html))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.mark.parametrize(
@@ -44,7 +29,7 @@ class Reader(HTMLParser):
     ids=["commands", "missing", "table", "figure", "details"],
 )
 def test_every_piece_escapes_its_texts(html, tags):
-    read = Reader(html)
+    read = Page(html)
     assert len(read.tags) == tags, html
     assert not {"script"} & {tag for tag, _ in read.tags}
     assert not any("onerror" in attributes for _, attributes in read.tags)
@@ -54,13 +39,13 @@ def test_every_piece_escapes_its_texts(html, tags):
 
 def test_a_text_is_shown_as_it_is():
     text = "a <b> & \"c\" 'd' 4.05\u00a0% \u200d\n\tz"
-    assert Reader(PIECES.commands([text, "x"])).text.strip() == f"{text}\nx"
+    assert Page(PIECES.commands([text, "x"])).parts[""].strip() == f"{text}\nx"
 
 
 def test_a_figure_holds_its_pictures_and_their_sizes():
     wide, narrow = png(1200, 500), png(450, 900)
     picture = Picture("u", "t", "alternative", "caption", wide, narrow)
-    tags = dict(Reader(PIECES.figure(picture)).tags)
+    tags = dict(Page(PIECES.figure(picture)).tags)
     assert tags["figure"] == {"id": "u"} and tags["img"]["alt"] == "alternative"
     assert (tags["img"]["width"], tags["img"]["height"]) == ("1200", "500")
     assert (tags["source"]["width"], tags["source"]["height"]) == ("450", "900")
@@ -69,9 +54,9 @@ def test_a_figure_holds_its_pictures_and_their_sizes():
 
 
 def test_a_table_has_heads_of_columns_and_rows():
-    read = Reader(PIECES.table("what", ["a", "b"], [["x", 1], ["y", 2]]))
+    read = Page(PIECES.table("what", ["a", "b"], [["x", 1], ["y", 2]]))
     scopes = [attributes["scope"] for tag, attributes in read.tags if tag == "th"]
-    assert scopes == ["col", "col", "row", "row"] and "what" in read.text
+    assert scopes == ["col", "col", "row", "row"] and "what" in read.text()
 
 
 def test_a_page_has_its_parts_and_loads_nothing():
@@ -80,11 +65,11 @@ def test_a_page_has_its_parts_and_loads_nothing():
     data = {"picture": None, "commands": ["{{ body }} ${x}"]}
     sections = [markup.Section("utterance", "First & last", data)]
     html = markup.page(title="<run>", lead=lead, sections=sections, made="now", version="1")
-    read = Reader(html)
+    read = Page(html)
     tags = dict(read.tags)
     assert tags["html"]["lang"] == "en" and tags["section"]["aria-labelledby"] == "utterance-title"
-    assert "First & last" in read.text and "{{ body }} ${x}" in read.text and "<run>" in read.text
+    assert "First & last" in read.text("utterance") and "<run>" in read.text()
+    assert "{{ body }} ${x}" in read.text("utterance")
     assert not {"script", "iframe", "object"} & set(tags)
-    links = [a[k] for _, a in read.tags for k in ("href", "src", "srcset") if k in a]
-    assert all(link.startswith(("#", "data:")) for link in links)
+    assert all(link.startswith(("#", "data:")) for link in read.loaded)
     assert "url(" not in html and "@import" not in html
