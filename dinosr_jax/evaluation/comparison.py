@@ -84,7 +84,7 @@ def compare(
 
     Raises:
       LabelError: There are too few utterances with phones.
-      ValueError: Units of a network whose frames do not begin every so many 10 ms.
+      RuleError: Units of a network whose frames do not begin every so many 10 ms.
       AudioError: A recording cannot be read.
       OutputError: The folder cannot be written to.
     """
@@ -99,18 +99,18 @@ def compare(
     if "units" in options.tasks:
         baselines.rule(model)  # refuses before anything is computed
     fresh = compute.untrained(model, seed=options.seed)
-    found: dict[TaskName, list[Row]] = {}
+    results: dict[TaskName, list[Row]] = {}
     if "units" in options.tasks:
-        found["units"], texts = _units(model, fresh, corpus, options, progress)
+        results["units"], texts = _units(model, fresh, corpus, options, progress)
         phones = list(corpus.alignment.labels)
-        write(output / "units.json", kind="units", rows=found["units"], phones=phones, **texts)
+        write(output / "units.json", kind="units", rows=results["units"], phones=phones, **texts)
     if {"units", "frames"} & set(options.tasks):  # recognition needs no times
         write_example(model, corpus, output / _EXAMPLE)
     if {"frames", "recognition"} & set(options.tasks):
         for task, (rows, texts) in _probes(model, fresh, corpus, options, progress).items():
             write(output / f"{task}.json", kind=task, rows=rows, **texts)
-            found[task] = rows
-    return found
+            results[task] = rows
+    return results
 
 
 def _units(
@@ -191,7 +191,7 @@ def _probes(
         return [probe_rows.recognise(features, examples, settings=settings, progress=done)]
 
     probes = {"frames": frames, "recognition": recognition}
-    found: dict[TaskName, list[Row]] = {task: [] for task in options.tasks if task in probes}
+    results: dict[TaskName, list[Row]] = {task: [] for task in options.tasks if task in probes}
     for system in store.systems(model, fresh, lengths="fitted"):
         name = NAMES[system.name]
         with store.open_features(
@@ -203,10 +203,10 @@ def _probes(
             say=progress.say,
             progress=progress.stage(f"features of {name}", _seconds(everyone)),
         ) as features:
-            for task, rows in found.items():
+            for task, rows in results.items():
                 rows += [{"system": system.name} | row for row in probes[task](features, name)]
     texts = _texts_of_probes(corpus, division, learnt, len(valid), options)
-    return {task: (rows, texts[task]) for task, rows in found.items()}
+    return {task: (rows, texts[task]) for task, rows in results.items()}
 
 
 def _texts_of_probes(
@@ -262,14 +262,12 @@ def _with_validation(division: Division) -> tuple[Division, tuple[Labelled, ...]
 
 
 def summary(
-    found: Mapping[TaskName, Sequence[Mapping[str, Any]]], validated: Validated | None = None
+    results: Mapping[TaskName, Sequence[Mapping[str, Any]]], validated: Validated | None = None
 ) -> str:
     """The best of each system side by side, as lines of text; PER is best where it is least.
 
-    Args:
-      found: Rows of each task.
-      validated: The layer of the network's codes that counts, chosen on other speech; None takes
-        the best on this.
+    The layer in `validated`, chosen on other speech, counts for the network's codes; None takes the
+    best on this.
     """
     metrics = {
         "units": ("pnmi", "PNMI", max),
@@ -278,7 +276,7 @@ def summary(
     }
     heads = {"codebook": "network", "mfcc": "MFCC", "untrained": "untrained network"}
     lines = [["", *heads.values()]]
-    for task, rows in found.items():
+    for task, rows in results.items():
         name, text, choose = metrics[task]
         cells = [text]
         for system in heads:

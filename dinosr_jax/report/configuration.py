@@ -22,7 +22,7 @@ def setup(run: RunFiles) -> Section:
     differing = commands.changed(run)
     names = list(dict.fromkeys(name for start in run.environments for name in start))
     text = lambda result, name: str(result.get(name, ""))
-    found = {
+    parts = {
         "fields": [(name, _one_line(value)) for name, value in _flat(run.config)],
         "differing": [(name, shown(own), shown(theirs)) for name, theirs, own in differing],
         "data": sorted(data.items()) if isinstance(data, dict) else None,
@@ -43,7 +43,7 @@ def setup(run: RunFiles) -> Section:
         "results": list(dict.fromkeys(filter(None, (text(r, "command") for r in run.results)))),
         "report": commands.report(run),
     }
-    return Section("setup", "Configuration, data and commands", found)
+    return Section("setup", "Configuration, data and commands", parts)
 
 
 def _one_line(value: Any) -> str:
@@ -55,8 +55,8 @@ def _one_line(value: Any) -> str:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
+    fields = []
     for name, value in sorted(config.items()):
         whole = prefix + str(name)
-        found += _flat(value, whole + ".") if isinstance(value, dict) else [(whole, value)]
-    return found
+        fields += _flat(value, whole + ".") if isinstance(value, dict) else [(whole, value)]
+    return fields

@@ -22,15 +22,13 @@ class Written(NamedTuple):
 
 
 def write_report(run: str | Path, output: str | Path | None = None) -> Written:
-    """Writes the report of a run; reads its files alone, and computes no network.
+    """Writes the report of a run, under way, finished or imported; reads its files alone.
+
+    Figures of a report before that are no longer there are removed.
 
     Args:
-      run: Workdir of a run, under way, finished or imported.
-      output: Folder; RUN/report if None. Figures of a report before that are no longer there are
-        removed.
-
-    Returns:
-      What was written.
+      run: Workdir.
+      output: Folder; RUN/report if None.
 
     Raises:
       ReportError: It is no run, or the report cannot be written.
@@ -56,8 +54,8 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Written:
         version=__version__,
     )
     written = _write(folder, text, pictures)
-    said = sentences(answer) if answer else []
-    return Written(folder / "report.html", written, said, files.problems)
+    answers = sentences(answer) if answer else []
+    return Written(folder / "report.html", written, answers, files.problems)
 
 
 def _write(folder: Path, text: str, pictures: list[Picture]) -> list[Path]:

@@ -61,7 +61,7 @@ def lead(run: RunFiles, answer: Answer | None) -> tuple[dict[str, Any], list[Pic
 def _what_it_is(run: RunFiles) -> list[str]:
     layers, width = run.whole("model", "num_layers"), run.whole("model", "width")
     books, size = run.whole("model", "num_codebooks"), run.whole("model", "codebook_size")
-    found = []
+    texts = []
     if layers and width and books and size:
         names = run.codebook_names()
         where = names[0] if books == 1 else f"layers {names[0].split()[-1]} to {layers}"
@@ -71,21 +71,21 @@ def _what_it_is(run: RunFiles) -> list[str]:
             what = f"trained to regress the mean of {where}"
         elif objective == "spidr":
             what += ", each predicted from that layer of the student (SpidR)"
-        found.append(f"A DinoSR network of {layers} layers of width {width}, {what}.")
+        texts.append(f"A DinoSR network of {layers} layers of width {width}, {what}.")
     last, planned = run.last_step(), run.whole("num_steps")
     data = run.value("data", "dataset"), run.value("data", "train_split")
     on = f" on {data[0]} ({data[1]})" if all(data) else ""
     if (run.folder / "config.py").is_file() and not run.records:
-        found.append(f"Imported from another project's checkpoint of {last or 0:,} updates.")
+        texts.append(f"Imported from another project's checkpoint of {last or 0:,} updates.")
     elif last is None:
-        found.append("No update is recorded, and there is no checkpoint.")
+        texts.append("No update is recorded, and there is no checkpoint.")
     elif planned and last < planned:
-        found.append(
+        texts.append(
             f"{last:,} of {planned:,} updates{on} so far: it is under way, or was stopped."
         )
     else:
-        found.append(f"Trained for {last:,} updates{on}.")
-    return found
+        texts.append(f"Trained for {last:,} updates{on}.")
+    return texts
 
 
 def _while_training(run: RunFiles) -> str:
@@ -185,19 +185,19 @@ def _superb(run: RunFiles, systems: tuple[str, ...]) -> list[tuple]:
     rows = []
     for kind, (task, metric, published) in published_results.SUPERB.items():
         for result in run.of_kind(kind)[:1]:
-            found = {row["system"]: numbers(row, metric) for row in result["rows"]}
-            cells = (f"{found[s]:.1%}" if found.get(s) is not None else _NOTHING for s in systems)
+            values = {row["system"]: numbers(row, metric) for row in result["rows"]}
+            cells = (f"{values[s]:.1%}" if values.get(s) is not None else _NOTHING for s in systems)
             rows.append((f"{task} ({metric})", *cells, published or _NOTHING, result["data"]))
     return rows
 
 
 def _joined(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """ABX results of the same items as one: each file holds one kind of features, or of units."""
-    found: dict[str, dict[str, Any]] = {}
+    by_data: dict[str, dict[str, Any]] = {}
     for result in results:
-        first = found.setdefault(str(result.get("data")), result | {"rows": []})
+        first = by_data.setdefault(str(result.get("data")), result | {"rows": []})
         first["rows"] = first["rows"] + result["rows"]
-    return list(found.values())
+    return list(by_data.values())
 
 
 _KINDS = {

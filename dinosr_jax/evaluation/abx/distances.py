@@ -72,15 +72,15 @@ def between(one: Frames, other: Frames, distance: Distance) -> jax.Array:
     if distance == "identical":
         return differs.astype(jnp.float32)
     if distance == "angular":
-        found = _arccos(_dot(one.values, other.values)) * np.float32(1 / np.pi)
+        distances = _arccos(_dot(one.values, other.values)) * np.float32(1 / np.pi)
     elif distance == "euclidean":
         apart = one.values[:, None, :] - other.values[None, :, :]
-        found = jnp.sqrt(jnp.square(apart).sum(-1))
+        distances = jnp.sqrt(jnp.square(apart).sum(-1))
     else:
         swapped = jnp.roll(other.values, other.values.shape[1] // 2, axis=1)
         own = one.own[:, None] + other.own[None, :]
-        found = 0.5 * (own - _dot(one.values, swapped))
-    return jnp.where(differs, found, 0.0)
+        distances = 0.5 * (own - _dot(one.values, swapped))
+    return jnp.where(differs, distances, 0.0)
 
 
 def _dot(one: jax.Array, other: jax.Array) -> jax.Array:
@@ -91,8 +91,8 @@ def _arccos(x: jax.Array) -> jax.Array:
     """Arccos of numbers cut to [-1, 1], in a form that vectorises on CPUs."""
     size = jnp.minimum(jnp.abs(x), 1.0)
     polynomial = jnp.polyval(jnp.asarray(_ARCCOS, jnp.float32), size)
-    found = jnp.sqrt(1 - size) * polynomial
-    return jnp.where(x < 0, np.float32(np.pi) - found, found)
+    angles = jnp.sqrt(1 - size) * polynomial
+    return jnp.where(x < 0, np.float32(np.pi) - angles, angles)
 
 
 def equal_frames(values: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def align(
     buffers = jnp.full((longest + 1, pairs), jnp.inf), jnp.zeros((longest + 1, pairs), jnp.int32)
 
     def row(i, carry):
-        above, found = carry
+        above, finished = carry
 
         def column(j, carry):
             (costs, steps), left = carry
@@ -70,10 +70,10 @@ def align(
         below, _ = lax.fori_loop(0, num_columns.max(), column, (buffers, (infinite, none)))
         take = lambda a: jnp.take_along_axis(a, num_columns[None], 0)[0]
         ends = i == num_rows - 1
-        found = tuple(
-            jnp.where(ends, take(new), old) for new, old in zip(below, found, strict=True)
+        finished = tuple(
+            jnp.where(ends, take(new), old) for new, old in zip(below, finished, strict=True)
         )
-        return below, found
+        return below, finished
 
     start = buffers[0].at[0].set(0.0), buffers[1]
     _, (cost, lengths) = lax.fori_loop(0, num_rows.max(), row, (start, (infinite, none)))
@@ -138,9 +138,9 @@ def pair_distances(
     Returns:
       [P] float32 either way.
     """
-    found = Distances(np.empty(len(first), np.float32), np.empty(len(first), np.float32))
+    distances = Distances(np.empty(len(first), np.float32), np.empty(len(first), np.float32))
     if not len(first):
-        return found
+        return distances
     frames = jax.device_put(frames)
     tiles = _Tiles(items, np.unique(np.concatenate([first, second])))
     keys, table_of = np.unique(
@@ -166,10 +166,10 @@ def pair_distances(
             both = align(table, *given, stride=tiles.width, longest=longest)
             under_way.append((pairs, both))
         for pairs, both in under_way:
-            for target, values in zip(found, both, strict=True):
+            for target, values in zip(distances, both, strict=True):
                 target[pairs] = np.asarray(values)[: len(pairs)]
             progress(len(pairs))
-    return found
+    return distances
 
 
 def _lanes(pairs: int) -> int:

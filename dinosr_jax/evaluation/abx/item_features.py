@@ -205,7 +205,7 @@ def gather(
     end: End = "raise",
     short: Short = "raise",
 ) -> Gathered:
-    """Reads what the items need.
+    """Reads what the items need; `kept` [n] are the indices of those that have frames.
 
     Args:
       source: Features or units.
@@ -215,13 +215,9 @@ def gather(
         times at most.
       short: Of items without a frame: 'raise' or 'skip'.
 
-    Returns:
-      Frames and items; `kept` [n] are the indices of those that have frames.
-
     Raises:
       FeatureError: A recording or frames are missing, an item is too short, or features are not
-      finite,
-        of different widths, or not of the kind that the distance needs.
+        finite, of different widths, or not of the kind that the distance needs.
     """
     starts, ends, kept = _slices(items, source.frame_rate, short)
     entries = _match(dict.fromkeys(items.files[i] for i in kept), source)
@@ -286,7 +282,7 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
     for id_ in source.entries:
         for name in {nfc(id_), nfc(PurePosixPath(id_).name)}:
             by_name.setdefault(name, []).append(id_)
-    found, users, missing, names = {}, {}, [], list(names)
+    entries, users, missing, names = {}, {}, [], list(names)
     for name in names:
         fits = [name] if name in source.entries else by_name.get(nfc(name), [])
         fits = fits or by_name.get(nfc(PurePosixPath(name).name), [])
@@ -300,7 +296,7 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
                 raise FeatureError(
                     f"{users[id_]} and {name} of the item file would both be {id_} of {source.path}"
                 )
-            found[name] = source.entries[id_]
+            entries[name] = source.entries[id_]
         missing += [] if fits else [name]
     if missing:
         raise FeatureError(
@@ -308,7 +304,7 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
             f"there, the first is {missing[0]}; found {len(source.entries)}, such as "
             f"{printable(next(iter(source.entries)))}"
         )
-    return found
+    return entries
 
 
 def _load(part: FileRows, name: str) -> np.ndarray:

@@ -236,9 +236,9 @@ def _score(
     total, same = sum(block.total for block in blocks), _same_items(gathered)
     errors = np.empty(len(cells.a))
     for part, block in zip(slices, blocks, strict=True):
-        told = lambda pairs: progress(pairs, total)
-        found = _block_distances(gathered, groups, block, same, distance, told)
-        errors[part] = _cell_errors(groups, cells.take(part), block, found)
+        done = lambda pairs: progress(pairs, total)
+        distances = _block_distances(gathered, groups, block, same, distance, done)
+        errors[part] = _cell_errors(groups, cells.take(part), block, distances)
     return errors
 
 
@@ -247,8 +247,8 @@ def _same_items(gathered: Gathered) -> np.ndarray:
     ids, (starts, lengths) = gathered.frames.ids, gathered.items
     seen: dict[bytes, int] = {}
     slices = zip(starts.tolist(), lengths.tolist(), strict=True)
-    found = [seen.setdefault(ids[at : at + n].tobytes(), i) for i, (at, n) in enumerate(slices)]
-    return np.asarray(found)
+    first = [seen.setdefault(ids[at : at + n].tobytes(), i) for i, (at, n) in enumerate(slices)]
+    return np.asarray(first)
 
 
 def _block_distances(
@@ -287,10 +287,10 @@ def _block_distances(
         np.where(swapped, backward, forward),
         np.where(swapped, forward, backward),
     )
-    found = np.full((2, blocks.total), np.nan, np.float32)
-    found[0, place[needed]], found[1, place[needed]] = forward, backward
-    found[0, mirror] = backward[one_group[needed]]
-    return found.reshape(-1)
+    both = np.full((2, blocks.total), np.nan, np.float32)
+    both[0, place[needed]], both[1, place[needed]] = forward, backward
+    both[0, mirror] = backward[one_group[needed]]
+    return both.reshape(-1)
 
 
 def _cell_errors(

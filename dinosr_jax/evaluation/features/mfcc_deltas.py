@@ -53,7 +53,7 @@ def mfcc(
     delta = lambda order: librosa.feature.delta(
         static, width=_DELTA_FRAMES, order=order, mode="nearest"
     )
-    found = np.concatenate([static, delta(1), delta(2)]).T  # [T, 39]
-    own = statistics or MfccStatistics(found.mean(axis=0), found.std(axis=0))
-    centred = found - own.mean[None]
+    coefficients = np.concatenate([static, delta(1), delta(2)]).T  # [T, 39]
+    own = statistics or MfccStatistics(coefficients.mean(axis=0), coefficients.std(axis=0))
+    centred = coefficients - own.mean[None]
     return (centred / (own.deviation[None] + _EPSILON)).astype(np.float32)

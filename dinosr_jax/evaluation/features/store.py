@@ -43,10 +43,10 @@ class Features:
     def batch(self, ids: Sequence[str], *, frames: int) -> np.ndarray:
         """Features [B, frames, L, D], padded with zeros."""
         arrays = [self.arrays[id_].swapaxes(0, 1) for id_ in ids]
-        found = np.zeros((len(ids), frames, *arrays[0].shape[1:]), arrays[0].dtype)
-        for row, array in zip(found, arrays, strict=True):
+        padded = np.zeros((len(ids), frames, *arrays[0].shape[1:]), arrays[0].dtype)
+        for row, array in zip(padded, arrays, strict=True):
             row[: len(array)] = array
-        return found
+        return padded
 
 
 class _Files(Mapping[str, np.ndarray]):
@@ -118,7 +118,7 @@ def checked(
     Returns those that can be used, with their lengths; `on_bad` is called with the others and the
     reason, and `progress` with 1 after each. The frames of `model` decide what is too short.
     """
-    found = []
+    usable = []
     count = lambda recording: len(recording.load())
     for recording, future in ahead(count, recordings):
         progress(1)
@@ -129,8 +129,8 @@ def checked(
         except (audio.AudioError, OSError) as error:
             on_bad(recording, str(error))
             continue
-        found.append(recording._replace(num_samples=samples))
-    return found
+        usable.append(recording._replace(num_samples=samples))
+    return usable
 
 
 @contextlib.contextmanager
@@ -215,7 +215,7 @@ def _name(recording: Recording) -> str:
 def _holds(path: Path, shape: tuple[int, ...], dtype: str) -> bool:
     """Whether a file holds an array of a shape; one that is cut or damaged does not."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return False
-    return found.shape == shape and found.dtype == dtype
+    return array.shape == shape and array.dtype == dtype

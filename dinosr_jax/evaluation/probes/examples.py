@@ -58,16 +58,16 @@ class Examples(NamedTuple):
     def describe(self) -> str:
         """How many of each part, how long, and how many are left out: part of a line of text."""
         seconds = lambda some: sum(e.recording.num_samples or 0 for e in some) / audio.SAMPLE_RATE
-        told = [
+        counts = [
             f"{len(some)} recordings, {seconds(some) / 60:.1f} minutes to {verb}"
             for verb, some in zip(("learn from", "choose on", "test on"), self, strict=False)
         ]
         out = f"; {len(self.left_out)} left out" if self.left_out else ""
-        return f"{self.data}: {'; '.join(told)}{out}"
+        return f"{self.data}: {'; '.join(counts)}{out}"
 
 
 def gather(
-    found: Mapping[str, Sequence[Example]],
+    parts: Mapping[str, Sequence[Example]],
     *,
     data: str,
     left_out: Sequence[tuple[str, str]] = (),
@@ -80,7 +80,7 @@ def gather(
     kept: dict[str, list[Example]] = {name: [] for name in PARTS}
     gone, places = list(left_out), {}
     for part in reversed(PARTS):
-        for example in found.get(part, ()):
+        for example in parts.get(part, ()):
             source, id_ = example.recording.source, example.recording.id
             if id_ in places:
                 gone.append((example.recording.name, f"named again, first in {places[id_]!r}"))

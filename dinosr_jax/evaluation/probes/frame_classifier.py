@@ -53,9 +53,9 @@ class LabelledFrames(NamedTuple):
             self.features.arrays[self.ids[owners[own[0]]]][:, self.frames[rows[own]]]
             for own in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1)
         ]
-        found = np.empty((len(rows), *arrays[0].shape[::2]), arrays[0].dtype)
-        found[order] = np.concatenate(arrays, axis=1).swapaxes(0, 1)
-        return found
+        taken = np.empty((len(rows), *arrays[0].shape[::2]), arrays[0].dtype)
+        taken[order] = np.concatenate(arrays, axis=1).swapaxes(0, 1)
+        return taken
 
     def pieces(self) -> Iterator[np.ndarray]:
         """Features [L, k, D] of the frames, an utterance at a time."""

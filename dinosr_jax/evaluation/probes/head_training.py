@@ -141,13 +141,13 @@ def plan(lengths: Mapping[str, int], ids: Sequence[str], *, batch_size: int) -> 
     if not ids:
         return []
     ordered = sorted(ids, key=lambda id_: (lengths[id_], id_))
-    found, low = [], -1
+    batches, low = [], -1
     for rung in rungs([lengths[id_] for id_ in ids]):
         group = [id_ for id_ in ordered if low < lengths[id_] <= rung]
         cuts = range(0, len(group), batch_size)
-        found += [(tuple(group[cut : cut + batch_size]), rung) for cut in cuts]
+        batches += [(tuple(group[cut : cut + batch_size]), rung) for cut in cuts]
         low = rung
-    return found
+    return batches
 
 
 def fill(
@@ -188,8 +188,8 @@ def make_update(task: HeadTask, settings: HeadSettings) -> tuple[Callable, Calla
 
     def loss(params: Params, batch: FeatureBatch, key: Array) -> Array:
         keys = dict(zip(("augment", "dropout"), jax.random.split(key), strict=True))
-        found = task.head.apply(params, batch.features, batch.lengths, learning=True, rngs=keys)
-        return task.loss(found, batch)
+        outputs = task.head.apply(params, batch.features, batch.lengths, learning=True, rngs=keys)
+        return task.loss(outputs, batch)
 
     def one(params: Params, state: Any, rate: Array, batch: FeatureBatch, key: Array) -> tuple:
         gradient = jax.grad(loss)(params, batch, key)
@@ -260,7 +260,7 @@ def measure(
     """Metrics of a part, with the parameters of each learning rate."""
     references = list(part.labels.values())
     decoded = decode(task, predict, params, part, batch_size=batch_size)
-    return [task.measure(references, [found[id_] for id_ in part.labels]) for found in decoded]
+    return [task.measure(references, [texts[id_] for id_ in part.labels]) for texts in decoded]
 
 
 def _shuffled(
@@ -339,19 +339,11 @@ def learn(
     programs: HeadPrograms | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Learnt:
-    """Trains for every learning rate, chooses on `valid`, tests on `test`, once.
+    """Trains for every learning rate, chooses rate and step on `valid`, tests on `test`, once.
 
-    Args:
-      task: What is learnt.
-      train: To learn from.
-      valid: To choose learning rate and step on.
-      test: Looked at once.
-      settings: The recipe.
-      programs: Of `make_programs` with the same task and settings; None makes them.
-      progress: Called with 1 after each step.
-
-    Raises:
-      LabelError: A part is empty, or nothing of the training part can be learnt.
+    `programs` are those of `make_programs` with the same task and settings; None makes them.
+    `progress` is called with 1 after each step. Raises LabelError where a part is empty, or nothing
+    of the training part can be learnt.
     """
     lengths = train.features.lengths
     ids = [id_ for id_, labels in train.labels.items() if task.fits(labels, lengths[id_])]
@@ -371,8 +363,8 @@ def learn(
             batch = next(batches)  # while the device computes
         progress(1)
         if step % settings.eval_steps == 0 or step == settings.num_steps:
-            found = measure(task, predict, params, valid, batch_size=settings.batch_size)
-            best = [_better(task, best[i], of, step, params, i) for i, of in enumerate(found)]
+            each = measure(task, predict, params, valid, batch_size=settings.batch_size)
+            best = [_better(task, best[i], of, step, params, i) for i, of in enumerate(each)]
     chosen = min(range(len(rates)), key=lambda i: best[i].cost)
     params = best[chosen].params
     (metrics,) = measure(task, predict, params, test, batch_size=settings.batch_size)

@@ -18,9 +18,9 @@ _MOST_MASKS = 20
 class Augment(NamedTuple):
     """SpecAugment on features (Park et al. 2019): warped in time, then masked with zeros.
 
-    `warp_frames` a point in time is moved by at most; masks are of 0 to `_width` frames or
-    features, and are drawn anew for every utterance. Where `time_mask_share` is not 0, the masks in
-    time are as many as this share of the frames, 20 at most, and none is of a larger share.
+    A point in time is moved by `warp_frames` at most; masks are of 0 to `_width` frames or
+    features, drawn for every utterance. `time_mask_share` above 0: as many masks in time as this
+    share of the frames, 20 at most, and none of a larger share.
     """
 
     warp_frames: int = 5

@@ -96,12 +96,12 @@ def recognise(
     examples: Examples, *, settings: HeadSettings
 ) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
     """The task, and as labels [U] the phones of the examples, in order, as numbers."""
-    said = {example.recording.id: example.label for example in examples.everyone()}
-    phones = sorted({phone for sequence in said.values() for phone in sequence})
-    return phones_task(len(phones), settings=settings), encode(said, phones=phones)
+    spoken_phones = {example.recording.id: example.label for example in examples.everyone()}
+    phones = sorted({phone for sequence in spoken_phones.values() for phone in sequence})
+    return phones_task(len(phones), settings=settings), encode(spoken_phones, phones=phones)
 
 
 def phones_task(num_phones: int, *, settings: HeadSettings) -> HeadTask:
     """Phone recognition with so many phones, without the blank: the phone error rate counts."""
-    measure = lambda references, found: {"per": error_rate(references, found)}
+    measure = lambda references, hypotheses: {"per": error_rate(references, hypotheses)}
     return ctc_task(num_phones + 1, settings=settings, measure=measure, chosen_by="per")

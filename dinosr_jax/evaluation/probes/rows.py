@@ -38,17 +38,17 @@ def probe_frames(
         return frame_classifier.gather(features, labels, phones=phones)
 
     train, test = gather(division.train), gather(division.test)
-    found = frame_classifier.probe(
+    result = frame_classifier.probe(
         train, test, num_phones=len(phones), settings=settings, progress=progress
     )
-    also = {"frames": len(test.phones), "most_frequent": found.most_frequent}
+    also = {"frames": len(test.phones), "most_frequent": result.most_frequent}
     rows = [
         {"layer": layer, "accuracy": float(accuracy), **also}
-        for layer, accuracy in zip(features.layers, found.of_layers, strict=True)
+        for layer, accuracy in zip(features.layers, result.of_layers, strict=True)
     ]
     if len(features.layers) > 1:
-        weights = [float(weight) for weight in found.weights]
-        row = {"layer": result_files.WEIGHTED, "accuracy": found.weighted}
+        weights = [float(weight) for weight in result.weights]
+        row = {"layer": result_files.WEIGHTED, "accuracy": result.weighted}
         rows.append(row | also | {"weights": weights})
     return rows
 
@@ -68,15 +68,15 @@ def recognise(
 
 
 def learnt_row(
-    found: head_training.Learnt, task: head_training.HeadTask, *, several: bool
+    learnt: head_training.Learnt, task: head_training.HeadTask, *, several: bool
 ) -> dict[str, Any]:
     """A row of results, without its system, of what was learnt on one layer or `several`."""
     return {
         "layer": result_files.WEIGHTED if several else None,
-        **found.metrics,
-        "learning_rate": found.learning_rate,
-        "updates": found.step,
-        "left_out": found.left_out,
-        f"valid_{task.chosen_by}": {f"{rate:g}": value for rate, value in found.valid.items()},
-        "weights": [float(weight) for weight in found.weights],
+        **learnt.metrics,
+        "learning_rate": learnt.learning_rate,
+        "updates": learnt.step,
+        "left_out": learnt.left_out,
+        f"valid_{task.chosen_by}": {f"{rate:g}": value for rate, value in learnt.valid.items()},
+        "weights": [float(weight) for weight in learnt.weights],
     }

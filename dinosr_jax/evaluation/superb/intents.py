@@ -18,8 +18,8 @@ def read_intents(data: Path) -> Examples:
     TextError where a table is missing, or has other columns.
     """
     left_out: list[tuple[str, str]] = []
-    found = {part: list(_rows(data, name, left_out)) for part, name in _TABLES.items()}
-    return gather(found, data=str(data), left_out=left_out)
+    parts = {part: list(_rows(data, name, left_out)) for part, name in _TABLES.items()}
+    return gather(parts, data=str(data), left_out=left_out)
 
 
 def _rows(data: Path, name: str, left_out: list[tuple[str, str]]) -> Iterator[Example]:

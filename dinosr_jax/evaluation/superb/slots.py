@@ -45,13 +45,13 @@ class Tagged(NamedTuple):
             for word, tag in zip(self.words, self.tags, strict=True)
             if word not in _PUNCTUATION
         ]
-        found: list[str] = []
+        tokens: list[str] = []
         for tag, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
             text = _letters(" ".join(word for word, _ in group))
             if text:
                 marked = [f"B-{tag}", *text, f"E-{tag}"] if tag != _OUTSIDE else [*text]
-                found += [*([" "] if found else []), *marked]
-        return found
+                tokens += [*([" "] if tokens else []), *marked]
+        return tokens
 
 
 def _letters(text: str) -> str:
@@ -81,11 +81,11 @@ def read_slots(data: Path, *, voices: str = "superb") -> Examples:
     left_out: list[tuple[str, str]] = []
     known = [slot for slot in read_text(data / SLOTS).split() if slot != _OUTSIDE]
     transcripts = dict(_transcripts(data / TRANSCRIPTS, set(known), left_out))
-    found: dict[str, list[Example]] = {}
+    parts: dict[str, list[Example]] = {}
     for part in PARTS:
         there = [path for path in sorted((data / part).rglob("*")) if is_audio(path.name)]
-        wanted = lambda id_, part=part: voices == "all" or id_.split("-")[0] in SPEAKERS[part]
-        chosen = [path for path in there if wanted(path.stem)]
+        chosen_voice = lambda id_, part=part: voices == "all" or id_.split("-")[0] in SPEAKERS[part]
+        chosen = [path for path in there if chosen_voice(path.stem)]
         if not chosen:
             raise LabelError(
                 f"{data / part}: found {len(there)} recordings, and none of SUPERB's voices "
@@ -96,15 +96,15 @@ def read_slots(data: Path, *, voices: str = "superb") -> Examples:
         left_out += [
             (id_, f"a transcript without a recording in {part}/")
             for id_ in transcripts
-            if id_.split("-")[2:3] == [part] and wanted(id_) and id_ not in spoken
+            if id_.split("-")[2:3] == [part] and chosen_voice(id_) and id_ not in spoken
         ]
         examples = [
             Example(Recording(p.stem, printable(str(p)), p), transcripts.get(nfc(p.stem)))
             for p in chosen
         ]
         left_out += [(e.recording.name, "no transcript") for e in examples if e.label is None]
-        found[part] = [example for example in examples if example.label is not None]
-    return gather(found, data=f"{data}, voices: {voices}", left_out=left_out)
+        parts[part] = [example for example in examples if example.label is not None]
+    return gather(parts, data=f"{data}, voices: {voices}", left_out=left_out)
 
 
 def _transcripts(
@@ -150,8 +150,8 @@ def fill_slots(
     number = {symbol: i for i, symbol in enumerate(symbols)}
     spell = lambda labels: to_text([symbols[label] for label in labels])
 
-    def measure(references: Sequence, found: Sequence) -> dict[str, float]:
-        pair = [[spell(labels) for labels in some] for some in (references, found)]
+    def measure(references: Sequence, hypotheses: Sequence) -> dict[str, float]:
+        pair = [[spell(labels) for labels in some] for some in (references, hypotheses)]
         return {"f1": type_f1(*pair), "cer": value_cer(*pair)}
 
     labels = {id_: np.asarray([number[t] for t in some], np.int32) for id_, some in tokens.items()}
@@ -165,19 +165,19 @@ _MARKS = re.compile(r"B-\S+ | E-\S+")
 
 def values_of_slots(text: str) -> dict[str, list[str]]:
     """Values of every slot of a text, in order; marks of other slots inside of them go."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for slot, value in _SLOT.findall(re.sub(" +", " ", text)):
-        found.setdefault(slot, []).append(_MARKS.sub("", value))
-    return found
+        values.setdefault(slot, []).append(_MARKS.sub("", value))
+    return values
 
 
 def type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Mean over the utterances of the F1 of the sets of slots; 1 where neither has any."""
     scores = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        said, found = set(values_of_slots(reference)), set(values_of_slots(hypothesis))
-        total = len(said) + len(found)
-        scores.append(2 * len(said & found) / total if total else 1.0)
+        expected, recognised = set(values_of_slots(reference)), set(values_of_slots(hypothesis))
+        total = len(expected) + len(recognised)
+        scores.append(2 * len(expected & recognised) / total if total else 1.0)
     return sum(scores) / len(scores)
 
 
@@ -192,10 +192,10 @@ def value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
 
     errors = total = 0
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        found = values_of_slots(hypothesis)
-        for slot, said in values_of_slots(reference).items():
-            for value in said:
-                others = found.get(slot, [""])
+        recognised = values_of_slots(hypothesis)
+        for slot, values in values_of_slots(reference).items():
+            for value in values:
+                others = recognised.get(slot, [""])
                 errors += min(Levenshtein.distance(value, other) for other in others)
                 total += len(value)
     if not total:

@@ -66,14 +66,14 @@ def evaluate(
     options: TaskOptions | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Learns and tests a task, and writes OUTPUT/KIND.json.
+    """Learns and tests a task; writes OUTPUT/KIND.json, and KIND_skipped.tsv: what was left out.
 
     Args:
       model: Of `load`.
       examples: Of the task's corpus.
       prepare: Makes task and labels of examples and settings.
       kind: Of results.
-      output: Folder, usually RUN/evaluation; KIND_skipped.tsv lists what was left out.
+      output: Folder, usually RUN/evaluation.
       command: That reproduces it.
       options: How.
       progress: How it is followed.

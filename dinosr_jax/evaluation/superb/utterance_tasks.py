@@ -41,13 +41,13 @@ def loss(logits: Array, batch: FeatureBatch, *, sizes: Sequence[int]) -> Array:
     return mean_of_rows(jnp.stack(each).sum(axis=0), batch)
 
 
-def accuracy(references: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
+def accuracy(references: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> dict[str, float]:
     """How often all answers [K] are right, of all utterances, and as a mean over the classes.
 
     'balanced_accuracy' is the mean over the classes (the labels that occur) of the accuracy in
     each, which is what drawing utterances with the same chance for each class measures.
     """
-    right = [np.array_equal(a, b) for a, b in zip(references, found, strict=True)]
+    right = [np.array_equal(a, b) for a, b in zip(references, answers, strict=True)]
     of_class: dict[tuple, list[bool]] = {}
     for reference, one in zip(references, right, strict=True):
         of_class.setdefault(tuple(int(label) for label in reference), []).append(one)

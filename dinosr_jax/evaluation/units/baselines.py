@@ -55,12 +55,12 @@ def codebook_codes(
 ) -> dict[int, Codes]:
     """The teacher's codes of every layer with a codebook; nothing is fitted."""
     plan = quantise.plan(model, layer="all")
-    found: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
+    codes_of: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
     how = {"options": OPTIONS, "progress": lambda done, _: progress(done)}
     for utterance in quantise.compute(plan, recordings, lengths="fitted", **how):
         for layer, codes in zip(plan.layers, utterance.codes, strict=True):
-            found[layer][utterance.recording.id] = codes
-    return found
+            codes_of[layer][utterance.recording.id] = codes
+    return codes_of
 
 
 def kmeans_codes(
@@ -85,8 +85,8 @@ def kmeans_codes(
 
     # a thread a layer: scikit-learn's own spend most of their time waiting for each other
     with threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(fit, range(len(train.layers)))
-        return dict(zip(train.layers, found, strict=True))
+        codes = pool.map(fit, range(len(train.layers)))
+        return dict(zip(train.layers, codes, strict=True))
 
 
 def row(
@@ -103,12 +103,12 @@ def rule(model: Pretrained) -> unit_quality.Rule:
     """The published rule for units as long as this network's frames, which start a hop apart.
 
     The last frame ends within the utterance: up to a receptive field of it has no unit. Raises
-    ValueError where frames of the network and of the phones, every 10 ms, do not fit.
+    RuleError where frames of the network and of the phones, every 10 ms, do not fit.
     """
     layers = model.config.model.conv_layers
     field, hop = (n / audio.SAMPLE_RATE for n in receptive_field(layers))
     if receptive_field(layers)[1] % (audio.SAMPLE_RATE * unit_quality.STEP_SECONDS):
-        raise ValueError(
+        raise unit_quality.RuleError(
             f"model.conv_layers: found {tuple(layers)}, a frame every {1000 * hop:g} ms; units are "
             "laid beside phones every 10 ms, so expected a multiple of that; --task=frames and "
             "recognition take any"
@@ -119,7 +119,7 @@ def rule(model: Pretrained) -> unit_quality.Rule:
 
 def phones_of(utterances: Sequence[Labelled], *, like: Alignment) -> Alignment:
     """The alignment of some utterances, under their own ids; its labels are all of `like`'s."""
-    found = {utterance.recording.id: utterance.phones for utterance in utterances}
-    chosen = dataclasses.replace(like, utterances=found)
+    phones = {utterance.recording.id: utterance.phones for utterance in utterances}
+    chosen = dataclasses.replace(like, utterances=phones)
     chosen.__dict__["labels"] = like.labels  # of the whole: rows of counts are the same everywhere
     return chosen

@@ -14,12 +14,17 @@ import numpy as np
 
 from dinosr_jax.data import vocabulary
 from dinosr_jax.data.text_files import nfc
+from dinosr_jax.errors import UserError
 from dinosr_jax.evaluation.wer.references import Pair
 from dinosr_jax.training.ctc.word_errors import marked
 
 Normalise = Literal["librispeech", "lower", "none"]
 Missing = Literal["error", "delete", "leave"]
 _DRAWS = 1000
+
+
+class RatesError(UserError, ValueError):
+    """There is nothing to compare, or an utterance was not recognised; the message says which."""
 
 
 class Errors(NamedTuple):
@@ -99,27 +104,20 @@ def rates(
     seed: int = 0,
     num_worst: int = 5,
 ) -> Rates:
-    """Error rates of recognised utterances.
+    """Error rates; RatesError where an utterance was not recognised, or none is left.
 
-    Args:
-      pairs: Of `references.join`.
-      normalise: As `normaliser`.
-      missing: What an utterance is that was not recognised: an error, all deletions, or left out.
-      seed: Of the bootstrap.
-      num_worst: How many of those with the most word errors are kept.
-
-    Raises:
-      ValueError: An utterance was not recognised, or none is left.
+    `missing` says what an utterance is that was not recognised: an error, all deletions, or left
+    out. `num_worst` of those with the most word errors are kept; `seed` is that of the bootstrap.
     """
     absent = [pair.reference.id for pair in pairs if pair.hypothesis is None]
     if absent and missing == "error":
-        raise ValueError(
+        raise RatesError(
             f"{len(absent)} of {len(pairs)} utterances were not recognised, such as {absent[0]!r}; "
             "--missing=delete counts their words as deletions, --missing=leave leaves them out"
         )
     used = [p for p in pairs if p.hypothesis is not None or missing == "delete"]
     if not used:
-        raise ValueError(f"none of the {len(pairs)} utterances of the reference was recognised")
+        raise RatesError(f"none of the {len(pairs)} utterances of the reference was recognised")
     spell = normaliser(normalise)
     texts = [(spell(reference.text), spell(hypothesis or "")) for reference, hypothesis in used]
     table = np.asarray([count(*pair) for pair in texts])

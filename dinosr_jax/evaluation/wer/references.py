@@ -64,10 +64,10 @@ def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict
         rows = (row for file in files for row in _of_file(file))
     else:
         rows = _of_file(path)
-    found: dict[str, Transcript] = {}
+    transcripts: dict[str, Transcript] = {}
     places: dict[str, str] = {}
     for where, row in rows:
-        if row.id in found:
+        if row.id in transcripts:
             raise TextError(
                 f"{where}: {row.id!r} is there twice, the first time in {places[row.id]}; expected "
                 "every utterance once"
@@ -76,10 +76,10 @@ def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict
         speaker = row.speaker
         if not speaker and (numbers := _LIBRISPEECH.fullmatch(row.id)):
             speaker = numbers[1]
-        found[row.id] = row._replace(speaker=speaker)
-    if not found:
+        transcripts[row.id] = row._replace(speaker=speaker)
+    if not transcripts:
         raise TextError(f"{path}: found no transcript")
-    return found
+    return transcripts
 
 
 def _of_dataset(path: Path, split: str, language: str) -> Iterator[tuple[str, Transcript]]:
@@ -150,15 +150,15 @@ def _table(text: str, path: Path, delimiter: str) -> Iterator[tuple[str, Transcr
 
 
 def _transcript(row: dict, where: str) -> Transcript:
-    said = {field: str(value) for field, value in row.items() if type(value) in (str, int)}
-    names = [name for name in NAMES if said.get(name)]
+    fields = {field: str(value) for field, value in row.items() if type(value) in (str, int)}
+    names = [name for name in NAMES if fields.get(name)]
     texts = [name for name in TEXTS if isinstance(row.get(name), str)]
     if not names or not texts:
         raise TextError(
             f"{where}: expected an utterance ({', '.join(NAMES)}) and its text "
             f"({', '.join(TEXTS)}); found the fields {', '.join(map(str, row)) or 'none'}"
         )
-    return Transcript(nfc(said[names[0]]), nfc(row[texts[0]]), nfc(said.get("speaker", "")))
+    return Transcript(nfc(fields[names[0]]), nfc(row[texts[0]]), nfc(fields.get("speaker", "")))
 
 
 def join(
@@ -169,12 +169,12 @@ def join(
     Returns a pair for each reference, in order; and the hypotheses that have none. Raises
     TextError, with the `path` of the references, where a name fits several utterances.
     """
-    found = match(references, hypotheses, path=path)
+    matched = match(references, hypotheses, path=path)
     pairs = [
-        Pair(row, hypotheses[found[id_]].text if id_ in found else None)
+        Pair(row, hypotheses[matched[id_]].text if id_ in matched else None)
         for id_, row in references.items()
     ]
-    used = set(found.values())
+    used = set(matched.values())
     return pairs, [id_ for id_ in hypotheses if id_ not in used]
 
 
@@ -187,9 +187,9 @@ def match(
     """
     keyed = {_without_extension(id_): row for id_, row in references.items()}
     keyed = keyed if len(keyed) == len(references) else dict(references)
-    wanted = {_without_extension(id_): id_ for id_ in ids}
-    found = Alignment(keyed, "jsonl", str(path)).match(wanted)
-    return {row.id: wanted[id_] for id_, row in found.items()}
+    names = {_without_extension(id_): id_ for id_ in ids}
+    matched = Alignment(keyed, "jsonl", str(path)).match(names)
+    return {row.id: names[id_] for id_, row in matched.items()}
 
 
 def _without_extension(id_: str) -> str:

@@ -84,9 +84,9 @@ def phones_by_code(counts: Any, phones: Sequence[str], *, name: str, title: str)
     set_title(axes, title)
     unused = table.shape[1] - used.size
     clear = int((shares.max(0) >= 0.5).sum())
-    heard = len(set(best.tolist()))
+    named = len(set(best.tolist()))
     caption = (
-        f"{clear} of {used.size} codes mean one phone in half of their frames or more; {heard} of "
+        f"{clear} of {used.size} codes mean one phone in half of their frames or more; {named} of "
         f"{len(labels)} phones have a code of their own."
         + (f" {unused} of {table.shape[1]} codewords never occur." if unused else "")
     )
@@ -127,19 +127,10 @@ def _counts(counts: Any, num_phones: int) -> np.ndarray | None:
 def layers_picture(
     rows: Sequence[Row], *, kind: str, metric: str, name: str, title: str, axis: str, caption: str
 ) -> Picture | None:
-    """A figure by layer, one line a system, with MFCC and the untrained network as levels.
+    """A metric by layer, a line for each system; bars where there is one layer alone.
 
-    Args:
-      rows: Of one result.
-      kind: Of the result.
-      metric: Field of a row.
-      name: Of the PNG.
-      title: What to see.
-      axis: What the figure is, with its unit. Under 'error' lower is better.
-      caption: How to read it.
-
-    Returns:
-      None where no row has the figure.
+    `rows` are of results of the `kind`, `name` that of the PNG; `axis` names the metric. None where
+    no row has a number.
     """
     rows = [row for row in rows if numbers(row, metric) is not None]
     ours = [row for row in rows if row.get("system") not in BASELINES]
@@ -151,7 +142,7 @@ def layers_picture(
     axes = figure.subplots()
     layers = sorted({row["layer"] for row in ours if isinstance(row.get("layer"), int)})
     others = [row for row in ours if not isinstance(row.get("layer"), int)]
-    told = [f"{label} {value:.3g}" for label, value in levels]
+    values = [f"{label} {value:.3g}" for label, value in levels]
     if len(layers) > 1:
         for k, label in enumerate(dict.fromkeys(_series(row, kind) for row in ours)):
             points = sorted(
@@ -162,11 +153,11 @@ def layers_picture(
             if points:
                 colour, mark = LINE_COLOURS[k % len(LINE_COLOURS)], "os^Dv"[k % 5]
                 axes.plot(*zip(*points, strict=True), marker=mark, color=colour, label=label)
-                told += [f"{label} layer {layer} {value:.3g}" for layer, value in points]
+                values += [f"{label} layer {layer} {value:.3g}" for layer, value in points]
         for k, row in enumerate(others):
             colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _bar_name(row, kind)
             axes.axhline(row[metric], color=colour, linestyle="-.", label=label)
-            told.append(f"{label} {row[metric]:.3g}")
+            values.append(f"{label} {row[metric]:.3g}")
         for (label, value), dashes in zip(levels, ("--", ":", "-.") * len(levels), strict=False):
             axes.axhline(value, color="#444444", linestyle=dashes, linewidth=1.6, label=label)
         axes.set_xticks(layers[:: max(1, len(layers) // 13)])
@@ -177,10 +168,10 @@ def layers_picture(
         set_legend(figure, axes)
     else:
         bars = [(_bar_name(row, kind), row[metric]) for row in ours] + levels
-        told = [f"{label} {value:.3g}" for label, value in bars]
+        values = [f"{label} {value:.3g}" for label, value in bars]
         _bars(axes, bars, axis)
     set_title(axes, title)
-    alt = f"{title}. {axis}: {'; '.join(told)}."
+    alt = f"{title}. {axis}: {'; '.join(values)}."
     return Picture(name, title, alt, caption, to_png(figure))
 
 
@@ -199,12 +190,12 @@ def _bars(axes: Any, bars: Sequence[tuple[str, float]], axis: str) -> None:
 def _levels(rows: Sequence[Row], metric: str, *, lower: bool) -> list[Row]:
     """The best row of each baseline, of features and of units where both are told apart."""
     pick = min if lower else max
-    found: dict[tuple[str, str], list[Row]] = {}
+    by_baseline: dict[tuple[str, str], list[Row]] = {}
     for system in BASELINES:
         for row in rows:
             if row["system"] == system:
-                found.setdefault((system, str(row.get("representation"))), []).append(row)
-    return [pick(own, key=lambda row: row[metric]) for own in found.values()]
+                by_baseline.setdefault((system, str(row.get("representation"))), []).append(row)
+    return [pick(own, key=lambda row: row[metric]) for own in by_baseline.values()]
 
 
 def _series(row: Row, kind: str) -> str:
