@@ -177,14 +177,9 @@ def test_recipes_have_every_number(run, tmp_path, monkeypatch, name, command):
     given = {}
     monkeypatch.setattr(systems, "evaluate", lambda *a, **k: given.update(k) or [])
     monkeypatch.setattr(systems, "summary", lambda rows, kind: "")
-    for module, reader in (
-        ("keywords", "read_keywords"),
-        ("intents", "read_intents"),
-        ("slots", "read_slots"),
-    ):
-        monkeypatch.setattr(f"dinosr_jax.evaluation.superb.{module}.{reader}", lambda *a, **k: None)
-    monkeypatch.setattr("dinosr_jax.evaluation.superb.letters.read_letters", lambda *a, **k: None)
-    monkeypatch.setattr("dinosr_jax.evaluation.superb.letters.spelt", lambda *a, **k: None)
+    readers = ("keywords.read_keywords", "intents.read_intents", "slots.read_slots")
+    for name_of in (*readers, "letters.read_letters", "letters.spelt"):
+        monkeypatch.setattr(f"dinosr_jax.evaluation.superb.{name_of}", lambda *a, **k: None)
     monkeypatch.setattr("dinosr_jax.cli.superb.check_splits", lambda *a, **k: None)
     config = Path(__file__).parents[3] / f"configs/evaluation/superb_{name}.py"
     evaluate(command, run, tmp_path, f"--config={config}", "--batch_size=7")
