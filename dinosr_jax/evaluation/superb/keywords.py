@@ -79,15 +79,10 @@ def _folders(root: Path, test_folder: Path | None) -> Examples:
     listed = {part: set(_names(root / name)) for part, name in _LISTS.items()}
     parts: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
     there = set()
-    for word in words:
-        clips = sorted(word.glob("*.wav"))
-        if not clips:
-            left_out.append((printable(str(word)), "a word without recordings"))
-        for path in clips:
-            example = at_path(path, root=root, label=_class(word.name))
-            there.add(nfc(example.recording.id))
-            part = next((p for p in listed if nfc(example.recording.id) in listed[p]), "train")
-            parts[part].append(example)
+    for example in _clips(root, words, left_out):
+        id_ = nfc(example.recording.id)
+        there.add(id_)
+        parts[next((part for part in listed if id_ in listed[part]), "train")].append(example)
     for part, names in listed.items():
         missing = sorted(names - there)
         left_out += [(printable(str(root / name)), "no such file") for name in missing]
@@ -117,14 +112,21 @@ def _test(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Example]:
     """The archive of the test set: a folder is a class."""
     if not folder.is_dir():
         raise LabelError(f"{folder}: no such folder; expected that of the test set's archive")
-    for word in sorted(path for path in folder.iterdir() if path.is_dir()):
-        clips = sorted(word.glob("*.wav"))
-        if not clips:
+    words = sorted(path for path in folder.iterdir() if path.is_dir())
+    for example in _clips(folder, words, left_out):
+        id_ = example.recording.id
+        if not id_.startswith(f"{NOISE}/"):
+            yield example._replace(recording=example.recording._replace(id=f"test set/{id_}"))
+
+
+def _clips(root: Path, words: Iterable[Path], left_out: list[tuple[str, str]]) -> Iterator[Example]:
+    """The recordings in folders of words."""
+    for word in words:
+        paths = sorted(word.glob("*.wav"))
+        if not paths:
             left_out.append((printable(str(word)), "a word without recordings"))
-        for path in clips if word.name != NOISE else ():
-            example = at_path(path, root=folder, label=_class(word.name))
-            own = example.recording._replace(id=f"test set/{example.recording.id}")
-            yield example._replace(recording=own)
+        for path in paths:
+            yield at_path(path, root=root, label=_class(word.name))
 
 
 def _noise(root: Path, left_out: list[tuple[str, str]]) -> dict[str, list[Example]]:

@@ -30,18 +30,9 @@ def answer_picture(answer: Answer) -> Picture:
     bars = answer.bars()
     figure = new_figure(0.95 + 0.75 * len(bars))
     axes = figure.subplots()
-    highest = max(pnmi for _, pnmi, _ in bars)
-    for k, (name, pnmi, size) in enumerate(bars):
-        style = {"color": LINE_COLOURS[k], "hatch": _HATCHES[k], "edgecolor": "white"}
-        axes.barh(k, pnmi, 0.45, **style)
-        label = f"{name} ({size} units)" if size else name
-        axes.text(0, k - 0.32, label, va="bottom", ha="left")
-        axes.text(pnmi + 0.015 * highest, k, f"{pnmi:.3f}", va="center", weight="bold")
-    axes.set_ylim(len(bars) - 0.6, -0.75)
-    axes.set_xlim(0, 1.18 * max(highest, 1e-3))
-    axes.set_yticks([])
+    labelled = [(f"{name} ({n} units)" if n else name, pnmi) for name, pnmi, n in bars]
+    _bars(axes, labelled, "PNMI: 0 tells nothing about phones, 1 all", digits=".3f", above=0.32)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("PNMI: 0 tells nothing about phones, 1 all")
     title = "What the units tell about phones"
     set_title(axes, title)
     alt = "Bars of PNMI: " + "; ".join(f"{name} {pnmi:.3f}" for name, pnmi, _ in bars) + "."
@@ -137,7 +128,7 @@ def layers_picture(
     if not rows:
         return None
     low = metric in ("error", "per")
-    levels = [(_level_name(row, kind), row[metric]) for row in _levels(rows, metric, lower=low)]
+    levels = [(_name(row, kind), row[metric]) for row in _levels(rows, metric, lower=low)]
     figure = new_figure(3.4)
     axes = figure.subplots()
     layers = sorted({row["layer"] for row in ours if isinstance(row.get("layer"), int)})
@@ -155,7 +146,7 @@ def layers_picture(
                 axes.plot(*zip(*points, strict=True), marker=mark, color=colour, label=label)
                 values += [f"{label} layer {layer} {value:.3g}" for layer, value in points]
         for k, row in enumerate(others):
-            colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _bar_name(row, kind)
+            colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _name(row, kind)
             axes.axhline(row[metric], color=colour, linestyle="-.", label=label)
             values.append(f"{label} {row[metric]:.3g}")
         for (label, value), dashes in zip(levels, ("--", ":", "-.") * len(levels), strict=False):
@@ -167,7 +158,7 @@ def layers_picture(
         axes.grid(alpha=0.3)
         set_legend(figure, axes)
     else:
-        bars = [(_bar_name(row, kind), row[metric]) for row in ours] + levels
+        bars = [(_name(row, kind), row[metric]) for row in ours] + levels
         values = [f"{label} {value:.3g}" for label, value in bars]
         _bars(axes, bars, axis)
     set_title(axes, title)
@@ -175,12 +166,20 @@ def layers_picture(
     return Picture(name, title, alt, caption, to_png(figure))
 
 
-def _bars(axes: Any, bars: Sequence[tuple[str, float]], axis: str) -> None:
+def _bars(
+    axes: Any,
+    bars: Sequence[tuple[str, float]],
+    axis: str,
+    *,
+    digits: str = ".3g",
+    above: float = 0.28,
+) -> None:
+    """Bars with their labels above them, and their values behind."""
     highest = max(abs(value) for _, value in bars) or 1.0
     for k, (label, value) in enumerate(bars):
         axes.barh(k, value, 0.45, color=LINE_COLOURS[k % 7], hatch=_HATCHES[k % 3], ec="white")
-        axes.text(0, k - 0.28, label, va="bottom")
-        axes.text(value + 0.015 * highest, k, f"{value:.3g}", va="center", weight="bold")
+        axes.text(0, k - above, label, va="bottom")
+        axes.text(value + 0.015 * highest, k, f"{value:{digits}}", va="center", weight="bold")
     axes.set_ylim(len(bars) - 0.6, -0.75)
     axes.set_xlim(0, 1.18 * highest)
     axes.set_yticks([])
@@ -204,18 +203,11 @@ def _series(row: Row, kind: str) -> str:
     return system_name(row["system"], kind) + (f" ({of})" if of else "")
 
 
-def _level_name(row: Row, kind: str) -> str:
+def _name(row: Row, kind: str) -> str:
+    """What a row is called: its series and layer."""
     layer = row.get("layer")
     at = f", layer {layer}" if isinstance(layer, int) else ", all layers" if layer else ""
     return _series(row, kind) + at
-
-
-def _bar_name(row: Row, kind: str) -> str:
-    layer = row.get("layer")
-    name = _series(row, kind)
-    if layer == "weighted":
-        return f"{name}, all layers"
-    return f"{name}, layer {layer}" if isinstance(layer, int) else name
 
 
 def information_picture(table: Sequence[tuple[str, dict[str, float]]]) -> Picture | None:
