@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dinosr_jax.evaluation.features.sources import Held
+from dinosr_jax.evaluation.features.store import Features
 from dinosr_jax.evaluation.probes.head_training import FeaturePart, HeadSettings
 
 P, L, D = 4, 3, 12
@@ -26,4 +26,4 @@ def made(count, *, seed, frames=None):
         array = 0.3 * rng.standard_normal((L, len(said), D))
         array[1] += 3 * directions[said]
         arrays[f"{seed}-{i}"], labels[f"{seed}-{i}"] = array.astype(np.float32), sequence
-    return FeaturePart(Held(arrays), labels)
+    return FeaturePart(Features(tuple(range(L)), arrays), labels)

@@ -101,11 +101,16 @@ def result_of(kind, rows, **fields):
     } | fields
 
 
+def write_result(folder, name, kind, rows, **fields):
+    """FOLDER/evaluation/NAME.json."""
+    path = Path(folder) / "evaluation" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result_of(kind, rows, **fields)))
+
+
 def write_evaluation(folder, *, layers=4, books=3, size=64, clarity=1.5, phones=PHONES):
     """All results of a run, and an utterance."""
     rng = np.random.default_rng(0)
-    evaluation = Path(folder) / "evaluation"
-    evaluation.mkdir(parents=True, exist_ok=True)
     own = range(layers - books + 1, layers + 1)
     units = []
     systems = [("codebook", layer, clarity) for layer in own] + [("mfcc", None, 0.9)]
@@ -133,15 +138,16 @@ def write_evaluation(folder, *, layers=4, books=3, size=64, clarity=1.5, phones=
             ("untrained", 1, 0.3),
         )
     ]
-    files = {
-        "units": result_of("units", units, phones=list(phones)),
-        "abx": result_of("abx", abx),
-        "frames": result_of("frames", frames),
-        "recognition": result_of("recognition", recognition),
-    }
-    for name, content in files.items():
-        (evaluation / f"{name}.json").write_text(json.dumps(content))
-    write_utterance(evaluation / "utterance.npz", rng, layers=list(own), size=size, phones=phones)
+    write_result(folder, "units", "units", units, phones=list(phones))
+    for kind, rows in (("abx", abx), ("frames", frames), ("recognition", recognition)):
+        write_result(folder, kind, kind, rows)
+    write_utterance(
+        Path(folder) / "evaluation" / "utterance.npz",
+        rng,
+        layers=list(own),
+        size=size,
+        phones=phones,
+    )
     return folder
 
 

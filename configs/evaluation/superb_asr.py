@@ -1,9 +1,9 @@
 """SUPERB's speech recognition (s3prl, asr): LibriSpeech, WER without a language model 4.71.
 
 That is DinoSR's; wav2vec 2.0 has 6.43, HuBERT 6.42. SUPERB lets the learning rate be chosen from
-0.1 to 1e-7; 1e-4 is the published one. Features of 100 hours of the base network are 360 GB in
-float16: where memory is less, --cache=DIR keeps them on disk, else they are computed for every
-batch. --emissions=DIR writes what a decoder with an n-gram reads.
+0.1 to 1e-7; 1e-4 is the published one. Features of 100 hours of the base network are 720 GB:
+where `max_memory`, in GiB, is less, they are kept in a temporary folder, or with --cache=DIR there,
+in half of that. --emissions=DIR writes what a decoder with an n-gram reads.
 
 Command: python -m dinosr_jax evaluate asr RUN data/prepared/librispeech
   --config=configs/evaluation/superb_asr.py

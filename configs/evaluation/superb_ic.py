@@ -1,8 +1,8 @@
 """SUPERB's intent classification (s3prl, fluent_commands): action, object, location, all right.
 
 Accuracy. SUPERB lets the learning rate be chosen from 0.1 to 1e-7; 1e-4 is the published one.
-Features of 19 hours of the base network are 70 GB in float16: where memory is less, --cache=DIR
-keeps them on disk, else they are computed for every batch.
+Features of 19 hours of the base network are 140 GB: where `max_memory`, in GiB, is less, they
+are kept in a temporary folder, or with --cache=DIR there, in half of that.
 
 Command: python -m dinosr_jax evaluate intent RUN data/fluent_speech_commands_dataset
   --config=configs/evaluation/superb_ic.py

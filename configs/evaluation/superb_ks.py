@@ -1,8 +1,8 @@
 """SUPERB's keyword spotting (s3prl, speech_commands): Speech Commands 0.01, 12 classes.
 
 Accuracy. SUPERB lets the learning rate be chosen from 0.1 to 1e-7; 1e-4 is the published one.
-Features of 64,000 clips of the base network are 64 GB in float16: where memory is less, --cache=DIR
-keeps them on disk, else they are computed for every batch.
+Features of 64,000 clips of the base network are 128 GB: where `max_memory`, in GiB, is less, they
+are kept in a temporary folder, or with --cache=DIR there, in half of that.
 
 Command: python -m dinosr_jax evaluate keywords RUN data/speech_commands_v0.01
   --config=configs/evaluation/superb_ks.py --test_folder=data/speech_commands_test_set_v0.01

@@ -2,7 +2,7 @@
 
 F1 of slot types, CER of slot values; the F1 of the validation part counts. SUPERB lets the learning
 rate be chosen from 0.1 to 1e-7; 1e-4 is the published one. Features of the 110,000 utterances are
-computed for every batch, where neither memory nor --cache=DIR holds them.
+kept in a temporary folder where they take more than `max_memory`, or with --cache=DIR there.
 
 Command: python -m dinosr_jax evaluate slots RUN data/SNIPS --config=configs/evaluation/superb_sf.py
 """

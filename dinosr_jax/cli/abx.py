@@ -9,64 +9,39 @@ import click
 
 from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.errors import one_line
-from dinosr_jax.cli.evaluation import command_text, evaluate
+from dinosr_jax.cli.evaluation import command_text
+from dinosr_jax.cli.options import FROM_0, PATH, argument, option, output
+from dinosr_jax.errors import UserError
 
 
-@evaluate.command()
-@click.argument("features", type=shared.LocalPath())
-@click.option("--item", required=True, type=shared.LocalPath(), help="Item file.")
-@click.option(
-    "--speaker",
-    type=click.Choice(["within", "across", "both"]),
-    default="both",
-    show_default=True,
-    help="X of the speaker of A and B, or of another.",
+@click.command("abx")
+@argument("features")
+@option("item", PATH, text="Item file.", required=True)
+@option(
+    "speaker", ["within", "across", "both"], "both", "X of the speaker of A and B, or of another."
 )
-@click.option(
-    "--context",
-    type=click.Choice(["triphone", "any"]),
-    default="triphone",
-    show_default=True,
-    help="Phones between the same neighbours, or wherever (for phoneme items).",
+@option(
+    "context",
+    ["triphone", "any"],
+    "triphone",
+    "Phones between the same neighbours, or wherever (for phoneme items).",
 )
-@click.option(
-    "--distance",
-    type=click.Choice(["angular", "euclidean", "kl_symmetric", "identical"]),
-    help="Between frames.  [default: angular; identical for units]",
+@option(
+    "distance",
+    ["angular", "euclidean", "kl_symmetric", "identical"],
+    text="Between frames.  [default: angular; identical for units]",
 )
-@click.option(
-    "--max_size_group",
-    type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
-    help="Of A, B and X of a cell, at most; 0 for all.",
-)
-@click.option(
-    "--max_x_across",
-    type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="Speakers of X for each A and B, at most; 0 for all.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of both.")
-@click.option("--frame_rate", help="Frames a second.  [default: what was written beside, else 50]")
-@click.option("--layer", type=click.IntRange(min=0), help="[default: all that there are]")
-@click.option(
-    "--manifest",
-    type=shared.LocalPath(),
-    help="fairseq's .tsv of the recordings in its .npy and .len.",
-)
-@click.option("--pad_end", is_flag=True, help="Repeat a recording's last frame, twice at most.")
-@click.option(
-    "--short",
-    type=click.Choice(["raise", "skip"]),
-    default="raise",
-    show_default=True,
-    help="Items without a frame.",
-)
+@option("max_size_group", FROM_0, 10, "Of A, B and X of a cell, at most; 0 for all.")
+@option("max_x_across", FROM_0, 5, "Speakers of X for each A and B, at most; 0 for all.")
+@option("seed", FROM_0, 0, "Of both.")
+@option("frame_rate", text="Frames a second.  [default: what was written beside, else 50]")
+@option("layer", FROM_0, text="[default: all that there are]")
+@option("manifest", PATH, text="fairseq's .tsv of the recordings in its .npy and .len.")
+@option("pad_end", text="Repeat a recording's last frame, twice at most.", is_flag=True)
+@option("short", ["raise", "skip"], "raise", "Items without a frame.")
 @shared.system
-@click.option("--output", type=shared.LocalPath(), help="JSON to write.")
-def abx(**options: Any) -> None:
+@output("JSON to write.")
+def abx_command(**options: Any) -> None:
     """ABX error: is a phone closer to itself, said elsewhere, than to another?
 
     FEATURES is a folder that `extract` wrote ([T, D] .npy, or layer_05/ and so on), or units with
@@ -82,8 +57,7 @@ def abx(**options: Any) -> None:
 
 def _evaluate_abx(options: dict[str, Any], command: str) -> None:
     from dinosr_jax.evaluation import result_files
-    from dinosr_jax.evaluation.abx import item_features
-    from dinosr_jax.evaluation.abx import scoring as task
+    from dinosr_jax.evaluation.abx import item_features, scoring
     from dinosr_jax.evaluation.abx.items import read_items
 
     items = read_items(options["item"])
@@ -93,33 +67,41 @@ def _evaluate_abx(options: dict[str, Any], command: str) -> None:
         frame_rate=_frame_rate(options["frame_rate"]),
         manifest=options["manifest"],
     )
-    caps = task.Caps(
-        options["max_size_group"] or None, options["max_x_across"] or None, options["seed"]
-    )
+    most = (options[name] or None for name in ("max_size_group", "max_x_across"))
+    caps = scoring.Caps(*most, options["seed"])
     end = "repeat" if options["pad_end"] else "raise"
-    rows, told = [], {}
-    if options["speaker"] == "both" and len(set(items.speakers)) == 1:
-        options = options | {"speaker": "within"}
-        told["one speaker: there is no error across speakers"] = None
+    speakers = ("within", "across") if options["speaker"] == "both" else (options["speaker"],)
+    rows, notes = [], {}
+    if len(speakers) == 2 and len(set(items.speakers)) == 1:
+        speakers = ("within",)
+        notes["one speaker: there is no error across speakers"] = None
     for source in sources:
-        distance = options["distance"] or ("identical" if source.kind == "units" else "angular")
-        gathered = item_features.gather(
-            source, items, distance=distance, end=end, short=options["short"]
-        )
+        units = source.kind == "units"
+        distance = options["distance"] or ("identical" if units else "angular")
+        cut = {"distance": distance, "end": end, "short": options["short"]}
+        gathered = item_features.gather(source, items, **cut)
         if skipped := len(items) - len(gathered.kept):
-            told[f"{skipped} of {len(items)} items have no frame, and are left out"] = None
-        rows += _measured(gathered, items, source, distance, caps, options)
-    rule = task.to_rule(sources[0].frame_rate, rows[0]["distance"], caps, end=end)
-    click.echo("\n".join([task.to_table(rows), *told, f"rule: {rule}"]))
+            notes[f"{skipped} of {len(items)} items have no frame, and are left out"] = None
+        system = options["system"] or (units and source.about.get("source")) or "codebook"
+        row = {"system": system, "layer": source.layer, "distance": distance}
+        row |= {"representation": source.kind}
+        for speaker in speakers:
+            task = {"speaker": speaker, "context": options["context"]}
+            with _bar(f"{source.path} {speaker}") as bar:
+                score = scoring.measure(
+                    gathered, items, distance=distance, caps=caps, progress=bar, **task
+                )
+            rows.append(row | task | score._asdict())
+    rule = scoring.to_rule(sources[0].frame_rate, rows[0]["distance"], caps, end=end)
+    click.echo("\n".join([scoring.to_table(rows), *notes, f"rule: {rule}"]))
     if options["output"] is not None:
-        about = sources[0].about
-        step = about.get("step")
+        step = sources[0].about.get("step")
         result_files.write_results(
             options["output"],
             kind="abx",
             rows=rows,
             command=command,
-            checkpoint=str(about.get("checkpoint") or ""),
+            checkpoint=str(sources[0].about.get("checkpoint") or ""),
             step=step if type(step) is int else None,
             data=f"{options['item']}: {len(items)} items of {len(set(items.files))} recordings, "
             f"{len(set(items.speakers))} speakers",
@@ -128,37 +110,18 @@ def _evaluate_abx(options: dict[str, Any], command: str) -> None:
         click.echo(options["output"])
 
 
-def _measured(
-    gathered: Any, items: Any, source: Any, distance: Any, caps: Any, options: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Rows of results of one layer."""
-    from dinosr_jax.evaluation.abx.scoring import measure
-
-    said = source.about.get("source") if source.kind == "units" else None
-    row = {"system": options["system"] or said or "codebook", "layer": source.layer}
-    row |= {"distance": distance, "representation": source.kind}
-    task = {"context": options["context"], "distance": distance, "caps": caps}
-    both = ("within", "across") if options["speaker"] == "both" else (options["speaker"],)
-    found = []
-    for speaker in both:
-        with _bar(f"{source.path} {speaker}") as progress:
-            score = measure(gathered, items, speaker=speaker, progress=progress, **task)
-        found.append(row | {"speaker": speaker, "context": task["context"]} | score._asdict())
-    return found
-
-
 def _frame_rate(text: str | None) -> Any:
     from fractions import Fraction
 
     if text is None:
         return None
     try:
-        found = Fraction(text)
+        rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
-        found = Fraction(0)
-    if not 0 < found < 10**6:
-        raise ValueError(f"--frame_rate: found {text!r}, expected frames a second, such as 50")
-    return found
+        rate = Fraction(0)
+    if not 0 < rate < 10**6:
+        raise UserError(f"--frame_rate: found {text!r}, expected frames a second, such as 50")
+    return rate
 
 
 @contextlib.contextmanager
@@ -166,70 +129,61 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; gives what `measure` calls."""
     from dinosr_jax.progress import progress_bar
 
-    with progress_bar(unit=" pairs", unit_scale=True, desc=title) as shown:
+    with progress_bar(unit=" pairs", unit_scale=True, desc=title) as bar:
 
         def progress(pairs: int, total: int) -> None:
-            shown.total = total
-            shown.update(pairs)
+            bar.total = total
+            bar.update(pairs)
 
         yield progress
 
 
-@evaluate.command()
-@click.argument("alignment", type=shared.LocalPath())
-@click.option(
-    "--speakers",
-    required=True,
-    type=shared.LocalPath(),
-    help="Table with the columns file, speaker (an index.tsv); or a prepared dataset. Items are "
+@click.command("items")
+@argument("alignment")
+@option(
+    "speakers",
+    PATH,
+    text="Table with the columns file, speaker (an index.tsv); or a prepared dataset. Items are "
     "of the utterances in it only.",
+    required=True,
 )
-@click.option("--split", help="Of the prepared dataset: items of its utterances only.")
-@click.option(
-    "--names",
-    type=click.Choice(["stem", "id"]),
-    help="Of recordings: without folders, as fastabx needs them, or with.  [default: stem where "
+@option("split", text="Of the prepared dataset: items of its utterances only.")
+@option(
+    "names",
+    ["stem", "id"],
+    text="Of recordings: without folders, as fastabx needs them, or with.  [default: stem where "
     "those of the alignment differ, else id]",
 )
-@click.option(
-    "--context",
-    type=click.Choice(["triphone", "phoneme"]),
-    default="triphone",
-    show_default=True,
-    help="Three phones, labelled by the second; or one.",
+@option(
+    "context", ["triphone", "phoneme"], "triphone", "Three phones, labelled by the second; or one."
 )
 @shared.of_alignment
-@click.option("--output", required=True, type=shared.LocalPath(), help="Item file.")
-def items(**options: Any) -> None:
+@output("Item file.", required=True)
+def items_command(**options: Any) -> None:
     """Make an item file for `evaluate abx` from an alignment.
 
     A triphone lasts from the onset of its first phone to the offset of its third, as ZeroSpeech
     has it; those with silence or spoken noise in them are left out. OUTPUT may end in .csv or
     .jsonl; else it is ZeroSpeech's format. Alignments as in `evaluate units`.
     """
-    from dinosr_jax.evaluation.abx.items import (
-        make_items,
-        named_by_stem,
-        sharing_a_stem,
-        write_items,
-    )
+    from dinosr_jax.evaluation.abx import items
 
     with one_line():
-        aligned = shared.read_given_alignment(options)
+        everything = shared.read_given_alignment(options).utterances
         speakers = _speakers(options["speakers"], options["split"])
-        everything = aligned.utterances
-        wanted = {id_: phones for id_, phones in everything.items() if id_ in speakers}
+        chosen = {id_: phones for id_, phones in everything.items() if id_ in speakers}
         # where there is none, all are refused with their names
-        made = make_items(wanted or everything, speakers, context=options["context"])
-        names = options["names"] or ("id" if sharing_a_stem(everything) else "stem")
-        made = named_by_stem(made, wanted) if names == "stem" else made
-        write_items(options["output"], made)
+        made = items.make_items(chosen or everything, speakers, context=options["context"])
+        shared_stem = items.sharing_a_stem(everything)
+        names = options["names"] or ("id" if shared_stem else "stem")
+        made = items.named_by_stem(made, chosen) if names == "stem" else made
+        items.write_items(options["output"], made)
     click.echo(
         f"{options['output']}: {len(made)} {options['context']} items of "
         f"{len(set(made.files))} recordings, {len(set(made.speakers))} speakers; recordings are "
         f"named {'without' if names == 'stem' else 'with'} folders (--names={names})"
     )
-    if left_out := len(everything) - len(wanted):
+    if left_out := len(everything) - len(chosen):
         click.echo(
             f"{left_out} of {len(everything)} utterances of {options['alignment']} are left out: "
             f"{options['speakers']} does not name them"

@@ -5,55 +5,46 @@ from typing import Any
 
 import click
 
-from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import one_line
+from dinosr_jax.cli.options import COUNT, PATH, option
 from dinosr_jax.errors import UserError
 
 
 @click.command()
-@click.option(
-    "--dataset",
-    type=click.Choice(["audio_folder", "librispeech"]),
-    default="audio_folder",
-    show_default=True,
-    help="A folder of audio (--source), or LibriSpeech.",
+@option(
+    "dataset",
+    ["audio_folder", "librispeech"],
+    "audio_folder",
+    "A folder of audio (--source), or LibriSpeech.",
 )
-@click.option(
-    "--source",
-    "sources",
-    multiple=True,
-    type=shared.LocalPath(),
-    help="Folder of audio, nested or not; several make one dataset, with ids FOLDER/ID. For "
+@option(
+    "source",
+    PATH,
+    text="Folder of audio, nested or not; several make one dataset, with ids FOLDER/ID. For "
     "librispeech: a dataset that TFDS prepared earlier.",
+    field="sources",
+    multiple=True,
 )
-@click.option(
-    "--exclude",
+@option(
+    "exclude",
+    text="Leave out language=NAME or speaker=NAME, as the folders or their tables name them.",
     multiple=True,
     metavar="FIELD=NAME",
-    help="Leave out language=NAME or speaker=NAME, as the folders or their tables name them.",
 )
-@click.option(
-    "--data_dir", required=True, type=shared.LocalPath(), help="Where to write the dataset."
+@option("data_dir", PATH, text="Where to write the dataset.", required=True)
+@option("split", text="librispeech: splits with commas, train_clean100,dev_clean.  [default: all]")
+@option(
+    "archives",
+    PATH,
+    text="librispeech: folder of OpenSLR's tar.gz files.  [default: downloads them]",
 )
-@click.option(
-    "--split", help="librispeech: splits with commas, train_clean100,dev_clean.  [default: all]"
+@option(
+    "encoding",
+    ["original", "pcm16"],
+    "original",
+    "Store the files' own bytes, or samples: twice the bytes of FLAC, no decoding.",
 )
-@click.option(
-    "--archives",
-    type=shared.LocalPath(),
-    help="librispeech: folder of OpenSLR's tar.gz files.  [default: downloads them]",
-)
-@click.option(
-    "--encoding",
-    type=click.Choice(["original", "pcm16"]),
-    default="original",
-    show_default=True,
-    help="Store the files' own bytes, or samples: twice the bytes of FLAC, no decoding.",
-)
-@click.option(
-    "--num_workers",
-    type=click.IntRange(min=1),
-    help="Threads that check files.  [default: one a core]",
-)
+@option("num_workers", COUNT, text="Threads that check files.  [default: one a core]")
 def prepare(
     dataset: str,
     sources: tuple[Path, ...],
@@ -61,8 +52,7 @@ def prepare(
     data_dir: Path,
     split: str | None,
     archives: Path | None,
-    encoding: Any,
-    num_workers: int | None,
+    **options: Any,
 ) -> None:
     """Check recordings and write them as records to train from.
 
@@ -81,18 +71,15 @@ def prepare(
 
     from dinosr_jax.data.prepare import audio_folder, librispeech
 
-    options: dict[str, Any] = {"encoding": encoding, "num_workers": num_workers}
-    try:
-        if dataset == "librispeech":
-            splits = [name.strip() for name in (split or "").replace("+", ",").split(",")]
-            librispeech.prepare_librispeech(
-                data_dir,
-                splits=list(dict.fromkeys(filter(None, splits))),
-                archives=archives,
-                source=sources[0] if sources else None,
-                **options,
-            )
-        else:
+    with one_line(UserError):
+        if dataset == "audio_folder":
             audio_folder.prepare(*sources, data_dir=data_dir, exclude=exclude, **options)
-    except UserError as error:
-        raise click.ClickException(str(error)) from None
+            return
+        splits = [name.strip() for name in (split or "").replace("+", ",").split(",")]
+        librispeech.prepare_librispeech(
+            data_dir,
+            splits=list(dict.fromkeys(filter(None, splits))),
+            archives=archives,
+            source=sources[0] if sources else None,
+            **options,
+        )

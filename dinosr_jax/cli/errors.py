@@ -1,6 +1,7 @@
 """Errors of commands, for people: one line, and the exit status."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import click
@@ -12,13 +13,19 @@ EXPECTED = (UserError, ValueError, OSError)
 
 
 @contextlib.contextmanager
-def one_line() -> Iterator[None]:
-    """Expected errors become one line; Ctrl-C does too, with the status 130."""
+def one_line(*expected: type[Exception]) -> Iterator[None]:
+    """Errors (those given, else all of `EXPECTED`) become one line; Ctrl-C too, with status 130."""
+    expected = expected or EXPECTED
     try:
         yield
-    except EXPECTED as error:
+    except expected as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         stopped = click.ClickException("interrupted; run the same command again")
         stopped.exit_code = 130
         raise stopped from None
+
+
+def silence_absl() -> None:
+    """Hides the notices of orbax, which are not for people."""
+    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Commands that measure what was learnt: `evaluate` and its `units`."""
+"""The command `evaluate units`, and how a command is written into the results."""
 
 import shlex
 from typing import Any
@@ -7,11 +7,8 @@ import click
 
 from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.errors import one_line
-
-
-@click.group()
-def evaluate() -> None:
-    """Measure what was learnt, against phones."""
+from dinosr_jax.cli.options import COUNT, FROM_0, PATH, POSITIVE, argument, option, output
+from dinosr_jax.errors import UserError
 
 
 def command_text(context: click.Context) -> str:
@@ -33,43 +30,25 @@ def command_text(context: click.Context) -> str:
     return shlex.join(words)
 
 
-@evaluate.command()
-@click.argument("units", nargs=-1, required=True, type=shared.LocalPath())
-@click.option(
-    "--alignment",
-    required=True,
-    type=shared.LocalPath(),
-    help="File, or folder of TextGrids.",
-)
+@click.command("units")
+@argument("units", nargs=-1, required=True)
+@option("alignment", PATH, text="File, or folder of TextGrids.", required=True)
 @shared.of_alignment
-@click.option(
-    "--tolerance",
-    type=click.IntRange(min=0),
-    default=2,
-    show_default=True,
-    help="Frames of 10 ms by which lengths may differ.",
+@option("tolerance", FROM_0, 2, "Frames of 10 ms by which lengths may differ.")
+@option("skip-bad", text="Leave out, and count, what differs by more.", is_flag=True)
+@option("unit_seconds", POSITIVE, text="[default: what was written beside, else 0.02]")
+@option(
+    "offset_seconds",
+    float,
+    0.0,
+    "Time of the first unit: another rule than the published one.  [default: 0]",
+    show_default=False,
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out, and count, what differs by more.")
-@click.option(
-    "--unit_seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    help="[default: what was written beside, else 0.02]",
-)
-@click.option(
-    "--offset_seconds",
-    type=float,
-    default=0.0,
-    help="Time of the first unit: another rule than the published one.  [default: 0]",
-)
-@click.option(
-    "--num_units",
-    type=click.IntRange(min=1),
-    help="K.  [default: what was written beside, else the largest + 1]",
-)
+@option("num_units", COUNT, text="K.  [default: what was written beside, else the largest + 1]")
 @shared.system
-@click.option("--output", type=shared.LocalPath(), help="JSON to write.")
+@output("JSON to write.")
 @click.pass_context
-def units(context: click.Context, **options: Any) -> None:
+def evaluate_units(context: click.Context, **options: Any) -> None:
     """Unit quality: purity, PNMI, perplexity, bit rate of files of units, one row each.
 
     UNITS are what `units` writes, or files of spidr, discophon, minimal-hubert or fastabx. The
@@ -88,7 +67,7 @@ def _evaluate_units(options: dict[str, Any], command: str) -> None:
 
     alignment = shared.read_given_alignment(options)
     given = {name: options[name] for name in ("num_units", "unit_seconds")}
-    rows, files, told, data, rules = [], [], [], [], []
+    rows, files, notes, data, rules = [], [], [], [], []
     for path in options["units"]:
         file = reader.read_units(path, **given)
         rule = unit_quality.Rule(
@@ -102,22 +81,24 @@ def _evaluate_units(options: dict[str, Any], command: str) -> None:
                 file.utterances, alignment, num_units=file.num_units, rule=rule
             )
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
         system = options["system"] or file.source or "codebook"
         row = unit_quality.to_row(quality, system=system, layer=file.layer)
         rows.append(row | {"file": str(path)})
         files.append(file)
         data.append(unit_quality.coverage(quality))
         rules.append(rule.to_text())
-        told.append(f"{path}: {data[-1]}")
+        notes.append(f"{path}: {data[-1]}")
         if file.known == "largest":
-            told.append(f"{path}: {file.num_units} units assumed, the largest + 1; see --num_units")
+            notes.append(
+                f"{path}: {file.num_units} units assumed, the largest + 1; see --num_units"
+            )
         if not (options["system"] or file.source):
-            told.append(f"{path}: units of a codebook assumed; see --system")
+            notes.append(f"{path}: units of a codebook assumed; see --system")
     joined = lambda texts: " | ".join(dict.fromkeys(filter(None, texts)))
     stress = "stress stripped" if options["stress"] == "strip" else "stress kept"
-    shown = f"{joined(rules)}; {options['alignment']} ({alignment.kind}), {stress}"
-    click.echo("\n".join([unit_quality.to_table(rows), *told, f"rule: {shown}"]))
+    text = f"{joined(rules)}; {options['alignment']} ({alignment.kind}), {stress}"
+    click.echo("\n".join([unit_quality.to_table(rows), *notes, f"rule: {text}"]))
     if options["output"] is not None:
         steps = {file.step for file in files}
         result_files.write_results(
@@ -128,7 +109,7 @@ def _evaluate_units(options: dict[str, Any], command: str) -> None:
             checkpoint=joined(file.checkpoint for file in files),
             step=steps.pop() if len(steps) == 1 else None,
             data=joined(data),
-            rule=shown,
+            rule=text,
             phones=list(alignment.labels),
         )
         click.echo(options["output"])

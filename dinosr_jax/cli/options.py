@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how all of them are declared."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -23,56 +23,92 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+PATH, FILE = LocalPath(), LocalPath(exists=True)
+COUNT, FROM_0, SEED = click.IntRange(1), click.IntRange(0), click.IntRange(0, 2**32 - 1)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+def option(
+    name: str,
+    kind: Any = None,
+    default: Any = None,
+    text: str | None = None,
+    *,
+    field: str | None = None,
+    **how: Any,
+) -> Callable:
+    """Declares --NAME.
+
+    Args:
+      name: Without dashes.
+      kind: A type of click, or the choices.
+      default: Shown in the help, unless it is empty.
+      text: Of the help.
+      field: The parameter that gets the value; None for the name.
+      **how: More for `click.option`.
+    """
+    if isinstance(kind, list):
+        kind = click.Choice(kind)
+    if default is not None:
+        how = {"default": default, "show_default": default != ""} | how
+    fields = () if field is None else (field,)
+    return click.option(f"--{name}", *fields, type=kind, help=text, **how)
+
+
 def together(*decorators: Callable) -> Callable:
     """One decorator of several, the first on top."""
     return lambda command: functools.reduce(lambda f, add: add(f), reversed(decorators), command)
 
 
-heads = click.option(
-    "--heads",
-    type=click.IntRange(min=1),
-    help="Attention heads of a checkpoint that does not say them.  [default: width / 64]",
+def argument(name: str, **how: Any) -> Callable:
+    """Declares an argument that is a path."""
+    return click.argument(name, type=PATH, **how)
+
+
+def output(text: str, **how: Any) -> Callable:
+    """Declares --output."""
+    return option("output", PATH, None, text, **how)
+
+
+heads = option(
+    "heads",
+    COUNT,
+    text="Attention heads of a checkpoint that does not say them.  [default: width / 64]",
 )
-stress = click.option(
-    "--stress", type=click.Choice(["strip", "keep"]), default="strip", show_default=True
-)
-prefix = click.option(
-    "--prefix", default="", help="Put before every name of the alignment: asterisk_en/."
-)
+stress = option("stress", ["strip", "keep"], "strip")
+prefix = option("prefix", default="", text="Put before every name of the alignment: asterisk_en/.")
 of_alignment = together(
-    click.option(
-        "--format",
-        "kind",
-        type=click.Choice(["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"]),
-        help="Of the alignment.  [default: by its content]",
+    option(
+        "format",
+        ["textgrid", "fairseq", "cpc", "jsonl", "discophon", "tsv"],
+        text="Of the alignment.  [default: by its content]",
+        field="kind",
     ),
-    click.option("--tier", default="phones", show_default=True, help="Of TextGrids."),
+    option("tier", default="phones", text="Of TextGrids."),
     stress,
     prefix,
 )
 features = together(
-    click.option(
-        "--max_memory",
-        type=click.FloatRange(min=0, min_open=True),
-        default=2.0,
-        show_default=True,
-        help="GiB of features that are held; what takes more is computed for every batch.",
+    option(
+        "max_memory",
+        POSITIVE,
+        2.0,
+        "GiB of features that are held; what takes more is kept in files of a temporary folder.",
     ),
-    click.option(
-        "--cache",
-        type=LocalPath(),
-        help="Folder to keep features in, in float16, instead.",
-    ),
+    option("cache", PATH, text="Folder to keep features in, in float16, instead."),
 )
-system = click.option(
-    "--system",
-    type=click.Choice(["codebook", "head", "kmeans", "mfcc", "untrained"]),
-    help="What it is of.  [default: what was written beside, else codebook]",
+system = option(
+    "system",
+    ["codebook", "head", "kmeans", "mfcc", "untrained"],
+    text="What it is of.  [default: what was written beside, else codebook]",
 )
+evaluation_output = output("Folder.  [default: RUN/evaluation]")
+language = option("language", default="", text="Only utterances of this language of the dataset.")
+key = lambda text: option("key", ["file", "name", "fileid", "audio"], "file", text)
 
 
 def read_given_alignment(options: Mapping[str, Any]) -> Any:
-    """The alignment that `--alignment` (or the argument) and the options `of_alignment` say."""
+    """The alignment of `--alignment` (or the argument), read as the options `of_alignment` say."""
     from dinosr_jax.data.phones.alignments import read_alignment
 
     how = {name: options[name] for name in ("kind", "tier", "stress")}

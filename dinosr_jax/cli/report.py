@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from dinosr_jax.cli import options as shared
+from dinosr_jax.cli.errors import one_line
+from dinosr_jax.cli.options import argument, output
 from dinosr_jax.errors import UserError
 
 
 @click.command()
-@click.argument("run", type=shared.LocalPath())
-@click.option("--output", type=shared.LocalPath(), help="Folder to write.  [default: RUN/report]")
+@argument("run")
+@output("Folder to write.  [default: RUN/report]")
 def report(run: Path, output: Path | None) -> None:
     """Show a run as one HTML page: curves, codes and phones, figures by layer, health.
 
@@ -20,10 +21,8 @@ def report(run: Path, output: Path | None) -> None:
     """
     from dinosr_jax.report.page import write_report
 
-    try:
+    with one_line(UserError):
         written = write_report(run, output)
-    except UserError as error:
-        raise click.ClickException(str(error)) from None
     for problem in written.problems:
         click.echo(f"warning: {problem}", err=True)
     for sentence in written.answer:

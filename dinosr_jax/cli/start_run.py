@@ -10,14 +10,10 @@ from dinosr_jax.recipes import FIELDS
 
 
 def run(config: Any, *, workdir: str | None) -> None:
-    """Trains, pre-training or fine-tuning, in a workdir; goes on where it stopped.
+    """Trains in a workdir (None: config.workdir); goes on where it stopped.
 
-    Args:
-      config: Configuration, not parsed.
-      workdir: Folder of the run; None for config.workdir.
-
-    Raises:
-      ValueError, OSError, RuntimeError: What a person should read: fields, files, data, training.
+    Raises ValueError, OSError, RuntimeError: what a person should read of fields, files, data,
+    training.
     """
     from dinosr_jax.training.processes import keep_compiled
 
@@ -77,19 +73,12 @@ def _finetune(config: Any, workdir: Path) -> None:
 
 
 def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
-    """Fills in what a fine-tuning takes from elsewhere.
+    """The configuration and the parameters of a fine-tuning, with what it takes from elsewhere.
 
-    Args:
-      config: Parsed configuration, of task 'ctc'.
-      workdir: Of the run; one that was started has it all.
-
-    Returns:
-      The configuration with the structure of the network of `init` and the symbols of the
-      vocabulary; and the parameters to start with, None where they are random or there already.
-
-    Raises:
-      ValueError: The vocabulary is not to be found, or given symbols are others.
-      CheckpointError, InteropError: `init` cannot be read.
+    That is the structure of the network of `init`, and the symbols of the vocabulary. The
+    parameters are None where they are random or there already. Raises ValueError where the
+    vocabulary is not to be found, or given symbols are others; CheckpointError, InteropError where
+    `init` cannot be read.
     """
     from dinosr_jax.data.batches.transcribed import find_vocabulary
 
@@ -112,25 +101,25 @@ def resolve(config: Any, workdir: Path) -> tuple[Any, dict[str, Any] | None]:
         return _filled(config, config.model.to_dict(), symbols), None
     from dinosr_jax.interop.runs import read_any
 
-    found = read_any(Path(config.init).expanduser())
-    if found.config.objective != config.objective:
+    initial = read_any(Path(config.init).expanduser())
+    if initial.config.objective != config.objective:
         raise ValueError(
             f"config.objective: found {config.objective!r}, but {config.init} was trained with "
-            f"{found.config.objective!r}; say --config.objective={found.config.objective}"
+            f"{initial.config.objective!r}; say --config.objective={initial.config.objective}"
         )
-    parts = dict(found.state.params)
+    parts = dict(initial.state.params)
     if config.ctc.network == "teacher":
-        if not found.state.teacher_params:
+        if not initial.state.teacher_params:
             raise ValueError(
                 f"config.ctc.network='teacher': {config.init} has no teacher; expected 'student'"
             )
-        parts |= found.state.teacher_params
+        parts |= initial.state.teacher_params
     parts.pop("heads", None)
-    if tuple(found.config.ctc.symbols) != tuple(symbols):
+    if tuple(initial.config.ctc.symbols) != tuple(symbols):
         parts.pop("output", None)
-    filled = _filled(config, found.config.model.to_dict(), symbols)
+    filled = _filled(config, initial.config.model.to_dict(), symbols)
     _say(
-        f"fine-tuning the {config.ctc.network} of {config.init} after {found.step} updates: "
+        f"fine-tuning the {config.ctc.network} of {config.init} after {initial.step} updates: "
         f"{filled.model.num_layers} layers of width {filled.model.width}"
     )
     return filled, parts

@@ -2,59 +2,50 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from dinosr_jax.cli import options as shared
 from dinosr_jax.cli.errors import one_line
-from dinosr_jax.cli.evaluation import command_text
+from dinosr_jax.cli.options import COUNT, FILE, FROM_0, PATH, SEED, argument, option
 from dinosr_jax.cli.probes import (
     apply_recipe,
     check_splits,
-    evaluation_folder,
-    following,
+    evaluate_task,
     parse_rates,
+    valid_split,
 )
-
-_FILE = shared.LocalPath()
-_COUNT = click.IntRange(min=1)
-_FROM_0 = click.IntRange(min=0)
-
-
-def _option(name: str, default: Any, **how: Any) -> Callable:
-    return click.option(f"--{name}", default=default, show_default=True, **how)
 
 
 def _recipe(*, num_steps: int, learning_rates: str, project_width: int) -> Callable:
     """Arguments and options of every task."""
     return shared.together(
-        click.argument("checkpoint", type=_FILE),
-        click.argument("data", type=_FILE),
-        click.option(
-            "--config",
-            type=shared.LocalPath(exists=True),
-            help="SUPERB's recipe: configs/evaluation/superb_*.py; options come first.",
+        argument("checkpoint"),
+        argument("data"),
+        option(
+            "config",
+            FILE,
+            text="SUPERB's recipe: configs/evaluation/superb_*.py; options come first.",
         ),
-        _option("num_steps", num_steps, type=_COUNT),
-        _option("eval_steps", 100, type=_COUNT, help="Steps between looks at the validation part."),
-        _option("batch_size", 16, type=_COUNT),
-        _option("learning_rates", learning_rates, help="All are tried; validation chooses."),
-        _option("project_width", project_width, type=_COUNT),
+        option("num_steps", COUNT, num_steps),
+        option("eval_steps", COUNT, 100, "Steps between looks at the validation part."),
+        option("batch_size", COUNT, 16),
+        option("learning_rates", None, learning_rates, "All are tried; validation chooses."),
+        option("project_width", COUNT, project_width),
         shared.features,
-        click.option("--output", type=_FILE, help="Folder.  [default: RUN/evaluation]"),
-        _option("seed", 0, type=click.IntRange(0, 2**32 - 1)),
+        shared.evaluation_output,
+        option("seed", SEED, 0),
         click.pass_context,
     )
 
 
 @click.command()
 @_recipe(num_steps=400, learning_rates="0.01,0.001", project_width=256)
-@click.option(
-    "--test_folder",
-    type=_FILE,
-    help="The test set's archive.  [default: a folder *test_set* near DATA, else testing_list.txt]",
+@option(
+    "test_folder",
+    PATH,
+    text="The test set's archive.  [default: a folder *test_set* near DATA, else testing_list.txt]",
 )
 def keywords(context: click.Context, **options: Any) -> None:
     """Keyword spotting on Speech Commands: accuracy, beside MFCC and the untrained network.
@@ -65,8 +56,8 @@ def keywords(context: click.Context, **options: Any) -> None:
     from dinosr_jax.evaluation.superb import utterance_tasks
     from dinosr_jax.evaluation.superb.keywords import read_keywords
 
-    apply_recipe(context, options, options.pop("config"))
-    read = functools.partial(read_keywords, test_folder=options.pop("test_folder"))
+    apply_recipe(context, options)
+    read = functools.partial(read_keywords, test_folder=options["test_folder"])
     prepare = functools.partial(utterance_tasks.classify, balanced=True)
     _run(context, "keywords", read, prepare, options)
 
@@ -82,7 +73,7 @@ def intent(context: click.Context, **options: Any) -> None:
     from dinosr_jax.evaluation.superb import utterance_tasks
     from dinosr_jax.evaluation.superb.intents import read_intents
 
-    apply_recipe(context, options, options.pop("config"))
+    apply_recipe(context, options)
     prepare = functools.partial(utterance_tasks.classify, balanced=False)
     _run(context, "intent", read_intents, prepare, options)
 
@@ -95,15 +86,15 @@ _AUGMENT = {
     "time_mask_width": 10,
 }
 _recurrent = shared.together(
-    _option("lstm_width", 128, type=_COUNT, help="Of each direction of each layer."),
-    _option("lstm_layers", 2, type=_FROM_0),
-    _option("dropout", 0.2, type=click.FloatRange(0, 1, max_open=True)),
-    *(_option(n, of, type=_FROM_0, help="Of SpecAugment.") for n, of in _AUGMENT.items()),
-    _option(
+    option("lstm_width", COUNT, 128, "Of each direction of each layer."),
+    option("lstm_layers", FROM_0, 2),
+    option("dropout", click.FloatRange(0, 1, max_open=True), 0.2),
+    *(option(name, FROM_0, default, "Of SpecAugment.") for name, default in _AUGMENT.items()),
+    option(
         "time_mask_share",
+        click.FloatRange(0, 1),
         0.0,
-        type=click.FloatRange(0, 1),
-        help="Of the frames: as many masks in time, none of a larger share; 0 for a fixed number.",
+        "Of the frames: as many masks in time, none of a larger share; 0 for a fixed number.",
     ),
 )
 
@@ -111,13 +102,7 @@ _recurrent = shared.together(
 @click.command()
 @_recipe(num_steps=800, learning_rates="0.003,0.001", project_width=128)
 @_recurrent
-@click.option(
-    "--voices",
-    type=click.Choice(["superb", "all"]),
-    default="superb",
-    show_default=True,
-    help="Which of the synthetic voices are in each part.",
-)
+@option("voices", ["superb", "all"], "superb", "Which of the synthetic voices are in each part.")
 def slots(context: click.Context, **options: Any) -> None:
     """Slot filling on Audio SNIPS: F1 of slots, CER of values, beside MFCC and untrained network.
 
@@ -126,25 +111,24 @@ def slots(context: click.Context, **options: Any) -> None:
     """
     from dinosr_jax.evaluation.superb.slots import fill_slots, read_slots
 
-    apply_recipe(context, options, options.pop("config"))
-    read = functools.partial(read_slots, voices=options.pop("voices"))
+    apply_recipe(context, options)
+    read = functools.partial(read_slots, voices=options["voices"])
     _run(context, "slots", read, fill_slots, options)
 
 
 @click.command()
 @_recipe(num_steps=800, learning_rates="0.003,0.001", project_width=128)
 @_recurrent
-@click.option("--train_split", default="train", show_default=True, help="To learn from.")
-@click.option("--valid_split", default="", help="To choose on.  [default: 15 % of --train_split]")
-@click.option("--split", default="test", show_default=True, help="To test on.")
-@click.option(
-    "--symbols",
-    type=click.Choice(["letters", "characters"]),
-    default="letters",
-    show_default=True,
-    help="Those of English, or all characters of the transcripts.",
+@option("train_split", default="train", text="To learn from.")
+@valid_split
+@option("split", default="test", text="To test on.")
+@option(
+    "symbols",
+    ["letters", "characters"],
+    "letters",
+    "Those of English, or all characters of the transcripts.",
 )
-@click.option("--emissions", type=_FILE, help="Folder for log-probabilities of the test part.")
+@option("emissions", PATH, text="Folder for log-probabilities of the test part.")
 def asr(context: click.Context, **options: Any) -> None:
     """Speech recognition on frozen features: WER without a language model, beside the baselines.
 
@@ -153,15 +137,15 @@ def asr(context: click.Context, **options: Any) -> None:
     """
     from dinosr_jax.evaluation.superb import letters
 
-    apply_recipe(context, options, options.pop("config"))
-    splits = {name: options.pop(name) for name in ("train_split", "valid_split", "split")}
+    apply_recipe(context, options)
+    splits = {name: options[name] for name in ("train_split", "valid_split", "split")}
     with one_line():
         check_splits(options["data"], splits)
-    symbols, vocabulary = options.pop("symbols"), []
+    vocabulary = []
 
-    def read(data: Path) -> Any:
+    def read(data: Any) -> Any:
         examples = letters.read_letters(data, **splits)
-        vocabulary.append(letters.vocabulary_of(examples, symbols=symbols))
+        vocabulary.append(letters.vocabulary_of(examples, symbols=options["symbols"]))
         return letters.spelt(examples, vocabulary=vocabulary[0])
 
     prepare = lambda examples, settings: letters.transcribe(
@@ -173,33 +157,15 @@ def asr(context: click.Context, **options: Any) -> None:
 def _run(
     context: click.Context, kind: str, read: Callable, prepare: Callable, options: dict[str, Any]
 ) -> None:
-    """Reads, learns, tests, prints; what is left of the options are settings."""
-    import logging
-
+    """Evaluates the task with the settings among the options."""
     from dinosr_jax.evaluation.probes import head_training, heads
-    from dinosr_jax.evaluation.superb import systems
     from dinosr_jax.inference import pretrained
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    checkpoint, data = options.pop("checkpoint"), options.pop("data")
-    output = options.pop("output") or evaluation_folder(checkpoint)
-    max_bytes = int(options.pop("max_memory") * 2**30)
-    kept = {name: options.pop(name, None) for name in ("cache", "emissions")}
-    masks = {name: options.pop(name) for name in heads.Augment._fields if name in options}
-    rates = parse_rates(options.pop("learning_rates"))
-    augment = heads.Augment(**masks) if masks else None
-    settings = head_training.HeadSettings(learning_rates=rates, augment=augment, **options)
-    with following() as telling:
-        trained = pretrained.load(checkpoint)
-        rows = systems.evaluate(
-            trained,
-            read(data),
-            prepare,
-            kind=kind,
-            output=output,
-            command=command_text(context),
-            wish=systems.TaskOptions(settings, max_bytes, **kept),
-            telling=telling,
-        )
-    click.echo(f"{checkpoint}, {trained.step} updates; {data}")
-    click.echo(f"{systems.summary(rows, kind=kind)}\n{output / kind}.json")
+    masks = {name: options[name] for name in heads.Augment._fields if name in options}
+    own = {name: options[name] for name in head_training.HeadSettings._fields if name in options}
+    own["learning_rates"] = parse_rates(options["learning_rates"])
+    settings = head_training.HeadSettings(augment=heads.Augment(**masks) if masks else None)
+    open_ = lambda: (pretrained.load(options["checkpoint"]), read(options["data"]))
+    evaluate_task(
+        context, kind, open_, prepare, settings._replace(**own), options, data=options["data"]
+    )

@@ -5,30 +5,26 @@ from typing import Any
 
 import click
 
-from dinosr_jax.cli import options as shared
-from dinosr_jax.cli.errors import EXPECTED
+from dinosr_jax.cli.errors import one_line
+from dinosr_jax.cli.options import COUNT, FILE, PATH, option
+
+_OVERRIDES = {"nargs": -1, "metavar": "[--config.FIELD=VALUE]..."}
 
 
 @click.command("compile", context_settings={"ignore_unknown_options": True})
-@click.option("--config", required=True, type=shared.LocalPath(exists=True))
-@click.option("--topology", required=True, help="TPU and its chips: v5e:4x4, v6e:2x4, v4:2x2x2.")
-@click.option("--batch_size", type=click.IntRange(min=1), help="Utterances, over all devices.")
-@click.option("--seconds", type=float, help="Length of each.  [default: data.max_seconds]")
-@click.option(
-    "--optimization",
-    type=click.Choice(["O0", "O1", "O2", "O3"]),
-    default="O0",
-    show_default=True,
-    help="Effort of the compiler; runs have O2, which takes several times as long.",
+@option("config", FILE, required=True)
+@option("topology", text="TPU and its chips: v5e:4x4, v6e:2x4, v4:2x2x2.", required=True)
+@option("batch_size", COUNT, text="Utterances, over all devices.")
+@option("seconds", float, text="Length of each.  [default: data.max_seconds]")
+@option(
+    "optimization",
+    ["O0", "O1", "O2", "O3"],
+    "O0",
+    "Effort of the compiler; runs have O2, which takes several times as long.",
 )
-@click.option(
-    "--libtpu",
-    type=shared.LocalPath(),
-    envvar="DINOSR_LIBTPU",
-    help="Folder with libtpu.  [env: DINOSR_LIBTPU]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.argument("overrides", nargs=-1, metavar="[--config.FIELD=VALUE]...")
+@option("libtpu", PATH, text="Folder with libtpu.  [env: DINOSR_LIBTPU]", envvar="DINOSR_LIBTPU")
+@option("json", text="Print one JSON object.", field="as_json", is_flag=True)
+@click.argument("overrides", **_OVERRIDES)
 def compile_command(
     config: Path, overrides: tuple[str, ...], libtpu: Path | None, as_json: bool, **options: Any
 ) -> None:
@@ -43,35 +39,32 @@ def compile_command(
     from dinosr_jax.config import read_file
     from dinosr_jax.training.planning import tpu_compile
 
-    terminal, told = sys.stderr.isatty(), []
+    terminal, shown = sys.stderr.isatty(), []
 
     def progress(elapsed: float) -> None:
-        if terminal or elapsed >= 30 * len(told):
-            told.append(elapsed)
+        if terminal or elapsed >= 30 * len(shown):
+            shown.append(elapsed)
             text = f"compiling for {options['topology']} ... {elapsed:.0f} s"
             click.echo("\r" + text if terminal else text, nl=not terminal, err=True)
 
-    try:
+    with one_line():
         values = read_file(config, overrides)
-        found = tpu_compile.compile_ahead(values, libtpu=libtpu, progress=progress, **options)
-    except EXPECTED as error:
-        raise click.ClickException(str(error)) from None
+        costs = tpu_compile.compile_ahead(values, libtpu=libtpu, progress=progress, **options)
     click.echo("\n" * terminal, nl=False, err=True)
-    click.echo(json.dumps(found.to_dict()) if as_json else found.to_text(values["num_steps"]))
+    click.echo(json.dumps(costs.to_dict()) if as_json else costs.to_text(values["num_steps"]))
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--config", required=True, type=shared.LocalPath(exists=True))
-@click.option("--devices", required=True, type=click.IntRange(min=1), help="How many there are.")
-@click.option(
-    "--device_seconds",
-    type=float,
-    default=240.0,
-    show_default=True,
-    help="Audio that one device holds; 240 s of base take 11 GiB (compile --help).",
+@option("config", FILE, required=True)
+@option("devices", COUNT, text="How many there are.", required=True)
+@option(
+    "device_seconds",
+    float,
+    240.0,
+    "Audio that one device holds; 240 s of base take 11 GiB (compile --help).",
 )
-@click.option("--batch_seconds", type=float, help="Audio of an update.  [default: the config's]")
-@click.argument("overrides", nargs=-1, metavar="[--config.FIELD=VALUE]...")
+@option("batch_seconds", float, text="Audio of an update.  [default: the config's]")
+@click.argument("overrides", **_OVERRIDES)
 def scale(config: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Fit a recipe to the devices at hand: print the flags for main.py.
 
@@ -81,9 +74,7 @@ def scale(config: Path, overrides: tuple[str, ...], **options: Any) -> None:
     from dinosr_jax.config import read_file
     from dinosr_jax.training.planning import scaling
 
-    try:
+    with one_line():
         changed = scaling.scale(read_file(config, overrides), **options)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     flags = [f"--config.{name}={value}" for name, value in changed.items()]
     click.echo(" \\\n  ".join([f"python main.py --config={config}", *overrides, *flags]))

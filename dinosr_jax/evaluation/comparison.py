@@ -12,39 +12,48 @@ from typing import Any, Literal, NamedTuple
 from dinosr_jax.data import audio
 from dinosr_jax.evaluation import result_files
 from dinosr_jax.evaluation.corpus import Corpus, write_example
-from dinosr_jax.evaluation.features import in_memory
+from dinosr_jax.evaluation.features import compute, store
 from dinosr_jax.evaluation.probes import frame_classifier, head_training, phone_recognition
 from dinosr_jax.evaluation.probes import rows as probe_rows
 from dinosr_jax.evaluation.probes.examples import Example, Examples, gather
 from dinosr_jax.evaluation.result_files import Validated
 from dinosr_jax.evaluation.units import baselines
-from dinosr_jax.evaluation.utterances import Division, LabelError, Labelled, describe, divide
+from dinosr_jax.evaluation.utterances import Division, Labelled, describe, divide
 from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 
 TaskName = Literal["units", "frames", "recognition"]
-# name of a stage and all that is to be done -> what is told how much more is done
+Row = dict[str, Any]
+# name of a stage, and all that is to be done -> what is called with how much more is done
 Stage = Callable[[str, float], Callable[[float], None]]
 _EXAMPLE = "utterance.npz"
 _VALID_SHARE = 0.15  # of the training utterances, where no validation split is named
+NAMES = {
+    "codebook": "the network",
+    "kmeans": "the network",
+    "mfcc": "MFCC",
+    "untrained": "the untrained network",
+}
 
 
 class ComparisonOptions(NamedTuple):
     """What to compare, and how much of it.
 
-    `fit_minutes` of the training split are clustered (None: 256 frames a cluster); `max_bytes` of
-    features are held; `seed` is that of the untrained network, of k-means and of the classifiers.
+    `fit_minutes` of the training split are clustered (None: 256 frames a cluster); `max_bytes` and
+    `cache` are as in `store.open_features`; `seed` is that of the untrained network, of k-means and
+    of the classifiers.
     """
 
     tasks: tuple[TaskName, ...] = ("units", "frames", "recognition")
     fit_minutes: float | None = None
-    max_bytes: int = in_memory.MAX_BYTES
+    max_bytes: int = store.MAX_BYTES
+    cache: Path | None = None
     seed: int = 0
     of_frames: frame_classifier.ClassifierSettings = frame_classifier.ClassifierSettings()
     of_recognition: head_training.HeadSettings = head_training.HeadSettings()
 
 
-class Telling(NamedTuple):
+class Progress(NamedTuple):
     """How a run is followed: notices, and progress by stages."""
 
     say: Callable[[str], None] = lambda text: None
@@ -57,141 +66,175 @@ def compare(
     *,
     output: Path,
     command: str,
-    wish: ComparisonOptions | None = None,
-    telling: Telling | None = None,
-) -> dict[TaskName, list[dict[str, Any]]]:
-    """Computes what is wished, and writes OUTPUT/units.json, frames.json, recognition.json.
+    options: ComparisonOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[TaskName, list[Row]]:
+    """Compares, and writes OUTPUT/units.json, frames.json, recognition.json.
 
     Args:
       model: Of `load`.
       corpus: Of `open_corpus`.
       output: Folder, usually RUN/evaluation; utterance.npz, an example to look at, goes there too.
       command: That reproduces it.
-      wish: What to compare.
-      telling: How it is followed.
+      options: What to compare.
+      progress: How it is followed.
 
     Returns:
       The rows of each task.
 
     Raises:
       LabelError: There are too few utterances with phones.
-      ValueError: Units are wished of a network whose frames do not begin every so many 10 ms.
+      RuleError: Units of a network whose frames do not begin every so many 10 ms.
       AudioError: A recording cannot be read.
       OutputError: The folder cannot be written to.
     """
-    wish, telling = wish or ComparisonOptions(), telling or Telling()
+    options, progress = options or ComparisonOptions(), progress or Progress()
     write = functools.partial(
         result_files.write_results,
         command=command,
         checkpoint=model.path,
         step=model.step,
-        seed=wish.seed,
+        seed=options.seed,
     )
-    of_units = baselines.rule(model).to_text() if "units" in wish.tasks else ""
-    fresh = in_memory.untrained(model, seed=wish.seed)
-    found: dict[TaskName, list[dict[str, Any]]] = {}
-    if "units" in wish.tasks:
-        found["units"], data = compare_units(model, fresh, corpus, wish, telling)
-        rule = f"{of_units}; {corpus.phones_are()}"
-        texts = {"rule": rule, "data": data, "phones": list(corpus.alignment.labels)}
-        write(output / "units.json", kind="units", rows=found["units"], **texts)
-    if {"units", "frames"} & set(wish.tasks):  # recognition needs no times
+    if "units" in options.tasks:
+        baselines.rule(model)  # refuses before anything is computed
+    fresh = compute.untrained(model, seed=options.seed)
+    results: dict[TaskName, list[Row]] = {}
+    if "units" in options.tasks:
+        results["units"], texts = _units(model, fresh, corpus, options, progress)
+        phones = list(corpus.alignment.labels)
+        write(output / "units.json", kind="units", rows=results["units"], phones=phones, **texts)
+    if {"units", "frames"} & set(options.tasks):  # recognition needs no times
         write_example(model, corpus, output / _EXAMPLE)
-    if {"frames", "recognition"} & set(wish.tasks):
-        probed = _probe(model, fresh, corpus, wish, telling)
-        for task, (rows, data) in probed.items():
-            rule = _rule(task, wish, corpus)
-            write(output / f"{task}.json", kind=task, rows=rows, data=data, rule=rule)
-            found[task] = rows
-    return found
+    if {"frames", "recognition"} & set(options.tasks):
+        for task, (rows, texts) in _probes(model, fresh, corpus, options, progress).items():
+            write(output / f"{task}.json", kind=task, rows=rows, **texts)
+            results[task] = rows
+    return results
 
 
-def compare_units(
-    model: Pretrained, fresh: Pretrained, corpus: Corpus, wish: ComparisonOptions, telling: Telling
-) -> tuple[list[dict[str, Any]], str]:
-    """Unit quality: codes of every codebook; k-means on this network, MFCC, the untrained network.
+def _units(
+    model: Pretrained,
+    fresh: Pretrained,
+    corpus: Corpus,
+    options: ComparisonOptions,
+    progress: Progress,
+) -> tuple[list[Row], dict[str, str]]:
+    """Codes of every codebook; k-means on this network, MFCC, the untrained network.
 
-    Returns:
-      Rows of results, and on what they are, as a line of text.
+    Returns rows of results, and the texts `data` and `rule`.
     """
     tested = [utterance.recording for utterance in corpus.test]
-    minutes = wish.fit_minutes or baselines.minutes_for(model)
+    minutes = options.fit_minutes or baselines.minutes_for(model)
     fitted = baselines.some_of(corpus.recordings, minutes=minutes)
     alignment = baselines.phones_of(corpus.test, like=corpus.alignment)
     row = functools.partial(baselines.row, alignment=alignment, model=model)
-    told = telling.stage("codes", _seconds(tested))
-    codes = baselines.codebook_codes(model, tested, progress=told)
+    done = progress.stage("codes", _seconds(tested))
+    codes = baselines.codebook_codes(model, tested, progress=done)
     rows = [row(of_layer, system="codebook", layer=i) for i, of_layer in codes.items()]
-    kmeans = {"num_clusters": model.config.model.codebook_size, "seed": wish.seed}
     layers = tuple(codes)  # those that have a codebook
-    networks = {"kmeans": model, "untrained": fresh}
-    for system in ("kmeans", "mfcc", "untrained"):
-        told = telling.stage(f"k-means on {NAMES[system]}", _seconds(fitted) + _seconds(tested))
-        if system == "mfcc":
-            compute = functools.partial(in_memory.of_mfcc, model=model)
-        else:
-            compute = functools.partial(
-                in_memory.of_network, networks[system], layers=layers, lengths="fitted"
-            )
-        train, test = (compute(some, progress=told) for some in (fitted, tested))
-        codes = baselines.kmeans_codes(train, test, **kmeans)
+    on_network = lambda network: functools.partial(
+        compute.of_network, network, layers=layers, lengths="fitted"
+    )
+    on_mfcc = functools.partial(compute.of_mfcc, model=model)
+    for system, names, run in (
+        ("kmeans", layers, on_network(model)),
+        ("mfcc", (None,), on_mfcc),
+        ("untrained", layers, on_network(fresh)),
+    ):
+        done = progress.stage(f"k-means on {NAMES[system]}", _seconds(fitted) + _seconds(tested))
+        parts = (store.Features(names, dict(run(part, progress=done))) for part in (fitted, tested))
+        codes = baselines.kmeans_codes(
+            *parts, num_clusters=model.config.model.codebook_size, seed=options.seed
+        )
         rows += [row(of_layer, system=system, layer=i) for i, of_layer in codes.items()]
     data = (
         f"{corpus.split} of {corpus.data_dir}, what has phones: {describe(corpus.test)}; k-means "
         f"on MFCC (normalised over the utterance) and on both networks' layers fitted on "
         f"{len(fitted)} utterances, {_seconds(fitted) / 60:.1f} minutes, of {corpus.train_split}"
     )
-    return rows, data
+    rule = f"{baselines.rule(model).to_text()}; {corpus.phones_are()}"
+    return rows, {"data": data, "rule": rule}
 
 
 def _seconds(recordings: Sequence[Recording]) -> float:
     return sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
 
 
-def _probe(
-    model: Pretrained, fresh: Pretrained, corpus: Corpus, wish: ComparisonOptions, telling: Telling
-) -> dict[TaskName, tuple[list[dict[str, Any]], str]]:
-    """Rows, and on what they are, of both probes; features are computed once for each system."""
+def _probes(
+    model: Pretrained,
+    fresh: Pretrained,
+    corpus: Corpus,
+    options: ComparisonOptions,
+    progress: Progress,
+) -> dict[TaskName, tuple[list[Row], dict[str, str]]]:
+    """Rows and texts of both probes; the features of a system are computed once."""
     division, valid = divide(corpus.train, corpus.test), tuple(corpus.valid)
-    if "recognition" in wish.tasks and not valid:
+    if "recognition" in options.tasks and not valid:
         division, valid = _with_validation(division)
-    division, valid, dtype = _that_fit(model, division, valid, wish, telling)
-    frame_division = division._replace(train=(*division.train, *valid))
-    everyone = [*frame_division.train, *division.test]
-    rows: dict[TaskName, list[dict[str, Any]]] = {
-        task: [] for task in wish.tasks if task != "units"
-    }
-    for system, network in (("codebook", model), ("mfcc", model), ("untrained", fresh)):
-        held = _features(system, network, everyone, dtype, telling)
-        if "frames" in rows:
-            found = probe_rows.probe_frames(
-                held,
-                frame_division,
-                conv_layers=model.config.model.conv_layers,
-                settings=wish.of_frames._replace(seed=wish.seed),
-                progress=telling.stage(f"frames of {NAMES[system]}", wish.of_frames.num_steps),
-            )
-            rows["frames"] += [{"system": system} | row for row in found]
-        if "recognition" in rows:
-            steps = wish.of_recognition.num_steps
-            row = probe_rows.recognise(
-                held,
-                division,
-                valid,
-                settings=wish.of_recognition._replace(seed=wish.seed),
-                progress=telling.stage(f"recognition with {NAMES[system]}", steps),
-            )
-            rows["recognition"].append({"system": system} | row)
-    learnt = corpus.train_split if corpus.train else corpus.split
-    on = lambda some: (
-        f"{corpus.split} of {corpus.data_dir}: {describe(division.test)}; learnt on "
-        f"{describe(some)} of {learnt}, divided {division.rule}"
-    )
+    learnt = {"frames": (*division.train, *valid), "recognition": division.train}
+    examples = _examples(division, valid, corpus)
+    everyone = [u.recording for u in (*division.train, *valid, *division.test)]
+
+    def frames(features: store.Features, name: str) -> list[Row]:
+        return probe_rows.probe_frames(
+            features,
+            division._replace(train=learnt["frames"]),
+            conv_layers=model.config.model.conv_layers,
+            settings=options.of_frames._replace(seed=options.seed),
+            progress=progress.stage(f"frames of {name}", options.of_frames.num_steps),
+        )
+
+    def recognition(features: store.Features, name: str) -> list[Row]:
+        settings = options.of_recognition._replace(seed=options.seed)
+        done = progress.stage(f"recognition with {name}", settings.num_steps)
+        return [probe_rows.recognise(features, examples, settings=settings, progress=done)]
+
+    probes = {"frames": frames, "recognition": recognition}
+    results: dict[TaskName, list[Row]] = {task: [] for task in options.tasks if task in probes}
+    for system in store.systems(model, fresh, lengths="fitted"):
+        name = NAMES[system.name]
+        with store.open_features(
+            system,
+            everyone,
+            model=model,
+            max_bytes=options.max_bytes,
+            cache=options.cache,
+            say=progress.say,
+            progress=progress.stage(f"features of {name}", _seconds(everyone)),
+        ) as features:
+            for task, rows in results.items():
+                rows += [{"system": system.name} | row for row in probes[task](features, name)]
+    texts = _texts_of_probes(corpus, division, learnt, len(valid), options)
+    return {task: (rows, texts[task]) for task, rows in results.items()}
+
+
+def _texts_of_probes(
+    corpus: Corpus,
+    division: Division,
+    learnt: Mapping[str, Sequence[Labelled]],
+    num_valid: int,
+    options: ComparisonOptions,
+) -> dict[str, dict[str, str]]:
+    """`data` and `rule` of each probe."""
     data = {
-        "frames": on(frame_division.train),
-        "recognition": f"{on(division.train)}; learning rate and step chosen on {len(valid)} more",
+        task: f"{corpus.split} of {corpus.data_dir}: {describe(division.test)}; learnt on "
+        f"{describe(some)} of {corpus.train_split if corpus.train else corpus.split}, divided "
+        f"{division.rule}"
+        for task, some in learnt.items()
     }
-    return {task: (lines, data[task]) for task, lines in rows.items()}
+    data["recognition"] += f"; learning rate and step chosen on {num_valid} more"
+    rates = ", ".join(f"{rate:g}" for rate in options.of_recognition.learning_rates)
+    rules = {
+        "frames": "the phone at the centre of what the network's frame reads, silence too; linear "
+        "classifiers of layers (0: what the first one reads) and of SUPERB's weighted sum",
+        "recognition": "SUPERB's PR: phones without silence, greedy decoding, edit distances over "
+        f"lengths, learning rate out of {rates}",
+    }
+    return {
+        task: {"data": data[task], "rule": f"{rule}; {corpus.phones_are()}"}
+        for task, rule in rules.items()
+    }
 
 
 def to_recognise(corpus: Corpus) -> Examples:
@@ -199,21 +242,17 @@ def to_recognise(corpus: Corpus) -> Examples:
     division, valid = divide(corpus.train, corpus.test), tuple(corpus.valid)
     if not valid:
         division, valid = _with_validation(division)
-    said = lambda some: [Example(u.recording, phone_recognition.spoken(u.phones)) for u in some]
+    return _examples(division, valid, corpus)
+
+
+def _examples(division: Division, valid: Sequence[Labelled], corpus: Corpus) -> Examples:
     parts = {"train": division.train, "valid": valid, "test": division.test}
     data = f"{corpus.split} of {corpus.data_dir}, {corpus.phones_are()}, divided {division.rule}"
-    return gather({part: said(some) for part, some in parts.items()}, data=data)
-
-
-def _rule(task: TaskName, wish: ComparisonOptions, corpus: Corpus) -> str:
-    if task == "frames":
-        text = "the phone at the centre of what the network's frame reads, silence too; linear "
-        text += "classifiers of layers (0: what the first one reads) and of SUPERB's weighted sum"
-    else:
-        rates = ", ".join(f"{rate:g}" for rate in wish.of_recognition.learning_rates)
-        text = "SUPERB's PR: phones without silence, greedy decoding, edit distances over lengths, "
-        text += f"learning rate out of {rates}"
-    return f"{text}; {corpus.phones_are()}"
+    examples = {
+        part: [Example(u.recording, phone_recognition.spoken(u.phones)) for u in some]
+        for part, some in parts.items()
+    }
+    return gather(examples, data=data)
 
 
 def _with_validation(division: Division) -> tuple[Division, tuple[Labelled, ...]]:
@@ -222,77 +261,33 @@ def _with_validation(division: Division) -> tuple[Division, tuple[Labelled, ...]
     return division._replace(train=chosen.train), chosen.test
 
 
-def _that_fit(
-    model: Pretrained,
-    division: Division,
-    valid: Sequence[Labelled],
-    wish: ComparisonOptions,
-    telling: Telling,
-) -> tuple[Division, tuple[Labelled, ...], type]:
-    """The utterances whose features can be held, and in which type."""
-    parts = (division.train, division.test, tuple(valid))
-    everyone = [u.recording for part in parts for u in part]
-    kept, dtype = in_memory.room(everyone, model=model, max_bytes=wish.max_bytes, say=telling.say)
-    ids = {recording.id for recording in kept}
-    train, test, valid = (tuple(u for u in part if u.recording.id in ids) for part in parts)
-    if not train or not test or (parts[2] and not valid):
-        raise LabelError(
-            f"--max_memory: {wish.max_bytes / 2**30:.2f} GiB hold the features of {len(kept)} "
-            f"utterances, and so none of a part; expected room for more of {len(everyone)}"
-        )
-    return division._replace(train=train, test=test), valid, dtype
-
-
-def _features(
-    system: str, network: Pretrained, everyone: Sequence[Labelled], dtype: type, telling: Telling
-) -> in_memory.Features:
-    recordings = [utterance.recording for utterance in everyone]
-    told = telling.stage(f"features of {NAMES[system]}", _seconds(recordings))
-    if system == "mfcc":
-        return in_memory.of_mfcc(recordings, model=network, progress=told)
-    how = {"dtype": dtype, "lengths": "fitted", "progress": told}
-    return in_memory.of_network(network, recordings, **how)
-
-
-NAMES = {
-    "codebook": "the network",
-    "kmeans": "the network",
-    "mfcc": "MFCC",
-    "untrained": "the untrained network",
-}
-
-
 def summary(
-    found: Mapping[TaskName, Sequence[Mapping[str, Any]]], validated: Validated | None = None
+    results: Mapping[TaskName, Sequence[Mapping[str, Any]]], validated: Validated | None = None
 ) -> str:
-    """The best of each system side by side, as a table; PER is best where it is least.
+    """The best of each system side by side, as lines of text; PER is best where it is least.
 
-    Args:
-      found: Rows of each task.
-      validated: The layer of the network's codes that counts, chosen on other speech; None takes
-        the best on this.
-
-    Returns:
-      Lines of text.
+    The layer in `validated`, chosen on other speech, counts for the network's codes; None takes the
+    best on this.
     """
-    metrics = {"units": ("pnmi", "PNMI", 1), "frames": ("accuracy", "frame accuracy", 1)}
-    metrics["recognition"] = ("per", "phone error rate", -1)
+    metrics = {
+        "units": ("pnmi", "PNMI", max),
+        "frames": ("accuracy", "frame accuracy", max),
+        "recognition": ("per", "phone error rate", min),
+    }
     heads = {"codebook": "network", "mfcc": "MFCC", "untrained": "untrained network"}
     lines = [["", *heads.values()]]
-    for task, rows in found.items():
-        name, text, sign = metrics[task]
+    for task, rows in results.items():
+        name, text, choose = metrics[task]
         cells = [text]
         for system in heads:
             own, by = [row for row in rows if row["system"] == system], ""
             if validated and (task, system) == ("units", "codebook"):
                 own = [row for row in own if row["layer"] == validated.layer]
                 by = f", chosen on {validated.split}"
-            best = max(own, key=lambda row: sign * row[name])
+            best = choose(own, key=lambda row: row[name])
             layer = best["layer"]
-            where = {None: "", result_files.WEIGHTED: " (all layers)"}.get(
-                layer, f" (layer {layer}{by})"
-            )
-            cells.append(f"{best[name]:.3f}{where}")
+            where = {None: "", result_files.WEIGHTED: " (all layers)"}
+            cells.append(f"{best[name]:.3f}{where.get(layer, f' (layer {layer}{by})')}")
         lines.append(cells)
     widths = [max(20, *map(len, column)) for column in zip(*lines, strict=True)]
     padded = lambda line: (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

@@ -44,18 +44,9 @@ def open_corpus(
     split: str,
     valid_split: str = "",
 ) -> Corpus:
-    """Reads what is known of the splits.
+    """Reads the splits of a prepared dataset; `valid_split` '' for none.
 
-    Args:
-      data_dir: Of a prepared dataset.
-      alignment: Phones of its records.
-      model: Whose receptive field says what is too short.
-      train_split: To fit and to learn on.
-      split: To test on.
-      valid_split: To choose learning rates on; '' for a part of the training split.
-
-    Returns:
-      The corpus.
+    What is shorter than the receptive field of `model` is left out.
 
     Raises:
       ManifestError: No such dataset or split.
@@ -84,11 +75,11 @@ def write_example(model: Pretrained, corpus: Corpus, path: Path) -> None:
     distance = lambda u: max(low - seconds(u), seconds(u) - high, 0.0)
     chosen = min(corpus.test, key=lambda u: (distance(u), -len(set(u.phones)), u.recording.id))
     waveform = chosen.recording.load()
-    found = baselines.codebook_codes(model, [chosen.recording])
+    by_layer = baselines.codebook_codes(model, [chosen.recording])
     arrays = {
         "waveform": waveform.astype(np.float32),
-        "codes": np.stack([codes[chosen.recording.id] for codes in found.values()]),
-        "layers": np.asarray(list(found)),
+        "codes": np.stack([codes[chosen.recording.id] for codes in by_layer.values()]),
+        "layers": np.asarray(list(by_layer)),
         "phone_starts": np.asarray([phone.start for phone in chosen.phones], np.float64),
         "phone_ends": np.asarray([phone.end for phone in chosen.phones], np.float64),
         "phone_labels": np.asarray([phone.label for phone in chosen.phones], np.str_),

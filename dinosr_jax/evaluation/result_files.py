@@ -76,35 +76,11 @@ def write_results(
     outputs.write_text(Path(path), json.dumps(plain, ensure_ascii=False) + "\n")
 
 
-def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """Reads the files of results in a folder.
-
-    Args:
-      folder: RUN/evaluation; JSON files without a `kind` are something else, and left alone.
-
-    Returns:
-      The records, by name of their files; each with its path in `path`. Empty where there
-      is no such folder.
-
-    Raises:
-      ResultError: A file is damaged, or lacks a field.
-    """
-    records = [read_result(path) for path in sorted(Path(folder).glob("*.json"))]
-    return [record for record in records if record is not None]
-
-
 def read_result(path: Path) -> dict[str, Any] | None:
-    """Reads one file of results.
+    """Reads one file of results; None where it is of something else, without a `kind`.
 
-    Args:
-      path: A JSON file.
-
-    Returns:
-      The record with its path in `path`; None where the file is of something else, without a
-      `kind`.
-
-    Raises:
-      ResultError: It is damaged, or lacks a field.
+    Returns the record with its path in `path`; raises ResultError where it is damaged, or lacks a
+    field.
     """
     name = printable(str(path))
     try:

@@ -41,20 +41,10 @@ class Division(NamedTuple):
 def find_alignment(
     data_dir: Path, *, given: Path | None = None, prefix: str = "", stress: Stress = "strip"
 ) -> Alignment:
-    """The alignment that is given, else the one that a prepared dataset carries.
+    """The alignment in `given`, a file or folder of TextGrids, else that of the prepared dataset.
 
-    Args:
-      data_dir: Of the prepared dataset.
-      given: A file, or a folder of TextGrids.
-      prefix: Put before every name in what is given, such as 'asterisk_en/'.
-      stress: Whether AH0 is AH.
-
-    Returns:
-      The alignment.
-
-    Raises:
-      LabelError: There is none.
-      TextError: It cannot be read.
+    `prefix` is put before every name in what is given; `stress` says whether AH0 is AH. Raises
+    LabelError where there is none, TextError where it cannot be read.
     """
     if given is not None:
         return read_alignment(given, stress=stress).with_prefix(prefix)
@@ -73,17 +63,9 @@ def spell(
 ) -> Alignment:
     """Phones of the transcripts of some splits, by a lexicon: their order, not their times.
 
-    Args:
-      data_dir: Of a prepared dataset with transcripts.
-      splits: In TFDS syntax.
-      lexicon: A word and its phones a line; of several, the first is taken, as in SUPERB.
-      stress: SUPERB keeps the digits of ARPAbet's vowels.
-
-    Returns:
-      An alignment in which phone i is from i to i + 1 s. A word that the lexicon has not is <UNK>.
-
-    Raises:
-      LabelError: The lexicon has no word of the transcripts.
+    A line of the lexicon is a word and its phones; of several, the first is taken. SUPERB keeps the
+    digits of ARPAbet's vowels. Phone i is from i to i + 1 s; a word that the lexicon has not is
+    <UNK>. Raises LabelError where the lexicon has no word of the transcripts.
     """
     words = read_lexicon(lexicon, stress=stress)
     spelt: dict[str, tuple[Phone, ...]] = {}
@@ -93,9 +75,9 @@ def spell(
             data_dir, dataset=manifests.dataset_in(data_dir), split=split
         )
         for id_, text in zip(manifest.ids, manifest.texts, strict=True):
-            said = nfc(text.upper()).split()
-            known += sum(word in words for word in said)
-            labels = [label for word in said for label in words.get(word, ["<UNK>"])]
+            spoken = nfc(text.upper()).split()
+            known += sum(word in words for word in spoken)
+            labels = [label for word in spoken for label in words.get(word, ["<UNK>"])]
             if labels:
                 spelt[str(id_)] = tuple(Phone(i, i + 1, label) for i, label in enumerate(labels))
     if not known:
@@ -111,27 +93,21 @@ def read_split(
 ) -> tuple[list[Recording], list[Labelled]]:
     """The recordings of a split of a prepared dataset, and those that have phones.
 
-    Args:
-      data_dir: Of the prepared dataset.
-      split: In TFDS syntax.
-      alignment: Phones.
-      conv_layers: Of the network; what is shorter than its receptive field is left out.
-
-    Returns:
-      All recordings, and those with phones.
-
-    Raises:
-      ManifestError: No such dataset or split.
-      TextError: Names fit several utterances.
+    What is shorter than the receptive field of `conv_layers` is left out. Raises ManifestError
+    where there is no such dataset or split, TextError where names fit several utterances.
     """
     shortest = receptive_field(conv_layers)[0]
     recordings = [r for r in open_inputs(data_dir, split=split) if r.num_samples >= shortest]
     manifest = manifests.load_manifest(
         data_dir, dataset=manifests.dataset_in(data_dir), split=split
     )
-    said = dict(zip(manifest.ids, zip(manifest.speakers, manifest.texts, strict=True), strict=True))
+    speakers_and_texts = dict(
+        zip(manifest.ids, zip(manifest.speakers, manifest.texts, strict=True), strict=True)
+    )
     phones = alignment.match(recording.id for recording in recordings)
-    labelled = [Labelled(r, phones[r.id], *said[r.id]) for r in recordings if r.id in phones]
+    labelled = [
+        Labelled(r, phones[r.id], *speakers_and_texts[r.id]) for r in recordings if r.id in phones
+    ]
     return recordings, labelled
 
 
@@ -152,18 +128,10 @@ def in_chance_order(utterances: Iterable, *, key=lambda item: item.recording.id)
 def divide(train: Sequence[Labelled], test: Sequence[Labelled], *, share: float = 0.2) -> Division:
     """Utterances to learn from and to be tested on; no utterance is in both.
 
-    Args:
-      train: With phones, of the training split; may be empty: then a part of `test` is learnt from.
-      test: With phones, of the test split.
-      share: Of the speakers, or of the utterances, that is held out where the splits do not say it.
-
-    Returns:
-      By speaker, where several are known: the splits as they are if they share none, else some
-      speakers are held out. By utterance, where there is one: the splits as they are, or by a hash
-      of the id.
-
-    Raises:
-      LabelError: There are not two utterances.
+    By speaker, where several are known: the splits as they are if they share none, else `share` of
+    the speakers is held out. By utterance, where there is one: the splits as they are, or by a hash
+    of the id. `train` may be empty: then a part of `test` is learnt from. Raises LabelError where
+    there are not two utterances.
     """
     tested = {utterance.recording.id for utterance in test}
     others = [utterance for utterance in train if utterance.recording.id not in tested]
@@ -187,12 +155,12 @@ def divide(train: Sequence[Labelled], test: Sequence[Labelled], *, share: float 
 
 def _by_speaker(others: Sequence[Labelled], test: Sequence[Labelled], share: float) -> Division:
     """Some speakers are held out, those first that nothing is learnt from."""
-    learnt, heard = ({u.speaker for u in some} for some in (others, test))
-    if others and not learnt & heard:
-        rule = f"by speaker, as the splits are: {len(learnt)} to learn from, {len(heard)} others"
+    learnt, tested = ({u.speaker for u in some} for some in (others, test))
+    if others and not learnt & tested:
+        rule = f"by speaker, as the splits are: {len(learnt)} to learn from, {len(tested)} others"
         return Division(tuple(others), tuple(test), rule)
-    pool, everyone = (others or test), learnt | heard
-    ordered = in_chance_order(heard, key=str)
+    pool, everyone = (others or test), learnt | tested
+    ordered = in_chance_order(tested, key=str)
     ordered.sort(key=lambda speaker: speaker in learnt)  # stable
     held_out = set(ordered[: max(1, min(round(share * len(everyone)), len(everyone) - 1))])
     train = tuple(u for u in pool if u.speaker not in held_out)

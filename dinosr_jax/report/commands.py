@@ -13,8 +13,8 @@ _ALIGNMENT = "# where the data holds no phones, add --alignment=FILE"
 def changed(run: RunFiles) -> list[tuple[str, Any, Any]]:
     """(field, published, this run) of what differs from the published recipe."""
     published = published_recipe().to_dict()
-    found = differences(published, run.config) if run.config else {}
-    return [(name, *values) for name, values in found.items() if name != "workdir"]
+    fields = differences(published, run.config) if run.config else {}
+    return [(name, *values) for name, values in fields.items() if name != "workdir"]
 
 
 def training(run: RunFiles) -> list[str]:

@@ -58,9 +58,7 @@ def signs(run: RunFiles) -> list[Sign]:
 def latest(records: Sequence[Record], field: str) -> tuple[int, list[float]]:
     """The step and the values of each codebook ([] for none), held out where it was measured.
 
-    Args:
-      records: In the order of the steps.
-      field: Without eval_; its mean is the one value where it is not recorded by codebook.
+    `field` is without eval_; its mean is the one value where it is not recorded by codebook.
     """
     for prefix in ("eval_", ""):
         name = f"{prefix}{field.removeprefix('eval_')}"

@@ -22,15 +22,13 @@ class Written(NamedTuple):
 
 
 def write_report(run: str | Path, output: str | Path | None = None) -> Written:
-    """Writes the report of a run; reads its files alone, and computes no network.
+    """Writes the report of a run, under way, finished or imported; reads its files alone.
+
+    Figures of a report before that are no longer there are removed.
 
     Args:
-      run: Workdir of a run, under way, finished or imported.
-      output: Folder; RUN/report if None. Figures of a report before that are no longer there are
-        removed.
-
-    Returns:
-      What was written.
+      run: Workdir.
+      output: Folder; RUN/report if None.
 
     Raises:
       ReportError: It is no run, or the report cannot be written.
@@ -40,29 +38,24 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Written:
     answer = find_answer(files.of_kind("units"), health.validated(files))
     with style():
         lead, pictures = sections.lead(files, answer)
-        parts = []
-        for section, found in (
+        parts = [
             sections.curves(files, answer),
             sections.inventory(files, answer),
             sections.by_layer(files),
             sections.utterance(files, answer),
             sections.health_section(files),
-        ):
-            parts.append(section)
-            pictures = pictures + found
-    parts.append(configuration.setup_section(files))
-    name = files.folder.absolute().name
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        ]
+    pictures = pictures + [picture for _, some in parts for picture in some]
     text = page(
-        title=f"Report of {name}",
+        title=f"Report of {files.folder.absolute().name}",
         lead=lead,
-        sections=parts,
-        made=f"Made on {now} by dinosr_jax {__version__} from the files of the run; nothing on "
-        "this page is loaded from elsewhere.",
+        sections=[*(section for section, _ in parts), configuration.setup(files)],
+        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
     )
     written = _write(folder, text, pictures)
-    told = sentences(answer) if answer else []
-    return Written(folder / "report.html", written, told, files.problems)
+    answers = sentences(answer) if answer else []
+    return Written(folder / "report.html", written, answers, files.problems)
 
 
 def _write(folder: Path, text: str, pictures: list[Picture]) -> list[Path]:

@@ -57,13 +57,6 @@ SUPERB = {
 
 
 def overlapping(last_step: int) -> tuple[Point, ...]:
-    """The published points that a run of so many updates can be compared with.
-
-    Args:
-      last_step: Finished updates.
-
-    Returns:
-      Those up to a fifth beyond the last update; none where that is the start alone.
-    """
+    """The published points up to a fifth beyond the last update; none for the start alone."""
     points = tuple(point for point in PUBLISHED_CURVE if point.step <= 1.2 * last_step)
     return points if len(points) > 1 else ()

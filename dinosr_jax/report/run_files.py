@@ -50,15 +50,15 @@ class RunFiles(NamedTuple):
 
     def value(self, *path: str) -> Any:
         """A field of the configuration; None where it is not known."""
-        found: Any = self.config
+        field: Any = self.config
         for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
+            field = field.get(name) if isinstance(field, dict) else None
+        return field
 
     def whole(self, *path: str) -> int | None:
         """A field of the configuration that is a whole number above 0."""
-        found = self.value(*path)
-        return found if type(found) is int and found > 0 else None
+        number = self.value(*path)
+        return number if type(number) is int and number > 0 else None
 
     def codebook_layers(self) -> list[int]:
         """The layer of every codebook, from 1; [] where they are not known."""
@@ -74,8 +74,8 @@ class RunFiles(NamedTuple):
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Results of a kind, the newest first."""
-        found = [result for result in self.results if result["kind"] == kind]
-        return sorted(found, key=lambda result: str(result.get("date", "")), reverse=True)
+        results = [result for result in self.results if result["kind"] == kind]
+        return sorted(results, key=lambda result: str(result.get("date", "")), reverse=True)
 
     def last_step(self) -> int | None:
         """The last recorded update; the newest checkpoint where nothing is recorded."""
@@ -85,16 +85,9 @@ class RunFiles(NamedTuple):
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Reads what there is of a run; what is broken is listed, and left out.
+    """Reads what there is of a run, or of its evaluations alone; lists what is broken.
 
-    Args:
-      folder: A workdir, or one of its evaluations alone.
-
-    Returns:
-      `RunFiles`.
-
-    Raises:
-      ReportError: It is no run.
+    Raises ReportError where the folder is no run.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -135,13 +128,12 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_bytes())
+        if isinstance(config, dict):
+            return config
+        problems.append(f"config.json holds a {type(config).__name__}, expected fields")
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"config.json cannot be read ({error}); it was left out")
-        return {}
-    if not isinstance(config, dict):
-        problems.append(f"config.json holds a {type(config).__name__}, expected fields")
-        return {}
-    return config
+    return {}
 
 
 def _records(path: Path, problems: list[str]) -> tuple[list[dict[str, Any]], int]:
@@ -171,7 +163,7 @@ def _environments(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 def _results(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The results in a folder; a broken file is a problem, and the others are read."""
-    found = []
+    results = []
     for path in sorted(folder.glob("*.json")):
         try:
             result = read_result(path)
@@ -179,8 +171,8 @@ def _results(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
             problems.append(f"a file of results was left out: {str(error)[:400]}")
             continue
         if result is not None:
-            found.append(result)
-    return found
+            results.append(result)
+    return results
 
 
 def _utterance(path: Path, problems: list[str]) -> ExampleUtterance | None:

@@ -54,12 +54,8 @@ def find_answer(
 ) -> Answer | None:
     """The best row of each system in the result that has most of them, the newest of equals.
 
-    Args:
-      results: Of kind 'units', the newest first.
-      validated: Its layer's codebook counts as the best, where the result is of another split.
-
-    Returns:
-      None where no result has a PNMI.
+    `results` are of kind 'units', the newest first. The layer in `validated` counts as the best,
+    where the result is of another split. None where no result has a PNMI.
     """
     answers = []
     for result in results:
@@ -89,28 +85,28 @@ def sentences(answer: Answer) -> list[str]:
     if units is None:
         return ["The units of this network are not measured; only what they must beat is."]
     pnmi, where = units["pnmi"], of_layer(units)
-    found = [f"The units{where} tell {pnmi:.1%} of what there is to know about the phones."]
+    texts = [f"The units{where} tell {pnmi:.1%} of what there is to know about the phones."]
     if mfcc:
-        found.append(_against_mfcc(pnmi - mfcc["pnmi"], mfcc["pnmi"]))
+        texts.append(_against_mfcc(pnmi - mfcc["pnmi"], mfcc["pnmi"]))
     else:
-        found.append("Whether that is better than k-means on MFCC is not measured.")
+        texts.append("Whether that is better than k-means on MFCC is not measured.")
     if untrained:
         gain, figure = pnmi - untrained["pnmi"], f"{untrained['pnmi']:.1%}"
         if gain > EQUAL:
-            found.append(f"The same network untrained tells {figure}: training has helped.")
+            texts.append(f"The same network untrained tells {figure}: training has helped.")
         elif gain < -EQUAL:
-            found.append(f"The same network untrained tells more, {figure}: training has harmed.")
+            texts.append(f"The same network untrained tells more, {figure}: training has harmed.")
         else:
-            found.append(f"The same network untrained tells as much, {figure}: nothing is learnt.")
+            texts.append(f"The same network untrained tells as much, {figure}: nothing is learnt.")
     else:
-        found.append("What the untrained network tells is not measured.")
+        texts.append("What the untrained network tells is not measured.")
     if answer.chosen:
-        found.append(answer.chosen)
+        texts.append(answer.chosen)
     sizes = [(name, size) for name, _, size in answer.bars() if size]
     if len({size for _, size in sizes}) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes)
-        found.append(f"Mind that the numbers of units differ ({listed}); more units raise PNMI.")
-    return found
+        texts.append(f"Mind that the numbers of units differ ({listed}); more units raise PNMI.")
+    return texts
 
 
 def of_layer(row: Row | None) -> str:

@@ -13,11 +13,11 @@ from dinosr_jax.data.phones.alignments import Alignment
 from dinosr_jax.data.phones.phones import Phone
 from dinosr_jax.evaluation import comparison, result_files
 from dinosr_jax.evaluation.corpus import Corpus
-from dinosr_jax.evaluation.features import in_memory
+from dinosr_jax.evaluation.features import compute, store
 from dinosr_jax.evaluation.probes import frame_classifier, head_training
 from dinosr_jax.evaluation.result_files import Validated
 from dinosr_jax.evaluation.units import baselines
-from dinosr_jax.evaluation.utterances import LabelError, Labelled
+from dinosr_jax.evaluation.utterances import Labelled
 from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 from dinosr_jax.inference.units import kmeans
@@ -64,22 +64,27 @@ def corpus():
 
 
 @pytest.fixture(scope="module")
-def compared(model, corpus, tmp_path_factory, compile_quickly):
-    output = tmp_path_factory.mktemp("run") / "evaluation"
-    wish = comparison.ComparisonOptions(
+def options():
+    return comparison.ComparisonOptions(
         of_frames=frame_classifier.ClassifierSettings(num_steps=150, batch_frames=64),
         of_recognition=head_training.HeadSettings(
             num_steps=60, eval_steps=30, batch_size=8, project_width=16, learning_rates=(3e-2,)
         ),
     )
-    found = comparison.compare(model, corpus, output=output, command="the command", wish=wish)
+
+
+@pytest.fixture(scope="module")
+def compared(model, corpus, options, tmp_path_factory, compile_quickly):
+    output = tmp_path_factory.mktemp("run") / "evaluation"
+    found = comparison.compare(model, corpus, output=output, command="the command", options=options)
     return output, found
 
 
 def test_files_of_results(compared, corpus):
     output, found = compared
-    by_kind = {result["kind"]: result for result in result_files.read_results(output)}
+    by_kind = {path.stem: result_files.read_result(path) for path in output.glob("*.json")}
     assert by_kind.keys() == {"frames", "recognition", "units"}
+    assert all(result["kind"] == kind for kind, result in by_kind.items())
     for kind, result in by_kind.items():
         assert result["rows"] == found[kind]
         assert result["command"] == "the command" and result["step"] == 3
@@ -165,40 +170,29 @@ def test_the_example(compared, model, corpus):
 
 def test_features_are_those_of_extract(model, corpus):
     recordings = [u.recording for u in corpus.test[:2]]
-    found = in_memory.of_network(model, recordings, dtype=np.float16)
-    assert found.layers == (0, 1, 2)
+    found = dict(compute.of_network(model, recordings))
     for recording in recordings:
         expected = model.extract(recording.source, layer=2)
-        array = found.arrays[recording.id]
-        assert array.dtype == np.float16 and array.shape == (3, *expected.shape)
-        np.testing.assert_allclose(array[2], expected, atol=5e-3)
+        array = found[recording.id]
+        assert array.dtype == np.float32 and array.shape == (3, *expected.shape)
+        np.testing.assert_allclose(array[2], expected, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_untrained_network_is_of_its_seed(model):
-    first, again, other = (in_memory.untrained(model, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (compute.untrained(model, seed=seed) for seed in (5, 5, 6))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert first.config.model == model.config.model and first.step == 0
 
 
-def test_what_does_not_fit_is_said(model, corpus):
-    recordings = [u.recording for u in corpus.train]
-    needed = sum(model.num_frames(r.num_samples) for r in recordings) * 3 * 32
+def test_what_does_not_fit_into_memory_gives_the_same(compared, model, corpus, tmp_path, options):
+    """All utterances are used, from files, and nothing of them is left."""
     said = []
-    room = lambda size: in_memory.room(recordings, model=model, max_bytes=size, say=said.append)
-    assert room(4 * needed) == (recordings, np.float32) and not said
-    assert room(4 * needed - 1) == (recordings, np.float16) and "float16" in said[0]
-    kept, dtype = room(needed)
-    assert 0 < len(kept) < 16 and dtype is np.float16
-    assert f"{len(kept)} of 16 utterances are used" in said[1] and "--max_memory" in said[1]
-    with pytest.raises(LabelError, match="--max_memory"):
-        comparison._that_fit(
-            model,
-            comparison.divide(corpus.train, corpus.test),
-            (),
-            comparison.ComparisonOptions(max_bytes=1),
-            comparison.Telling(),
-        )
+    where = {"output": tmp_path, "command": "", "progress": comparison.Progress(said.append)}
+    little = options._replace(tasks=("frames", "recognition"), max_bytes=1)
+    found = comparison.compare(model, corpus, options=little, **where)
+    assert found == {task: compared[1][task] for task in found} and len(said) == 3
+    assert all("they are kept in" in text for text in said)
 
 
 def test_frames_that_fit_no_10_ms_are_refused_before_anything_is_computed(model, corpus, tmp_path):
@@ -206,9 +200,9 @@ def test_frames_that_fit_no_10_ms_are_refused_before_anything_is_computed(model,
     config["model"]["conv_layers"] = ((16, 10, 5), (16, 48, 48))
     other = copy.copy(model)
     other.config = parse(config)
-    wish = comparison.ComparisonOptions(tasks=("frames", "units"))
+    options = comparison.ComparisonOptions(tasks=("frames", "units"))
     with pytest.raises(ValueError, match=r"model\.conv_layers: .* a frame every 15 ms"):
-        comparison.compare(other, corpus, output=tmp_path / "out", command="", wish=wish)
+        comparison.compare(other, corpus, output=tmp_path / "out", command="", options=options)
     assert not (tmp_path / "out").exists()
     for stride, milliseconds in ((32, 10), (64, 20), (128, 40)):
         config["model"]["conv_layers"] = ((16, 10, 5), (16, stride, stride))
@@ -221,7 +215,7 @@ def test_kmeans_is_fitted_on_one_part_and_used_on_the_other(model):
     centres = 10 * np.eye(4, 8)
     truth = [rng.integers(0, 4, n) for n in (300, 40)]
     train, test = (
-        in_memory.Features((7,), {"x": (centres[t] + rng.normal(0, 0.1, (len(t), 8)))[None]})
+        store.Features((7,), {"x": (centres[t] + rng.normal(0, 0.1, (len(t), 8)))[None]})
         for t in truth
     )
     codes = baselines.kmeans_codes(train, test, num_clusters=4)[7]["x"]

@@ -8,6 +8,9 @@ from dinosr_jax.report import health
 from dinosr_jax.report.run_files import read_run
 from tests.report_runs import write_training
 
+TELL = "What the codes tell about"
+POSITION, SPEAKER = "eval_position_information", "eval_speaker_information"
+
 
 def run_with(tmp_path, *records, size=64, **guard):
     folder = write_training(tmp_path / "run", size=size)
@@ -58,26 +61,10 @@ def test_perplexities_of_known_runs(tmp_path, size, perplexity, expected):
             "Standard deviation of the feature encoder's output",
             "bad",
         ),
-        (
-            {"eval_position_information_0": 0.04, "eval_position_information_1": 0.25},
-            "What the codes tell about the position in the crop",
-            "bad",
-        ),
-        (
-            {"eval_speaker_information_0": 0.15, "eval_speaker_information_1": 0.0},
-            "What the codes tell about the speaker",
-            "watch",
-        ),
-        (
-            {"eval_loudness_information": 0.2, "eval_pnmi": 0.1},
-            "What the codes tell about loudness",
-            "watch",
-        ),
-        (
-            {"eval_loudness_information": 0.2, "eval_pnmi": 0.4},
-            "What the codes tell about loudness",
-            "good",
-        ),
+        ({f"{POSITION}_0": 0.04, f"{POSITION}_1": 0.25}, f"{TELL} the position in the crop", "bad"),
+        ({f"{SPEAKER}_0": 0.15, f"{SPEAKER}_1": 0.0}, f"{TELL} the speaker", "watch"),
+        ({"eval_loudness_information": 0.2, "eval_pnmi": 0.1}, f"{TELL} loudness", "watch"),
+        ({"eval_loudness_information": 0.2, "eval_pnmi": 0.4}, f"{TELL} loudness", "good"),
     ],
 )
 def test_a_sign(tmp_path, record, name, expected):

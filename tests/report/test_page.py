@@ -1,10 +1,12 @@
 """The report of a run: whole, in part, broken, imported; as a command too."""
 
 import base64
+import html
+import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,64 +17,22 @@ from PIL import Image
 from dinosr_jax.cli import cli
 from dinosr_jax.report import sections
 from dinosr_jax.report.page import write_report
-from dinosr_jax.report.run_files import ReportError
-from tests.report_runs import HOSTILE, result_of, write_evaluation, write_training
+from dinosr_jax.report.run_files import ReportError, RunFiles
+from tests.html_page import Page
+from tests.report_runs import HOSTILE, write_evaluation, write_result, write_training
 
 PARTS = ["curves", "phones", "layers", "utterance", "health", "setup"]
 
 
-class Reader(HTMLParser):
-    """The text of each part of a page, its figures and its links."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.parts, self.figures, self.loaded, self.part = {"": ""}, [], [], ""
-        self.open = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        if tag not in ("img", "meta", "link", "source", "br"):
-            self.open.append(tag)
-        if tag == "section":
-            self.part = attributes["id"]
-            self.parts[self.part] = ""
-        if tag == "figure":
-            self.figures.append(attributes["id"])
-        self.loaded += [attributes[k] for k in ("href", "src", "srcset") if k in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.parts[self.part] += data + " "
-
-    def text(self, part=""):
-        return " ".join(self.parts[part].split())
-
-
-class Tags(HTMLParser):
-    """The tags of a page with their attributes, in order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.found = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+def read(written):
+    return Page(written.path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Figures without drawing, where they are not what is tested."""
-    pixel = Image.new("L", (1, 1))
-    import io
-
     buffer = io.BytesIO()
-    pixel.save(buffer, "png")
+    Image.new("L", (1, 1)).save(buffer, "png")
     for name in ("drawing", "units", "utterance"):
         module = f"dinosr_jax.report.figures.{name}.to_png"
         monkeypatch.setattr(module, lambda figure, dpi=0: buffer.getvalue())
@@ -80,7 +40,7 @@ def quick(monkeypatch):
 
 def test_a_whole_report_answers_first(evaluated_report):
     run, written = evaluated_report
-    page = Reader(written.path)
+    page = read(written)
     assert list(page.parts)[1:] == PARTS
     lead = page.text()
     assert f"Report of {run.name}" in lead
@@ -94,7 +54,7 @@ def test_a_whole_report_answers_first(evaluated_report):
 
 def test_every_figure_is_in_the_page_and_beside_it(evaluated_report):
     _, written = evaluated_report
-    page = Reader(written.path)
+    page = read(written)
     names = {path.stem for path in written.figures}
     assert set(page.figures) == {name for name in names if not name.endswith("-narrow")}
     assert len(page.figures) == len(set(page.figures))
@@ -117,7 +77,7 @@ def test_every_figure_is_in_the_page_and_beside_it(evaluated_report):
 
 
 def test_it_loads_nothing_and_holds_no_markup_of_others(evaluated_report):
-    page = Reader(evaluated_report[1].path)
+    page = read(evaluated_report[1])
     assert all(link.startswith(("#", "data:")) for link in page.loaded)
     assert HOSTILE[0] in page.text("utterance")  # as text
     html = evaluated_report[1].path.read_text()
@@ -127,7 +87,7 @@ def test_it_loads_nothing_and_holds_no_markup_of_others(evaluated_report):
 def test_the_page_says_what_it_may_load_and_holds_nothing_else(evaluated_report):
     """Its policy allows its own styles and what is written in it; a browser blocks the rest."""
     html = evaluated_report[1].path.read_text(encoding="utf-8")
-    tags = Tags(html).found
+    tags = Page(html).tags
     policies = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policies[0].split(";"))
     assert len(policies) == 1 and rules == {
@@ -154,7 +114,7 @@ def test_the_page_says_what_it_may_load_and_holds_nothing_else(evaluated_report)
 
 def test_setup_says_what_differs_and_how_to_repeat_it(evaluated_report):
     run, written = evaluated_report
-    text = Reader(written.path).text("setup")
+    text = read(written).text("setup")
     assert "10 fields differ from the published recipe" in text
     assert "model.codebook_size 64 256" in text and "data_dir data/prepared/embedded" in text
     assert "--config.model.num_codebooks=3" in text
@@ -166,7 +126,7 @@ def test_a_run_without_evaluations_says_how_to_make_them(tmp_path, quick):
     run = write_training(tmp_path / "run", steps=400)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"num_steps": 500}))
-    page = Reader(write_report(run).path)
+    page = read(write_report(run))
     assert "400 of 500 updates on audio_folder (train) so far" in page.text()
     assert "had a PNMI of 0.303" in page.text() and "not measured" in page.text()
     command = f"python -m dinosr_jax evaluate run {run} data/prepared/embedded"
@@ -182,7 +142,7 @@ def test_an_imported_run_has_no_curves_and_says_so(tmp_path, quick):
     (run / "metrics.jsonl").unlink()
     (run / "config.py").write_text("")
     (run / "checkpoints" / "400000").mkdir(parents=True)
-    page = Reader(write_report(run).path)
+    page = read(write_report(run))
     assert "Imported from another project's checkpoint of 400,000 updates." in page.text()
     assert "Nothing is recorded of the training" in page.text("curves")
     assert page.figures == [] and "9 not known" in page.text()
@@ -191,7 +151,7 @@ def test_an_imported_run_has_no_curves_and_says_so(tmp_path, quick):
 def test_a_result_alone_is_a_report(tmp_path, quick):
     write_evaluation(tmp_path / "run")
     written = write_report(tmp_path / "run")
-    page = Reader(written.path)
+    page = read(written)
     assert "answer" in page.figures and "config.json is missing" in page.text()
     assert "Not known" in page.text("setup")
 
@@ -199,7 +159,7 @@ def test_a_result_alone_is_a_report(tmp_path, quick):
 def test_other_sizes(tmp_path, quick):
     run = write_training(tmp_path / "run", layers=24, books=24, size=17, steps=5000, every=100)
     write_evaluation(run, layers=24, books=24, size=17, clarity=0.1)
-    page = Reader(write_report(run).path)
+    page = read(write_report(run))
     assert "24 codebooks of 17 codewords on layers 1 to 24" in page.text()
     assert "worse than k-means on MFCC" in page.text()
     assert "update 5,000 by now; measure it again" in page.text()
@@ -211,9 +171,9 @@ def test_broken_files_are_said_on_top_and_the_rest_is_shown(tmp_path, quick):
     (run / "evaluation" / "abx.json").write_text('{"kind": "abx", ')
     (run / "evaluation" / "utterance.npz").write_bytes(b"cut")
     rows = [{"system": "codebook", "layer": k, "accuracy": a} for k, a in ((1, None), (2, "x"))]
-    (run / "evaluation" / "frames.json").write_text(json.dumps(result_of("frames", rows)))
+    write_result(run, "frames", "frames", rows)
     written = write_report(run)
-    page = Reader(written.path)
+    page = read(written)
     assert len(written.problems) == 2 and "Not all could be read" in page.text()
     assert "abx.json" in page.text() and "utterance.npz" in page.text()
     assert "Not measured" in page.text("layers") and "layers-units-pnmi" in page.figures
@@ -222,15 +182,12 @@ def test_broken_files_are_said_on_top_and_the_rest_is_shown(tmp_path, quick):
 
 def test_abx_of_the_same_items_is_one_picture(tmp_path, quick):
     run = write_training(tmp_path / "run", steps=50)
-    (run / "evaluation").mkdir()
     at = {"speaker": "within", "context": "any", "cells": 9}
     rows = [{"system": "codebook", "layer": k, "error": 0.1 * k, **at} for k in (1, 2)]
     mfcc = [{"system": "mfcc", "layer": None, "error": 0.3, **at}]
     for name, some, data in (("a", rows, "x"), ("b", mfcc, "x"), ("c", mfcc, "other")):
-        result = result_of("abx", some, data=data)
-        (run / "evaluation" / f"{name}.json").write_text(json.dumps(result))
-    written = write_report(run)
-    page = Reader(written.path)
+        write_result(run, name, "abx", some, data=data)
+    page = read(write_report(run))
     abx = [name for name in page.figures if "abx" in name]
     assert abx == ["layers-abx-1", "layers-abx-1-2"]
     assert "3 of 3 rows" in page.text("layers") and "1 of 1 rows" in page.text("layers")
@@ -239,13 +196,11 @@ def test_abx_of_the_same_items_is_one_picture(tmp_path, quick):
 @pytest.mark.parametrize("counts", [None, "x", [[1]], [[1, 2], [3]], {"a": 1}])
 def test_counts_that_are_no_table_are_left_out(tmp_path, quick, counts):
     run = write_training(tmp_path / "run", steps=50)
-    (run / "evaluation").mkdir()
     row = {"system": "codebook", "layer": 3, "pnmi": 0.2, "phone_purity": "bad", "counts": counts}
     row |= {"cluster_purity": None, "perplexity": 3, "units_in_use": 3, "num_units": 5}
     for name, phones in (("a", ["x"] * 7), ("b", None)):
-        result = result_of("units", [row], phones=phones)
-        (run / "evaluation" / f"{name}.json").write_text(json.dumps(result))
-    page = Reader(write_report(run).path)
+        write_result(run, name, "units", [row], phones=phones)
+    page = read(write_report(run))
     assert "answer" in page.figures and "is not counted" in page.text("phones")
 
 
@@ -263,8 +218,6 @@ def test_figures_of_before_go_and_files_of_others_stay(tmp_path):
 
 
 def test_no_network_and_no_data_are_loaded(tmp_path, quick, monkeypatch):
-    import sys
-
     for name in ("tensorflow", "soundfile", "librosa", "torch", "sklearn", "orbax.checkpoint"):
         monkeypatch.setitem(sys.modules, name, None)
     write_report(write_training(tmp_path / "run", steps=20))
@@ -310,8 +263,6 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(tmp_path, quick, monk
 
 
 def test_frames_of_any_convolutions_or_the_published_ones():
-    from dinosr_jax.report.run_files import RunFiles
-
     run = lambda layers: RunFiles(
         *(None, {"model": {"conv_layers": layers}}, [], 0, [], None, [], [], [])
     )
@@ -320,15 +271,13 @@ def test_frames_of_any_convolutions_or_the_published_ones():
         assert sections.frame_timing(run(broken)) == (400, 320)
 
 
-def test_superb_s_tasks_stand_side_by_side(tmp_path):
+def test_superb_s_tasks_stand_side_by_side(tmp_path, quick):
     run = write_training(tmp_path / "run")
     systems = (("codebook", "weighted", 0.971), ("mfcc", None, 0.813))
     rows = [{"system": s, "layer": at, "accuracy": a, "learning_rate": 0.1} for s, at, a in systems]
-    folder = run / "evaluation"
-    folder.mkdir(exist_ok=True)
-    (folder / "keywords.json").write_text(json.dumps(result_of("keywords", rows)))
-    text = write_report(run).path.read_text()
-    table = text[text.index("SUPERB&#x27;s tasks, on frozen features") :].split("</table>")[0]
+    write_result(run, "keywords", "keywords", rows)
+    text = html.unescape(write_report(run).path.read_text())
+    table = text[text.index("SUPERB's tasks, on frozen features") :].split("</table>")[0]
     assert "keyword spotting (accuracy)" in table and "97.1%" in table and "81.3%" in table
     assert table.count("keyword spotting") == 1 and "slot filling" not in table
 

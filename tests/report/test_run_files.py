@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from dinosr_jax.report.run_files import ReportError, read_run
-from tests.report_runs import result_of, write_evaluation, write_training, write_utterance
+from tests.report_runs import write_evaluation, write_result, write_training, write_utterance
+
+ROWS = [{"system": "mfcc", "layer": None, "accuracy": 0.5}]
 
 
 @pytest.fixture
 def run(tmp_path):
-    return write_training(tmp_path / "run", steps=100)
+    run = write_training(tmp_path / "run", steps=100)
+    (run / "evaluation").mkdir()
+    return run
 
 
 def test_a_whole_run(tmp_path):
@@ -86,12 +90,9 @@ def test_a_configuration_of_other_types_is_not_known(run, model):
     ["", '{"kind": ', '{"kind": "units"}', '{"kind": "other", "rows": []}', "\xff", "[" * 100_000],
 )
 def test_a_broken_result_is_said_and_the_others_are_read(run, text):
-    evaluation = run / "evaluation"
-    evaluation.mkdir()
-    (evaluation / "a.json").write_text(text)
-    (evaluation / "notes.json").write_text('{"something": "else"}')
-    good = result_of("frames", [{"system": "mfcc", "layer": None, "accuracy": 0.5}])
-    (evaluation / "b.json").write_text(json.dumps(good))
+    write_result(run, "b", "frames", ROWS)
+    (run / "evaluation" / "a.json").write_text(text)
+    (run / "evaluation" / "notes.json").write_text('{"something": "else"}')
     found = read_run(run)
     assert [result["kind"] for result in found.results] == ["frames"]
     (problem,) = found.problems
@@ -99,11 +100,8 @@ def test_a_broken_result_is_said_and_the_others_are_read(run, text):
 
 
 def test_the_newest_result_comes_first(run):
-    rows = [{"system": "mfcc", "layer": None, "accuracy": 0.5}]
-    (run / "evaluation").mkdir()
     for name, date in (("a", "2026-01-02"), ("b", "2026-03-01"), ("c", "2026-01-01")):
-        result = result_of("frames", rows, date=date, title=name)
-        (run / "evaluation" / f"{name}.json").write_text(json.dumps(result))
+        write_result(run, name, "frames", ROWS, date=date, title=name)
     assert [result["title"] for result in read_run(run).of_kind("frames")] == ["b", "a", "c"]
 
 
@@ -122,7 +120,6 @@ def test_the_newest_result_comes_first(run):
     ],
 )
 def test_an_utterance_that_does_not_fit_is_said(run, changed, said):
-    (run / "evaluation").mkdir()
     path = run / "evaluation" / "utterance.npz"
     write_utterance(path, np.random.default_rng(0), layers=[2, 3, 4], size=64, **changed)
     found = read_run(run)
@@ -132,13 +129,11 @@ def test_an_utterance_that_does_not_fit_is_said(run, changed, said):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x93NUMPY", b"text"])
 def test_an_utterance_that_is_no_archive_is_said(run, content):
-    (run / "evaluation").mkdir()
     (run / "evaluation" / "utterance.npz").write_bytes(content)
     assert "utterance.npz cannot be used" in read_run(run).problems[0]
 
 
 def test_an_archive_that_is_compressed_is_not_unpacked(run):
-    (run / "evaluation").mkdir()
     path = run / "evaluation" / "utterance.npz"
     np.savez_compressed(path, waveform=np.zeros(1_000_000, np.float32))
     (problem,) = read_run(run).problems
@@ -146,6 +141,5 @@ def test_an_archive_that_is_compressed_is_not_unpacked(run):
 
 
 def test_an_archive_without_a_field_is_said(run):
-    (run / "evaluation").mkdir()
     np.savez(run / "evaluation" / "utterance.npz", waveform=np.zeros(16_000))
     assert "no field 'id'" in read_run(run).problems[0]

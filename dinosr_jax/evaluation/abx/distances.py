@@ -30,18 +30,11 @@ class Frames(NamedTuple):
 
 
 def prepare(frames: np.ndarray, *, distance: Distance) -> tuple[np.ndarray, np.ndarray]:
-    """What is kept of frames, so that distances are quick.
+    """What is kept of frames [T, D], so that distances are quick: `values` and `own` of `Frames`.
 
-    Args:
-      frames: [T, D] finite numbers; probabilities for 'kl_symmetric'.
-      distance: 'angular' scales frames to length 1; a frame of zeros becomes one of equal numbers,
-        as in fastabx.
-
-    Returns:
-      `values` [T, E] and `own` [T] of `Frames`, float32.
-
-    Raises:
-      ValueError: The frames are no probabilities, or too large.
+    'angular' scales frames to length 1; a frame of zeros becomes one of equal numbers, as in
+    fastabx. 'kl_symmetric' needs probabilities. Raises ValueError where frames are none, or too
+    large.
     """
     own = np.zeros(len(frames), np.float32)
     if distance == "euclidean":
@@ -71,29 +64,23 @@ def prepare(frames: np.ndarray, *, distance: Distance) -> tuple[np.ndarray, np.n
 
 
 def between(one: Frames, other: Frames, distance: Distance) -> jax.Array:
-    """Distances between the frames of two tiles; 0 where they are equal.
+    """Distances [W, W] float32 between the frames of two tiles of W; 0 where they are equal.
 
-    Args:
-      one: Tile of W frames.
-      other: Tile of W frames.
-      distance: Which.
-
-    Returns:
-      [W, W] float32: angles as parts of a half turn, from 0 to 1; 1 where units differ.
+    Angles are parts of a half turn, from 0 to 1; units that differ are at distance 1.
     """
     differs = one.ids[:, None] != other.ids[None, :]
     if distance == "identical":
         return differs.astype(jnp.float32)
     if distance == "angular":
-        found = _arccos(_dot(one.values, other.values)) * np.float32(1 / np.pi)
+        distances = _arccos(_dot(one.values, other.values)) * np.float32(1 / np.pi)
     elif distance == "euclidean":
         apart = one.values[:, None, :] - other.values[None, :, :]
-        found = jnp.sqrt(jnp.square(apart).sum(-1))
+        distances = jnp.sqrt(jnp.square(apart).sum(-1))
     else:
         swapped = jnp.roll(other.values, other.values.shape[1] // 2, axis=1)
         own = one.own[:, None] + other.own[None, :]
-        found = 0.5 * (own - _dot(one.values, swapped))
-    return jnp.where(differs, found, 0.0)
+        distances = 0.5 * (own - _dot(one.values, swapped))
+    return jnp.where(differs, distances, 0.0)
 
 
 def _dot(one: jax.Array, other: jax.Array) -> jax.Array:
@@ -104,19 +91,12 @@ def _arccos(x: jax.Array) -> jax.Array:
     """Arccos of numbers cut to [-1, 1], in a form that vectorises on CPUs."""
     size = jnp.minimum(jnp.abs(x), 1.0)
     polynomial = jnp.polyval(jnp.asarray(_ARCCOS, jnp.float32), size)
-    found = jnp.sqrt(1 - size) * polynomial
-    return jnp.where(x < 0, np.float32(np.pi) - found, found)
+    angles = jnp.sqrt(1 - size) * polynomial
+    return jnp.where(x < 0, np.float32(np.pi) - angles, angles)
 
 
 def equal_frames(values: np.ndarray) -> np.ndarray:
-    """Numbers that are equal where rows are equal in every bit.
-
-    Args:
-      values: [T, E] float32.
-
-    Returns:
-      [T] int32: the index of the first row that is the same.
-    """
+    """[T] int32: for rows [T, E] float32 the index of the first row that has the same bits."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     # rows in which the sum of some columns differs are different; the others are compared, in
     # general none

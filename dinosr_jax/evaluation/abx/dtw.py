@@ -47,24 +47,17 @@ def align(
 ) -> tuple[jax.Array, jax.Array]:
     """Cost of the cheapest path through each rectangle, divided by how many frames it passes.
 
-    Args:
-      table: [M] distances; row i of a pair starts at `first + i * stride`.
-      first: [P] int32.
-      num_rows: [P] int32, at least 1.
-      num_columns: [P] int32, from 1 to `longest`.
-      stride: From a row to the next.
-      longest: T.
-
-    Returns:
-      [P] float32 for the rectangles, and [P] for their transposes. Of equal predecessors the
-      diagonal comes first, then the one in the same row: fastabx' (torchdtw's) rule.
+    `table` [M] are distances; row i of a pair starts at `first` [P] + i * stride. A rectangle has
+    `num_rows` [P] and `num_columns` [P], up to `longest`. Returns [P] float32 for the rectangles,
+    and [P] for their transposes. Of equal predecessors the diagonal comes first, then the one in
+    the same row: fastabx' (torchdtw's) rule.
     """
     pairs = first.shape[0]
     infinite, none = jnp.full(pairs, jnp.inf), jnp.zeros(pairs, jnp.int32)
     buffers = jnp.full((longest + 1, pairs), jnp.inf), jnp.zeros((longest + 1, pairs), jnp.int32)
 
     def row(i, carry):
-        above, found = carry
+        above, finished = carry
 
         def column(j, carry):
             (costs, steps), left = carry
@@ -77,10 +70,10 @@ def align(
         below, _ = lax.fori_loop(0, num_columns.max(), column, (buffers, (infinite, none)))
         take = lambda a: jnp.take_along_axis(a, num_columns[None], 0)[0]
         ends = i == num_rows - 1
-        found = tuple(
-            jnp.where(ends, take(new), old) for new, old in zip(below, found, strict=True)
+        finished = tuple(
+            jnp.where(ends, take(new), old) for new, old in zip(below, finished, strict=True)
         )
-        return below, found
+        return below, finished
 
     start = buffers[0].at[0].set(0.0), buffers[1]
     _, (cost, lengths) = lax.fori_loop(0, num_rows.max(), row, (start, (infinite, none)))
@@ -132,22 +125,22 @@ def pair_distances(
     distance: Distance,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> Distances:
-    """Distances of pairs of items.
+    """Distances of pairs of items: of `first` [P] (the rows) and `second` [P] (the columns).
 
     Args:
       frames: Of `distances.prepare`, joined; on a device, or not.
       items: Slices of the frames, 1 to `MAX_FRAMES` long.
-      first: [P] the items of the rows.
-      second: [P] the items of the columns.
+      first: Items.
+      second: Items.
       distance: Between frames.
       progress: Called with the number of pairs that were computed since the last call.
 
     Returns:
       [P] float32 either way.
     """
-    found = Distances(np.empty(len(first), np.float32), np.empty(len(first), np.float32))
+    distances = Distances(np.empty(len(first), np.float32), np.empty(len(first), np.float32))
     if not len(first):
-        return found
+        return distances
     frames = jax.device_put(frames)
     tiles = _Tiles(items, np.unique(np.concatenate([first, second])))
     keys, table_of = np.unique(
@@ -173,10 +166,10 @@ def pair_distances(
             both = align(table, *given, stride=tiles.width, longest=longest)
             under_way.append((pairs, both))
         for pairs, both in under_way:
-            for target, values in zip(found, both, strict=True):
+            for target, values in zip(distances, both, strict=True):
                 target[pairs] = np.asarray(values)[: len(pairs)]
             progress(len(pairs))
-    return found
+    return distances
 
 
 def _lanes(pairs: int) -> int:

@@ -26,7 +26,6 @@ from dinosr_jax.inference.features.writer import of_shard
 from dinosr_jax.inference.recordings import printable, read_manifest
 from dinosr_jax.inference.units import reader
 
-FRAME_RATE = Fraction(50)
 MAX_PADDING = 2  # frames that may be missing at the end of a recording, with padding
 _LAYER = re.compile(r"layer_(\d+)")
 _SHARD = re.compile(r"(.+)_(\d+)_(\d+)")
@@ -50,12 +49,9 @@ class FileRows(NamedTuple):
 class FeatureSet:
     """Features of one layer, or units.
 
-    Attributes:
-      path: where they are.
-      entries: by name of the recording: part of a file, or units [T].
-      frame_rate: frames a second, exactly.
-      layer: from 1; None where nothing says it.
-      about: what features.json or STEM.stats.json says: checkpoint, step, source.
+    `entries` are, by name of the recording, parts of files, or units [T]; `frame_rate` is exact;
+    `layer` is from 1, None where it is not known; `about` holds checkpoint, step and source, of
+    features.json or STEM.stats.json.
     """
 
     path: Path
@@ -91,7 +87,7 @@ def open_features(
     Args:
       path: Folder of features, or a file of units.
       layer: Only this one; None takes all that there are.
-      frame_rate: Frames a second; None is what features.json or STEM.stats.json says, else 50.
+      frame_rate: Frames a second; None for that of features.json or STEM.stats.json, else 50.
       manifest: fairseq's .tsv in the order of its .npy and .len, which have no names.
 
     Returns:
@@ -102,41 +98,41 @@ def open_features(
       TextError: The units are damaged.
     """
     path = Path(path)
-    if not path.is_dir():
-        if path.suffix == ".npy" or not path.exists():
-            found = "a file" if path.exists() else "nothing"
-            raise FeatureError(
-                f"{path}: found {found}, expected a folder of .npy, or a file of units"
-            )
-        found = [_open_units(path, frame_rate)]
+    if path.is_dir():
+        sets = _open_folders(path, layer, frame_rate, manifest)
+    elif path.suffix == ".npy" or not path.exists():
+        what = "a file" if path.exists() else "nothing"
+        raise FeatureError(f"{path}: found {what}, expected a folder of .npy, or a file of units")
     else:
-        about = _read_description(path)
-        folders = {
-            int(match[1]): child
-            for child in sorted(path.iterdir())
-            if (match := _LAYER.fullmatch(child.name)) and child.is_dir()
-        }
-        said = about.get("layers")
-        only = said[0] if isinstance(said, list) and len(said) == 1 else None
-        rate = frame_rate or _rate(about, path)
-        make = lambda folder, number: FeatureSet(
-            folder, _find_entries(folder, manifest), rate, number, about
-        )
-        if folders and layer is not None:
-            folders = {number: folders[number] for number in folders if number == layer}
-        found = [make(child, number) for number, child in folders.items()]
-        if not found and layer in (None, only):
-            found = [make(path, only)]
-    if layer is not None and [one.layer for one in found] != [layer]:
+        file = reader.read_units(path)
+        about = {name: getattr(file, name) for name in ("checkpoint", "step", "source")}
+        rate = frame_rate or 1 / Fraction(str(round(file.unit_seconds, 12)))
+        sets = [FeatureSet(path, file.utterances, rate, file.layer, about)]
+    if layer is not None and [one.layer for one in sets] != [layer]:
         raise FeatureError(f"{path}: found no features of layer {layer}; leave out --layer for all")
-    return found
+    return sets
 
 
-def _open_units(path: Path, frame_rate: Fraction | None) -> FeatureSet:
-    file = reader.read_units(path)
-    about = {name: getattr(file, name) for name in ("checkpoint", "step", "source")}
-    rate = frame_rate or 1 / Fraction(str(round(file.unit_seconds, 12)))
-    return FeatureSet(path, file.utterances, rate, file.layer, about)
+def _open_folders(
+    path: Path, layer: int | None, frame_rate: Fraction | None, manifest: str | Path | None
+) -> list[FeatureSet]:
+    """The features in layer_05/ and so on, else those in the folder itself."""
+    about = _read_description(path)
+    rate = frame_rate or _rate(about, path)
+    make = lambda folder, number: FeatureSet(
+        folder, _find_entries(folder, manifest), rate, number, about
+    )
+    folders = {
+        int(match[1]): child
+        for child in sorted(path.iterdir())
+        if (match := _LAYER.fullmatch(child.name)) and child.is_dir()
+    }
+    chosen = [number for number in folders if layer in (None, number)]
+    if chosen:
+        return [make(folders[number], number) for number in chosen]
+    layers = about.get("layers")
+    only = layers[0] if isinstance(layers, list) and len(layers) == 1 else None
+    return [make(path, only)] if layer in (None, only) else []
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -144,19 +140,19 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FeatureError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(about, dict):
         raise FeatureError(f"{path}: expected an object, as `extract` writes it")
-    return found
+    return about
 
 
 def _rate(about: Mapping[str, Any], path: Path) -> Fraction:
-    found = about.get("frame_rate", 50)
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < 1e6:
-        raise FeatureError(f"{path}/features.json: frame_rate: found {found!r}, expected a number")
-    return Fraction(str(found)).limit_denominator(10_000)  # 66.66666666666667 is 200 / 3
+    rate = about.get("frame_rate", 50)
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1e6:
+        raise FeatureError(f"{path}/features.json: frame_rate: found {rate!r}, expected a number")
+    return Fraction(str(rate)).limit_denominator(10_000)  # 66.66666666666667 is 200 / 3
 
 
 def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, FileRows]:
@@ -180,28 +176,25 @@ def _find_in_shards(shards: Sequence[Path], folder: Path, manifest: Path) -> dic
         names = [str(Path(name).with_suffix("")) for _, name in read_manifest(manifest)[1]]
     except AudioError as error:
         raise FeatureError(str(error)) from None
-    found: dict[str, FileRows] = {}
+    entries: dict[str, FileRows] = {}
     for path in shards:
-        match = _SHARD.fullmatch(path.stem)
-        part = (int(match[2]), int(match[3])) if match else (0, 1)
-        here = of_shard(names, part)
+        match, lengths = _SHARD.fullmatch(path.stem), path.with_suffix(".len")
+        here = of_shard(names, (int(match[2]), int(match[3])) if match else (0, 1))
         try:
-            text = read_text(path.with_suffix(".len"), may_be_empty=True)
-            counts = [int(line) for line in text.split()]
+            counts = [int(line) for line in read_text(lengths, may_be_empty=True).split()]
         except ValueError as error:
-            raise FeatureError(f"{path.with_suffix('.len')}: {error}") from None
+            raise FeatureError(f"{lengths}: {error}") from None
         if len(counts) != len(here):
             raise FeatureError(
-                f"{path.with_suffix('.len')}: found {len(counts)} lengths, expected {len(here)}, "
-                f"one for each recording of {manifest}"
+                f"{lengths}: found {len(counts)} lengths, expected {len(here)}, one for each "
+                f"recording of {manifest}"
             )
-        ends = np.cumsum(counts)
-        for name, end, count in zip(here, ends.tolist(), counts, strict=True):
+        for name, end, count in zip(here, np.cumsum(counts).tolist(), counts, strict=True):
             if count:
-                found[name] = FileRows(path, end - count, end)
-    if not found:
+                entries[name] = FileRows(path, end - count, end)
+    if not entries:
         raise FeatureError(f"{folder}: found no .npy with a .len beside it")
-    return found
+    return entries
 
 
 def gather(
@@ -212,7 +205,7 @@ def gather(
     end: End = "raise",
     short: Short = "raise",
 ) -> Gathered:
-    """Reads what the items need.
+    """Reads what the items need; `kept` [n] are the indices of those that have frames.
 
     Args:
       source: Features or units.
@@ -222,22 +215,23 @@ def gather(
         times at most.
       short: Of items without a frame: 'raise' or 'skip'.
 
-    Returns:
-      Frames and items; `kept` [n] are the indices of those that have frames.
-
     Raises:
-      FeatureError: A recording or frames are missing, an item is too short, or the features are
-        not finite, of different widths, or not of the kind that the distance needs.
+      FeatureError: A recording or frames are missing, an item is too short, or features are not
+        finite, of different widths, or not of the kind that the distance needs.
     """
     starts, ends, kept = _slices(items, source.frame_rate, short)
     entries = _match(dict.fromkeys(items.files[i] for i in kept), source)
     by_file: dict[str, list[int]] = {}
     for i in kept:
         by_file.setdefault(items.files[i], []).append(i)
-    read = _read_units if distance == "identical" else _read_values
     pieces, begins, total = [], np.zeros(len(items), np.int64), 0
     for name, members in by_file.items():
-        piece = read(entries[name], distance, pieces[0] if pieces else None)
+        entry = entries[name]
+        piece = _read_units(entry) if distance == "identical" else _read_values(entry, distance)
+        if pieces and piece.values.shape[1] != pieces[0].values.shape[1]:
+            raise FeatureError(
+                f"{printable(str(entry.path))}: found frames of another width than in other files"
+            )
         last = max(members, key=lambda i: ends[i])
         missing = int(ends[last]) - len(piece.ids)
         if missing > (MAX_PADDING if end == "repeat" else 0):
@@ -288,8 +282,7 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
     for id_ in source.entries:
         for name in {nfc(id_), nfc(PurePosixPath(id_).name)}:
             by_name.setdefault(name, []).append(id_)
-    found, users, missing = {}, {}, []
-    names = list(names)
+    entries, users, missing, names = {}, {}, [], list(names)
     for name in names:
         fits = [name] if name in source.entries else by_name.get(nfc(name), [])
         fits = fits or by_name.get(nfc(PurePosixPath(name).name), [])
@@ -303,7 +296,7 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
                 raise FeatureError(
                     f"{users[id_]} and {name} of the item file would both be {id_} of {source.path}"
                 )
-            found[name] = source.entries[id_]
+            entries[name] = source.entries[id_]
         missing += [] if fits else [name]
     if missing:
         raise FeatureError(
@@ -311,27 +304,27 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
             f"there, the first is {missing[0]}; found {len(source.entries)}, such as "
             f"{printable(next(iter(source.entries)))}"
         )
-    return found
+    return entries
 
 
-def _load(part: FileRows) -> np.ndarray:
-    name = printable(str(part.path))
+def _load(part: FileRows, name: str) -> np.ndarray:
     try:
-        found = np.load(part.path, mmap_mode="r", allow_pickle=False)
+        array = np.load(part.path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise FeatureError(f"{name}: cannot be read as .npy ({error}); extract it again") from None
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or not 0 < found.ndim < 3:
-        what = f"{found.dtype}{list(found.shape)}" if isinstance(found, np.ndarray) else "no array"
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not 0 < array.ndim < 3:
+        what = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "no array"
         raise FeatureError(f"{name}: found {what}, expected [T, D] numbers")
-    if part.last is not None and part.last > len(found):
-        raise FeatureError(f"{name}: found {len(found)} frames, expected {part.last} by its .len")
-    return np.asarray(found[part.first : part.last])
+    if part.last is not None and part.last > len(array):
+        raise FeatureError(f"{name}: found {len(array)} frames, expected {part.last} by its .len")
+    return np.asarray(array[part.first : part.last])
 
 
-def _read_values(entry: FileRows | np.ndarray, distance: Distance, other: Frames | None) -> Frames:
+def _read_values(entry: FileRows | np.ndarray, distance: Distance) -> Frames:
     if isinstance(entry, np.ndarray):
         raise FeatureError(f"units have no {distance} distance; expected 'identical'")
-    array, name = _load(entry), printable(str(entry.path))
+    name = printable(str(entry.path))
+    array = _load(entry, name)
     if array.ndim != 2 or not array.size:
         raise FeatureError(f"{name}: found the shape {list(array.shape)}, expected [T, D]")
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
@@ -344,23 +337,19 @@ def _read_values(entry: FileRows | np.ndarray, distance: Distance, other: Frames
         values, own = prepare(array, distance=distance)
     except ValueError as error:
         raise FeatureError(f"{name}: {error}") from None
-    if other is not None and values.shape[1] != other.values.shape[1]:
-        raise FeatureError(
-            f"{name}: found {array.shape[1]} numbers a frame, other files have another number"
-        )
     return Frames(np.zeros(len(values), np.int32), values, own)
 
 
-def _read_units(entry: FileRows | np.ndarray, distance: Distance, other: Frames | None) -> Frames:
-    del distance, other
+def _read_units(entry: FileRows | np.ndarray) -> Frames:
     units = entry
     if not isinstance(entry, np.ndarray):
-        units = _load(entry)
+        name = printable(str(entry.path))
+        units = _load(entry, name)
         units = units[:, 0] if units.ndim == 2 and units.shape[1] == 1 else units
         if units.ndim != 1 or (units != np.floor(units)).any() or np.abs(units).max() >= 2**31:
             raise FeatureError(
-                f"{printable(str(entry.path))}: found {units.dtype}{list(units.shape)}, expected "
-                "[T] or [T, 1] whole numbers for 'identical'"
+                f"{name}: found {units.dtype}{list(units.shape)}, expected [T] or [T, 1] whole "
+                "numbers for 'identical'"
             )
     ids = units.astype(np.int32)
     return Frames(ids, np.zeros((len(ids), 0), np.float32), np.zeros(len(ids), np.float32))

@@ -19,16 +19,15 @@ from typing import Any, Literal
 import numpy as np
 
 from dinosr_jax.data.phones.phones import SILENCE, Phone
-from dinosr_jax.data.text_files import TextError, nfc, read_table, read_text
+from dinosr_jax.data.text_files import nfc, read_table, read_text
 from dinosr_jax.errors import UserError
 from dinosr_jax.inference import outputs
 
 Context = Literal["triphone", "phoneme"]
-_COLUMNS = ("file", "onset", "offset", "phone", "prev-phone", "next-phone", "speaker")
 _HEADER = ("#file", "onset", "offset", "#phone", "prev-phone", "next-phone", "speaker")
+_COLUMNS = tuple(name.removeprefix("#") for name in _HEADER)
 _OTHER_NAMES = {"file-id": "file", "previous-phone": "prev-phone"}  # file_ID: Libri-Light
-# what ends a triphone: not speech, or speech whose phones are not known
-NO_PHONE = (SILENCE, "SPN")
+_NO_PHONE = {SILENCE, "SPN"}  # end a triphone: not speech, or speech whose phones are not known
 _TOUCHING = 1e-6  # seconds; neighbours that are further apart have silence between them
 
 
@@ -38,16 +37,10 @@ class ItemError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """Stretches of recordings, [n] each.
+    """Stretches of recordings, [n] each: times in Decimal seconds, exactly as written.
 
-    Attributes:
-      files: names of the recordings.
-      onsets: Decimal seconds, exactly as written.
-      offsets: Decimal seconds.
-      phones: labels; of a triphone the one in the middle.
-      previous: labels of the phones before.
-      following: labels of the phones after.
-      speakers: names.
+    `phones` are labels, of a triphone the one in the middle; `previous` and `following` those
+    beside.
     """
 
     files: Sequence[str]
@@ -74,24 +67,18 @@ class Items:
 
 
 def frame_slices(items: Items, *, frame_rate: Fraction) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames have their centre in each item, without rounding errors.
+    """[n] int64 first frames of n items, and [n] frames after the last, without rounding errors.
 
-    Args:
-      items: n of them.
-      frame_rate: f, frames a second; frame i is at (i + 0.5) / f.
-
-    Returns:
-      [n] int64 first frames, and [n] frames after the last: ceil(onset f - 0.5) and
-      floor(offset f - 0.5) + 1, as in fastabx. Items shorter than a frame may hold none.
+    Frame i is at (i + 0.5) / f s; an item has those inside: from ceil(onset f - 0.5) to
+    floor(offset f - 0.5), as in fastabx. Items shorter than a frame may hold none.
     """
     up, down = 2 * frame_rate.numerator, 2 * frame_rate.denominator
     starts, ends = np.empty((2, len(items)), np.int64)
-    for i, (onset, offset) in enumerate(zip(items.onsets, items.offsets, strict=True)):
+    for i, times in enumerate(zip(items.onsets, items.offsets, strict=True)):
         # ceil and floor of (t * up - down / 2) / down, in whole numbers
-        over, under = onset.as_integer_ratio()
-        starts[i] = -((under * frame_rate.denominator - over * up) // (under * down))
-        over, under = offset.as_integer_ratio()
-        ends[i] = (over * up - under * frame_rate.denominator) // (under * down) + 1
+        (onset, one), (offset, other) = (time.as_integer_ratio() for time in times)
+        starts[i] = -((one * frame_rate.denominator - onset * up) // (one * down))
+        ends[i] = (offset * up - other * frame_rate.denominator) // (other * down) + 1
     return starts, ends
 
 
@@ -110,14 +97,13 @@ def read_items(path: str | Path) -> Items:
       TextError: The file cannot be read.
     """
     columns: dict[str, list] = {name: [] for name in _COLUMNS}
-    for number, row in _rows(read_text(path), str(path)):
-        where = f"{path}: line {number}"
+    for where, row in _rows(read_text(path), path):
         for name in _COLUMNS:
             value = row[name]
             if not isinstance(value, (str, int, Decimal)) or isinstance(value, bool) or value == "":
                 raise ItemError(f"{where}: {name}: found {value!r}, expected a text")
             columns[name].append(nfc(str(value)))
-        onset, offset = (_seconds(row[name], name, where) for name in ("onset", "offset"))
+        onset, offset = (_seconds(row[name], f"{where}: {name}") for name in ("onset", "offset"))
         if offset < onset:
             raise ItemError(f"{where}: found an offset of {offset} s before the onset, {onset} s")
         columns["onset"][-1], columns["offset"][-1] = onset, offset
@@ -126,24 +112,29 @@ def read_items(path: str | Path) -> Items:
     return Items(*columns.values())
 
 
-def _seconds(value: Any, name: str, where: str) -> Decimal:
+def _seconds(value: Any, where: str) -> Decimal:
     try:
-        found = Decimal(value)
-        if 0 <= found < 10**9:
-            return found
+        seconds = Decimal(value)
+        if 0 <= seconds < 10**9:
+            return seconds
     except (InvalidOperation, TypeError, ValueError):
         pass
-    raise ItemError(f"{where}: {name}: found {str(value)[:40]!r}, expected seconds, 0 or more")
+    raise ItemError(f"{where}: found {str(value)[:40]!r}, expected seconds, 0 or more")
 
 
-def _rows(text: str, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line numbers and fields, by the names of the columns here."""
+def _rows(text: str, path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """File and line, and the fields by the names of the columns here."""
     if text.lstrip().startswith("{"):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                row = _parse(line, f"{path}: line {number}")
-                names = _names(list(row), f"{path}: line {number}")
-                yield number, dict(zip(names, row.values(), strict=True))
+                where = f"{path}: line {number}"
+                try:
+                    row = json.loads(line, parse_float=Decimal)
+                except (ValueError, RecursionError) as error:
+                    raise ItemError(f"{where}: no JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise ItemError(f"{where}: found {line[:40]!r}, expected an object")
+                yield where, dict(zip(_names(row, where), row.values(), strict=True))
         return
     header = text.split("\n", 1)[0]
     separator = next((mark for mark in ("\t", ",") if mark in header), " ")
@@ -151,60 +142,48 @@ def _rows(text: str, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         names = _names([name for name in next(lines) if name], f"{path}: line 1")
         for row in lines:
+            where = f"{path}: line {lines.line_num}"
             while row and not row[-1]:  # spaces at the end of a line
                 row.pop()
-            if len(row) != len(names) and row:
+            if row and len(row) != len(names):
                 raise ItemError(
-                    f"{path}: line {lines.line_num}: found {len(row)} fields, expected "
-                    f"{len(names)}: {header.strip()[:200]}"
+                    f"{where}: found {len(row)} fields, expected {len(names)}: "
+                    f"{header.strip()[:200]}"
                 )
             if row:
-                yield lines.line_num, dict(zip(names, row, strict=True))
+                yield where, dict(zip(names, row, strict=True))
     except csv.Error as error:
         raise ItemError(f"{path}: line {lines.line_num}: {error}") from None
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line, parse_float=Decimal)
-    except (ValueError, RecursionError) as error:
-        raise ItemError(f"{where}: no JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ItemError(f"{where}: found {line[:40]!r}, expected an object of the columns")
-    return found
-
-
-def _names(given: Sequence[str], where: str) -> list[str]:
+def _names(given: Iterable[str], where: str) -> list[str]:
     """The names of columns here."""
-    found = [name.removeprefix("#").replace("_", "-").lower() for name in given]
-    found = [_OTHER_NAMES.get(name, name) for name in found]
+    names = [name.removeprefix("#").replace("_", "-").lower() for name in given]
+    names = [_OTHER_NAMES.get(name, name) for name in names]
     for name, shown in zip(_COLUMNS, _HEADER, strict=True):
-        if found.count(name) != 1:
-            what = "is there twice" if name in found else "is missing"
+        if names.count(name) != 1:
+            what = "is there twice" if name in names else "is missing"
             raise ItemError(
                 f"{where}: found the columns {' '.join(given)[:200]}; {shown} {what}, expected "
                 f"{' '.join(_HEADER)}"
             )
-    return found
+    return names
 
 
 def make_items(
     utterances: Mapping[str, Sequence[Phone]], speakers: Mapping[str, str], *, context: Context
 ) -> Items:
-    """Makes items of the phones of utterances.
+    """Makes items of the phones of utterances, in their order.
 
     Args:
       utterances: Phones by name of the utterance; in order, gaps are silence.
       speakers: Speaker of every utterance.
-      context: 'triphone': all three consecutive phones, from the onset of the first to the offset
-        of the third; none may be silence or spoken noise. 'phoneme': every phone but these, from
-        its onset to its offset; its neighbours may be silence.
-
-    Returns:
-      Items in the order of the utterances.
+      context: 'triphone': three consecutive phones, from the onset of the first to the offset of
+        the third; none may be silence or spoken noise. 'phoneme': every phone but these; its
+        neighbours may be silence.
 
     Raises:
-      ItemError: The speaker of an utterance is not known, or nothing is found.
+      ItemError: The speaker of an utterance is not known, or there is no item.
     """
     if unknown := [id_ for id_ in utterances if not speakers.get(id_)]:
         raise ItemError(
@@ -226,28 +205,23 @@ def make_items(
 
 def sharing_a_stem(utterances: Iterable[str]) -> tuple[str, str] | None:
     """The first two utterances whose names are the same without folders."""
-    found: dict[str, str] = {}
+    first: dict[str, str] = {}
     for id_ in utterances:
-        if (other := found.setdefault(PurePosixPath(id_).name, id_)) != id_:
+        if (other := first.setdefault(PurePosixPath(id_).name, id_)) != id_:
             return other, id_
     return None
 
 
 def named_by_stem(items: Items, utterances: Iterable[str]) -> Items:
-    """The items with names of recordings without folders, as fastabx finds them.
+    """The items with names of recordings without folders, as fastabx needs them.
 
-    Args:
-      items: Of `make_items`.
-      utterances: Names of all that were to have items, with their folders.
-
-    Raises:
-      ItemError: Two of them have the same name then.
+    Raises ItemError where two of the utterances, with items or without, have the same name then.
     """
     if shared := sharing_a_stem(utterances):
-        stem = PurePosixPath(shared[0]).name
         raise ItemError(
-            f"--names=stem: {' and '.join(shared)} would both be called {stem}; expected names "
-            "that differ without their folders: use --names=id"
+            f"--names=stem: {' and '.join(shared)} would both be called "
+            f"{PurePosixPath(shared[0]).name}; expected names that differ without their folders: "
+            "use --names=id"
         )
     return dataclasses.replace(items, files=[PurePosixPath(name).name for name in items.files])
 
@@ -255,15 +229,10 @@ def named_by_stem(items: Items, utterances: Iterable[str]) -> Items:
 def _items_of(phones: Sequence[Phone], context: Context) -> Iterator[tuple]:
     """Onset, offset and the three labels of each item of an utterance."""
     for i, phone in enumerate(phones):
-        before = _neighbour(phones, i, -1)
-        after = _neighbour(phones, i, 1)
-        labels = phone.label, before.label, after.label
-        if phone.label in NO_PHONE:
-            continue
-        if context == "phoneme":
-            yield _exact(phone.start), _exact(phone.end), *labels
-        elif not set(labels) & set(NO_PHONE):
-            yield _exact(before.start), _exact(after.end), *labels
+        before, after = _neighbour(phones, i, -1), _neighbour(phones, i, 1)
+        first, last = (before, after) if context == "triphone" else (phone, phone)
+        if not {first.label, phone.label, last.label} & _NO_PHONE:
+            yield _exact(first.start), _exact(last.end), phone.label, before.label, after.label
 
 
 def _neighbour(phones: Sequence[Phone], i: int, step: int) -> Phone:
@@ -284,37 +253,31 @@ def _exact(seconds: float) -> Decimal:
 def read_speakers(path: str | Path) -> dict[str, str]:
     """Reads a table with the columns `file` (or `id`) and `speaker`, separated by tabs or commas.
 
-    Raises:
-      ItemError: A column is missing, or an utterance has two speakers.
-      TextError: The file cannot be read.
+    Raises ItemError where a column is missing, or an utterance has two speakers.
     """
     names, rows = read_table(path)
     key = next((name for name in ("file", "id") if name in names), None)
     if key is None or "speaker" not in names:
         raise ItemError(f"{path}: found the columns {names}, expected file and speaker")
-    found: dict[str, str] = {}
+    speakers: dict[str, str] = {}
     for number, row in rows:
         id_, speaker = row[key], row["speaker"]
         if not id_ or not speaker:
             raise ItemError(f"{path}: line {number}: expected a file and its speaker")
-        if found.setdefault(id_, speaker) != speaker:
+        if speakers.setdefault(id_, speaker) != speaker:
             raise ItemError(
-                f"{path}: line {number}: {id_}: found the speakers {found[id_]} and "
+                f"{path}: line {number}: {id_}: found the speakers {speakers[id_]} and "
                 f"{speaker}, expected one"
             )
-    return found
+    return speakers
 
 
 def write_items(path: str | Path, items: Items) -> None:
-    """Writes an item file: .csv, .jsonl, or for other names the format of ZeroSpeech.
-
-    Raises:
-      OutputError: The disk is full, or the folder cannot be written to.
-    """
+    """Writes an item file: .csv, .jsonl, or for other names the format of ZeroSpeech."""
     path, text = Path(path), io.StringIO()
     times = ([f"{second:f}" for second in column] for column in (items.onsets, items.offsets))
-    columns = (items.phones, items.previous, items.following, items.speakers)
-    rows = zip(items.files, *times, *columns, strict=True)
+    labels = (items.phones, items.previous, items.following, items.speakers)
+    rows = zip(items.files, *times, *labels, strict=True)
     if path.suffix in (".jsonl", ".ndjson"):
         for row in rows:
             text.write(json.dumps(dict(zip(_HEADER, row, strict=True)), ensure_ascii=False) + "\n")
@@ -324,7 +287,3 @@ def write_items(path: str | Path, items: Items) -> None:
         writer.writerow(_HEADER)
         writer.writerows(rows)
     outputs.write_text(path, text.getvalue())
-
-
-__all__ = ["ItemError", "Items", "TextError", "frame_slices", "make_items", "named_by_stem",
-           "read_items", "read_speakers", "sharing_a_stem", "write_items"]  # fmt: skip

@@ -11,7 +11,7 @@ Shapes: n items, G groups of items, C cells, K blocks of distances between two g
 import dataclasses
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -73,6 +73,10 @@ class _Cells(NamedTuple):
     b: np.ndarray
     x: np.ndarray
 
+    def take(self, which: Any) -> "_Cells":
+        """Some of them."""
+        return _Cells(*(column[which] for column in self))
+
 
 def measure(
     gathered: Gathered,
@@ -93,11 +97,7 @@ def measure(
       context: 'triphone': A, B and X between the same phones; 'any': wherever.
       distance: Between frames; 'angular' is ZeroSpeech's, 'identical' is for units.
       caps: What is drawn at random; where a cap does not bite nothing depends on the seed.
-      progress: Called with the pairs of items that were compared since the last call, and their
-        number in all.
-
-    Returns:
-      The error.
+      progress: Called with the pairs that were compared since the last call, and their number.
 
     Raises:
       AbxError: The caps are too small, or the items make no cell.
@@ -169,8 +169,7 @@ def _spread(firsts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _cells_within(groups: _Groups) -> _Cells:
     """A and X are one group of two items at least, B another of its context and speaker."""
     a, b = _spread(*_runs(groups.context, groups.speaker))
-    wanted = (a != b) & (groups.sizes[a] >= 2)
-    return _Cells(a[wanted], b[wanted], a[wanted])
+    return _Cells(a, b, a).take((a != b) & (groups.sizes[a] >= 2))
 
 
 def _cells_across(groups: _Groups) -> _Cells:
@@ -182,10 +181,8 @@ def _cells_across(groups: _Groups) -> _Cells:
     firsts, counts = _runs(groups.context, groups.speaker)
     entry, b = _spread(firsts[a], counts[a])
     a, x = a[entry], x[entry]
-    wanted = a != b
-    a, b, x = a[wanted], b[wanted], x[wanted]
-    order = np.lexsort((b, a, x))
-    return _Cells(a[order], b[order], x[order])
+    cells = _Cells(a, b, x).take(a != b)
+    return cells.take(np.lexsort((cells.b, cells.a, cells.x)))
 
 
 def _draw_x(cells: _Cells, most: int, random: np.random.Generator) -> _Cells:
@@ -195,7 +192,7 @@ def _draw_x(cells: _Cells, most: int, random: np.random.Generator) -> _Cells:
         return cells
     firsts, _ = _runs(cells.a[order], cells.b[order])
     kept = np.sort(order[np.arange(len(order)) - firsts < most])
-    return _Cells(*(column[kept] for column in cells))
+    return cells.take(kept)
 
 
 class _Blocks(NamedTuple):
@@ -235,13 +232,13 @@ def _score(
     parts = np.searchsorted(costs, np.arange(_CHUNK, costs[-1] + _CHUNK, _CHUNK), "right")
     parts = np.unique(np.r_[0, parts, len(cells.a)])
     slices = [slice(*part) for part in zip(parts[:-1], parts[1:], strict=True)]
-    blocks = [_blocks_of(groups, _Cells(*(column[s] for column in cells))) for s in slices]
+    blocks = [_blocks_of(groups, cells.take(s)) for s in slices]
     total, same = sum(block.total for block in blocks), _same_items(gathered)
     errors = np.empty(len(cells.a))
     for part, block in zip(slices, blocks, strict=True):
-        told = lambda pairs: progress(pairs, total)
-        found = _block_distances(gathered, groups, block, same, distance, told)
-        errors[part] = _cell_errors(groups, _Cells(*(c[part] for c in cells)), block, found)
+        done = lambda pairs: progress(pairs, total)
+        distances = _block_distances(gathered, groups, block, same, distance, done)
+        errors[part] = _cell_errors(groups, cells.take(part), block, distances)
     return errors
 
 
@@ -250,8 +247,8 @@ def _same_items(gathered: Gathered) -> np.ndarray:
     ids, (starts, lengths) = gathered.frames.ids, gathered.items
     seen: dict[bytes, int] = {}
     slices = zip(starts.tolist(), lengths.tolist(), strict=True)
-    found = [seen.setdefault(ids[at : at + n].tobytes(), i) for i, (at, n) in enumerate(slices)]
-    return np.asarray(found)
+    first = [seen.setdefault(ids[at : at + n].tobytes(), i) for i, (at, n) in enumerate(slices)]
+    return np.asarray(first)
 
 
 def _block_distances(
@@ -290,10 +287,10 @@ def _block_distances(
         np.where(swapped, backward, forward),
         np.where(swapped, forward, backward),
     )
-    found = np.full((2, blocks.total), np.nan, np.float32)
-    found[0, place[needed]], found[1, place[needed]] = forward, backward
-    found[0, mirror] = backward[one_group[needed]]
-    return found.reshape(-1)
+    both = np.full((2, blocks.total), np.nan, np.float32)
+    both[0, place[needed]], both[1, place[needed]] = forward, backward
+    both[0, mirror] = backward[one_group[needed]]
+    return both.reshape(-1)
 
 
 def _cell_errors(
@@ -302,7 +299,7 @@ def _cell_errors(
     """How often an X is closer to a B than to an A, [C]; by one search for all cells."""
     count, sizes = len(groups.sizes), groups.sizes
     order = np.lexsort((cells.b, cells.a, cells.x))
-    cells = _Cells(*(column[order] for column in cells))
+    cells = cells.take(order)
     # cells of the same X and A follow each other, and share the rows of an x and all its a
     is_first = np.r_[True, (np.diff(cells.x) != 0) | (np.diff(cells.a) != 0)]
     shared = np.cumsum(is_first) - 1

@@ -28,17 +28,14 @@ class MfccStatistics(NamedTuple):
 def mfcc(
     waveform: np.ndarray, *, conv_layers: ConvLayers, statistics: MfccStatistics | None = None
 ) -> np.ndarray:
-    """Coefficients with first and second differences, normalised.
+    """Coefficients with first and second differences, normalised: [T, 39] float32.
 
     Args:
       waveform: [S] float32 at 16 kHz, one whole utterance, of any level.
       conv_layers: (channels, kernel, stride) of the network's convolutions: frame i is the 25 ms
         around the middle of what the network's frame i reads (sample 200 + 320 i as published).
-      statistics: What they are normalised with; None for those of the utterance itself.
-
-    Returns:
-      [T, 39] float32, of the utterance's own statistics with mean 0 and variance 1 over the frames;
-      T is the network's.
+      statistics: What they are normalised with; None for those of the utterance itself, which give
+        mean 0 and variance 1 over the frames.
     """
     import librosa
 
@@ -56,7 +53,7 @@ def mfcc(
     delta = lambda order: librosa.feature.delta(
         static, width=_DELTA_FRAMES, order=order, mode="nearest"
     )
-    found = np.concatenate([static, delta(1), delta(2)]).T  # [T, 39]
-    own = statistics or MfccStatistics(found.mean(axis=0), found.std(axis=0))
-    centred = found - own.mean[None]
+    coefficients = np.concatenate([static, delta(1), delta(2)]).T  # [T, 39]
+    own = statistics or MfccStatistics(coefficients.mean(axis=0), coefficients.std(axis=0))
+    centred = coefficients - own.mean[None]
     return (centred / (own.deviation[None] + _EPSILON)).astype(np.float32)

@@ -58,35 +58,29 @@ class Examples(NamedTuple):
     def describe(self) -> str:
         """How many of each part, how long, and how many are left out: part of a line of text."""
         seconds = lambda some: sum(e.recording.num_samples or 0 for e in some) / audio.SAMPLE_RATE
-        told = [
+        counts = [
             f"{len(some)} recordings, {seconds(some) / 60:.1f} minutes to {verb}"
             for verb, some in zip(("learn from", "choose on", "test on"), self, strict=False)
         ]
         out = f"; {len(self.left_out)} left out" if self.left_out else ""
-        return f"{self.data}: {'; '.join(told)}{out}"
+        return f"{self.data}: {'; '.join(counts)}{out}"
 
 
 def gather(
-    found: Mapping[str, Sequence[Example]],
+    parts: Mapping[str, Sequence[Example]],
     *,
     data: str,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Examples:
-    """Parts of which every recording is in one, once, and is there.
+    """Parts of which every recording is in one, once, and is there; the others are `left_out`.
 
-    Args:
-      found: Of each of `PARTS`.
-      data: What it is, in a line.
-      left_out: Names and reasons of what is missing already.
-
-    Returns:
-      The examples; what is named twice counts for the later part, so that nothing is learnt that
-      is tested.
+    `found` are those of each of `PARTS`, `data` says what it is, in a line. What is named twice
+    counts for the later part, so that nothing is learnt that is tested.
     """
     kept: dict[str, list[Example]] = {name: [] for name in PARTS}
     gone, places = list(left_out), {}
     for part in reversed(PARTS):
-        for example in found.get(part, ()):
+        for example in parts.get(part, ()):
             source, id_ = example.recording.source, example.recording.id
             if id_ in places:
                 gone.append((example.recording.name, f"named again, first in {places[id_]!r}"))

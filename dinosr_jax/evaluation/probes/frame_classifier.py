@@ -8,7 +8,7 @@ is learnt.
 Shapes: n frames, L layers, D width, P phones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinosr_jax.evaluation.features.in_memory import Features
+from dinosr_jax.evaluation.features.store import Features
 from dinosr_jax.evaluation.utterances import LabelError
 
 Array = jax.Array
@@ -34,10 +34,34 @@ class ClassifierSettings(NamedTuple):
 
 
 class LabelledFrames(NamedTuple):
-    """Frames of a set of utterances: features [n, L, D] of one type, phones [n] as numbers."""
+    """Frames with a phone: frame `frames[i]` of utterance `ids[owners[i]]` has `phones[i]`.
 
-    features: np.ndarray
+    `owners`, in rising order, `frames` and `phones` are numbers [n].
+    """
+
+    features: Features
+    ids: Sequence[str]
+    owners: np.ndarray
+    frames: np.ndarray
     phones: np.ndarray
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Features [k, L, D] of frames [k]."""
+        owners = self.owners[rows]
+        order = np.argsort(owners, kind="stable")
+        arrays = [
+            self.features.arrays[self.ids[owners[own[0]]]][:, self.frames[rows[own]]]
+            for own in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1)
+        ]
+        taken = np.empty((len(rows), *arrays[0].shape[::2]), arrays[0].dtype)
+        taken[order] = np.concatenate(arrays, axis=1).swapaxes(0, 1)
+        return taken
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Features [L, k, D] of the frames, an utterance at a time."""
+        owners, starts = np.unique(self.owners, return_index=True)
+        for owner, frames in zip(owners, np.split(self.frames, starts[1:]), strict=True):
+            yield self.features.arrays[self.ids[owner]][:, frames]
 
 
 class Accuracy(NamedTuple):
@@ -56,30 +80,20 @@ class Accuracy(NamedTuple):
 def gather(
     features: Features, labels: Mapping[str, np.ndarray], *, phones: Sequence[str]
 ) -> LabelledFrames:
-    """Frames of utterances, one after the other.
+    """Frames of the utterances of `labels`, whose phones [T] are given, one after the other.
 
-    Args:
-      features: Of each utterance.
-      labels: The phone of every frame [T], of some of them; those are taken.
-      phones: All that there are; a frame of another one is left out.
-
-    Returns:
-      The frames.
-
-    Raises:
-      LabelError: There is none.
+    A frame of a phone that is not in `phones` is left out. Raises LabelError where there is none.
     """
     number = {phone: i for i, phone in enumerate(phones)}
-    arrays, numbers = [], []
-    for id_ in labels:
-        if id_ not in features.arrays:
-            continue
-        found = np.asarray([number.get(label, -1) for label in labels[id_]], np.int32)
-        arrays.append(features.arrays[id_].swapaxes(0, 1)[found >= 0])
-        numbers.append(found[found >= 0])
-    if not arrays or not sum(map(len, numbers)):
+    ids = [id_ for id_ in labels if id_ in features.arrays]
+    numbers = [np.asarray([number.get(p, -1) for p in labels[id_]], np.int32) for id_ in ids]
+    if not any((codes >= 0).any() for codes in numbers):
         raise LabelError("no frame has a phone; expected utterances with phones")
-    return LabelledFrames(np.concatenate(arrays), np.concatenate(numbers))
+    counts = [len(codes) for codes in numbers]
+    codes, owners = np.concatenate(numbers), np.repeat(np.arange(len(ids)), counts)
+    frames = np.concatenate([np.arange(count) for count in counts])
+    known = codes >= 0
+    return LabelledFrames(features, ids, owners[known], frames[known], codes[known])
 
 
 def probe(
@@ -90,30 +104,18 @@ def probe(
     settings: ClassifierSettings | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Accuracy:
-    """Trains classifiers of frames, and tests them.
-
-    Args:
-      train: Frames to learn from.
-      test: Others.
-      num_phones: P.
-      settings: Of the training.
-      progress: Is told how many steps more are done.
-
-    Returns:
-      The accuracies.
-    """
+    """Trains classifiers of frames, and tests them; `progress` is called with 1 after each step."""
     settings = settings or ClassifierSettings()
-    scale = Scale.of(train.features)
+    scale = Scale.of(train)
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps))
-    params = init(train.features.shape[1], train.features.shape[2], num_phones)
+    params = init(*scale.mean.shape, num_phones)
     state = optimizer.init(params)
     update = _compile_update(optimizer)
     generator = np.random.default_rng(settings.seed)
     size = min(settings.batch_frames, len(train.phones))
     for _ in range(settings.num_steps):
         rows = generator.integers(0, len(train.phones), size)
-        batch = LabelledFrames(train.features[rows], train.phones[rows])
-        params, state = update(params, state, batch, scale)
+        params, state = update(params, state, train.take(rows), train.phones[rows], scale)
         progress(1)
     right = _right(params, test, scale) / len(test.phones)
     guess = np.bincount(train.phones, minlength=num_phones).argmax()
@@ -133,14 +135,24 @@ class Scale(NamedTuple):
     overall: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray) -> "Scale":
-        """Of features [n, L, D], a layer at a time, in float64."""
-        wide = [features[:, i].astype(np.float64) for i in range(features.shape[1])]
-        mean = np.stack([layer.mean(axis=0) for layer in wide])
-        deviation = np.stack([layer.std(axis=0) for layer in wide])
+    def of(cls, frames: LabelledFrames) -> "Scale":
+        """Of the frames, in float64."""
+        mean = _sum_of_frames(piece.astype(np.float64) for piece in frames.pieces())
+        mean /= len(frames.phones)
+        apart = (piece.astype(np.float64) - mean[:, None] for piece in frames.pieces())
+        deviation = np.sqrt(_sum_of_frames(map(np.square, apart)) / len(frames.phones))
         overall = np.sqrt(np.mean(np.square(deviation) + np.square(mean)))
         numbers = (mean, deviation + _EPSILON * (overall or 1.0), overall or 1.0)
         return cls(*(np.asarray(number, np.float32) for number in numbers))
+
+
+def _sum_of_frames(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """Sum [L, D] of arrays [L, k, D] over all k, one frame after the other."""
+    total = None
+    for piece in pieces:
+        whole = piece if total is None else np.concatenate([total[:, None], piece], axis=1)
+        total = whole.sum(axis=1)
+    return total
 
 
 def init(num_layers: int, width: int, num_phones: int) -> dict[str, Array]:
@@ -159,19 +171,19 @@ def logits(params: Mapping[str, Array], features: Array, scale: Scale) -> Array:
     summed = jnp.einsum("nld,l->nd", x, jax.nn.softmax(params["weights"])) / scale.overall
     inputs = jnp.concatenate([layers, summed[:, None]], axis=1)  # [n, L + 1, D]
     with jax.default_matmul_precision("highest"):
-        found = jnp.einsum("nld,ldp->lnp", inputs, params["kernel"])
-    return found + params["bias"][:, None]
+        outputs = jnp.einsum("nld,ldp->lnp", inputs, params["kernel"])
+    return outputs + params["bias"][:, None]
 
 
 def _compile_update(optimizer: optax.GradientTransformation) -> Callable:
-    def loss(params: Any, batch: LabelledFrames, scale: Scale) -> Array:
-        found = logits(params, batch.features, scale)
-        wanted = jnp.broadcast_to(batch.phones[None], found.shape[:2])
-        return optax.softmax_cross_entropy_with_integer_labels(found, wanted).mean(axis=1).sum()
+    def loss(params: Any, features: Array, phones: Array, scale: Scale) -> Array:
+        outputs = logits(params, features, scale)
+        labels = jnp.broadcast_to(phones[None], outputs.shape[:2])
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean(axis=1).sum()
 
     @jax.jit
-    def update(params: Any, state: Any, batch: LabelledFrames, scale: Scale) -> tuple[Any, Any]:
-        updates, state = optimizer.update(jax.grad(loss)(params, batch, scale), state, params)
+    def update(params: Any, state: Any, *batch: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(jax.grad(loss)(params, *batch), state, params)
         return optax.apply_updates(params, updates), state
 
     return update
@@ -179,8 +191,8 @@ def _compile_update(optimizer: optax.GradientTransformation) -> Callable:
 
 @jax.jit
 def _count_right(params: Any, features: Array, phones: Array, scale: Scale) -> Array:
-    found = logits(params, features, scale).argmax(axis=-1)
-    return jnp.sum(found == phones[None], axis=1)
+    best = logits(params, features, scale).argmax(axis=-1)
+    return jnp.sum(best == phones[None], axis=1)
 
 
 def _right(params: Any, test: LabelledFrames, scale: Scale) -> np.ndarray:
@@ -188,9 +200,9 @@ def _right(params: Any, test: LabelledFrames, scale: Scale) -> np.ndarray:
     total = np.zeros(len(params["kernel"]), np.int64)
     size = min(_TEST_FRAMES, len(test.phones))
     for start in range(0, len(test.phones), size):
-        features, phones = (array[start : start + size] for array in test)
-        missing = size - len(phones)
-        features = np.pad(features, ((0, missing), (0, 0), (0, 0)))
-        phones = np.pad(phones, (0, missing), constant_values=-1)
+        rows = np.arange(start, min(start + size, len(test.phones)))
+        missing = size - len(rows)
+        features = np.pad(test.take(rows), ((0, missing), (0, 0), (0, 0)))
+        phones = np.pad(test.phones[rows], (0, missing), constant_values=-1)
         total += np.asarray(_count_right(params, features, phones, scale))
     return total

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinosr_jax.evaluation.features.sources import FeatureSource
+from dinosr_jax.evaluation.features.store import Features
+from dinosr_jax.evaluation.probes.examples import Examples
 from dinosr_jax.evaluation.probes.heads import Augment, Head
 from dinosr_jax.evaluation.utterances import LabelError
 
@@ -58,8 +59,18 @@ class HeadSettings(NamedTuple):
 class FeaturePart(NamedTuple):
     """Utterances of one part: the labels [U] of each, as numbers."""
 
-    source: FeatureSource
+    features: Features
     labels: Mapping[str, np.ndarray]
+
+
+def feature_parts(
+    features: Features, examples: Examples, labels: Mapping[str, np.ndarray]
+) -> list[FeaturePart]:
+    """What is learnt from, chosen on and tested on; labels are by id."""
+    return [
+        FeaturePart(features, {e.recording.id: labels[e.recording.id] for e in part})
+        for part in (examples.train, examples.valid, examples.test)
+    ]
 
 
 class FeatureBatch(NamedTuple):
@@ -125,24 +136,18 @@ def rungs(lengths: Sequence[int]) -> list[int]:
 def plan(lengths: Mapping[str, int], ids: Sequence[str], *, batch_size: int) -> list[tuple]:
     """Cuts utterances into batches of like length, for few shapes.
 
-    Args:
-      lengths: T of every utterance.
-      ids: Which.
-      batch_size: B.
-
-    Returns:
-      (ids, frames that they are padded to) of each batch, the shortest first.
+    Returns (ids, frames that they are padded to) of each batch, the shortest first.
     """
     if not ids:
         return []
     ordered = sorted(ids, key=lambda id_: (lengths[id_], id_))
-    found, low = [], -1
+    batches, low = [], -1
     for rung in rungs([lengths[id_] for id_ in ids]):
         group = [id_ for id_ in ordered if low < lengths[id_] <= rung]
         cuts = range(0, len(group), batch_size)
-        found += [(tuple(group[cut : cut + batch_size]), rung) for cut in cuts]
+        batches += [(tuple(group[cut : cut + batch_size]), rung) for cut in cuts]
         low = rung
-    return found
+    return batches
 
 
 def fill(
@@ -153,14 +158,14 @@ def fill(
     Rows that are missing repeat the first, without weight.
     """
     missing = batch_size - len(ids)
-    lengths = part.source.lengths()
+    lengths = part.features.lengths
     labels = np.zeros((batch_size, num_labels), np.int32)
     for row, id_ in enumerate(ids if num_labels else ()):
         labels[row, : len(part.labels[id_])] = part.labels[id_]
     pad = lambda numbers: np.pad(np.asarray(numbers, np.int32), (0, missing))
     return FeatureBatch(
         tuple(ids),
-        part.source.batch([*ids, *[ids[0]] * missing], frames=frames),
+        part.features.batch([*ids, *[ids[0]] * missing], frames=frames),
         pad([lengths[id_] for id_ in ids]),
         labels,
         pad([len(part.labels[id_]) for id_ in ids]),
@@ -183,8 +188,8 @@ def make_update(task: HeadTask, settings: HeadSettings) -> tuple[Callable, Calla
 
     def loss(params: Params, batch: FeatureBatch, key: Array) -> Array:
         keys = dict(zip(("augment", "dropout"), jax.random.split(key), strict=True))
-        found = task.head.apply(params, batch.features, batch.lengths, learning=True, rngs=keys)
-        return task.loss(found, batch)
+        outputs = task.head.apply(params, batch.features, batch.lengths, learning=True, rngs=keys)
+        return task.loss(outputs, batch)
 
     def one(params: Params, state: Any, rate: Array, batch: FeatureBatch, key: Array) -> tuple:
         gradient = jax.grad(loss)(params, batch, key)
@@ -215,34 +220,38 @@ def make_predict(task: HeadTask) -> Callable[[Params, FeatureBatch], Array]:
     return lambda params, batch: several(params, batch.features, batch.lengths)
 
 
+def _outputs(
+    program: Callable, params: Params, part: FeaturePart, batch_size: int
+) -> Iterator[tuple[FeatureBatch, np.ndarray]]:
+    """Batches of a part, and what a program (params, batch) makes of each."""
+    for ids, frames in plan(part.features.lengths, list(part.labels), batch_size=batch_size):
+        batch = fill(part, ids, frames, batch_size=batch_size)
+        yield batch, np.asarray(program(params, batch))
+
+
 def log_probabilities(
     task: HeadTask, params: Params, part: FeaturePart, *, batch_size: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(id, [T, C] float32) of every utterance, of the one learning rate that was chosen."""
-    one = lambda params, features, lengths: jax.nn.log_softmax(
-        task.head.apply(params, features, lengths)
-    )
+    one = lambda *arrays: jax.nn.log_softmax(task.head.apply(*arrays))
     several = jax.jit(jax.vmap(one, in_axes=(0, None, None)))
-    for ids, frames in plan(part.source.lengths(), list(part.labels), batch_size=batch_size):
-        batch = fill(part, ids, frames, batch_size=batch_size)
-        (found,) = np.asarray(several(params, batch.features, batch.lengths))
-        for row, id_ in enumerate(ids):
-            yield id_, found[row, : batch.lengths[row]]
+    program = lambda params, batch: several(params, batch.features, batch.lengths)
+    for batch, (of_rate,) in _outputs(program, params, part, batch_size):
+        for row, id_ in enumerate(batch.ids):
+            yield id_, of_rate[row, : batch.lengths[row]]
 
 
 def decode(
     task: HeadTask, predict: Callable, params: Params, part: FeaturePart, *, batch_size: int
 ) -> list[dict[str, Any]]:
-    """What is said of every utterance, with the parameters of each learning rate."""
-    found: list[dict[str, Any]] = [{} for _ in range(len(jax.tree.leaves(params)[0]))]
-    for ids, frames in plan(part.source.lengths(), list(part.labels), batch_size=batch_size):
-        batch = fill(part, ids, frames, batch_size=batch_size)
-        codes = np.asarray(predict(params, batch))
-        for rate, of_rate in enumerate(found):
-            for row, id_ in enumerate(ids):
-                own = codes[rate, row]
+    """What is read of every utterance, with the parameters of each learning rate."""
+    texts: list[dict[str, Any]] = [{} for _ in range(len(jax.tree.leaves(params)[0]))]
+    for batch, outputs in _outputs(predict, params, part, batch_size):
+        for of_rate, rows in zip(texts, outputs, strict=True):
+            for row, id_ in enumerate(batch.ids):
+                own = rows[row]
                 of_rate[id_] = task.read(own if task.head.pooled else own[: batch.lengths[row]])
-    return found
+    return texts
 
 
 def measure(
@@ -251,7 +260,7 @@ def measure(
     """Metrics of a part, with the parameters of each learning rate."""
     references = list(part.labels.values())
     decoded = decode(task, predict, params, part, batch_size=batch_size)
-    return [task.measure(references, [found[id_] for id_ in part.labels]) for found in decoded]
+    return [task.measure(references, [texts[id_] for id_ in part.labels]) for texts in decoded]
 
 
 def _shuffled(
@@ -259,7 +268,7 @@ def _shuffled(
 ) -> Iterator[FeatureBatch]:
     """Endless: all batches in an order of chance, again and again."""
     generator = np.random.default_rng(settings.seed)
-    planned = plan(train.source.lengths(), ids, batch_size=settings.batch_size)
+    planned = plan(train.features.lengths, ids, batch_size=settings.batch_size)
     most: dict[int, int] = collections.Counter()  # labels of a row, for each length
     for some, frames in planned:
         most[frames] = max(most[frames], max(len(train.labels[id_]) for id_ in some))
@@ -275,7 +284,7 @@ def _balanced(
 ) -> Iterator[FeatureBatch]:
     """Endless: utterances drawn one by one, those of every class (its first label) as often."""
     generator = np.random.default_rng(settings.seed)
-    lengths = train.source.lengths()
+    lengths = train.features.lengths
     known = rungs([lengths[id_] for id_ in ids])
     of_class: dict[int, list[str]] = collections.defaultdict(list)
     for id_ in ids:
@@ -330,24 +339,13 @@ def learn(
     programs: HeadPrograms | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Learnt:
-    """Trains for every learning rate, chooses on `valid`, tests on `test`.
+    """Trains for every learning rate, chooses rate and step on `valid`, tests on `test`, once.
 
-    Args:
-      task: What is learnt.
-      train: To learn from.
-      valid: To choose learning rate and step on.
-      test: Looked at once.
-      settings: The recipe.
-      programs: Of `make_programs` with the same task and settings; None makes them.
-      progress: Is told how many steps more are done.
-
-    Returns:
-      What was learnt.
-
-    Raises:
-      LabelError: A part is empty, or nothing of the training part can be learnt.
+    `programs` are those of `make_programs` with the same task and settings; None makes them.
+    `progress` is called with 1 after each step. Raises LabelError where a part is empty, or nothing
+    of the training part can be learnt.
     """
-    lengths = train.source.lengths()
+    lengths = train.features.lengths
     ids = [id_ for id_, labels in train.labels.items() if task.fits(labels, lengths[id_])]
     if not ids:
         raise LabelError("no training utterance has labels, and as many frames as they need")
@@ -365,8 +363,8 @@ def learn(
             batch = next(batches)  # while the device computes
         progress(1)
         if step % settings.eval_steps == 0 or step == settings.num_steps:
-            found = measure(task, predict, params, valid, batch_size=settings.batch_size)
-            best = [_better(task, best[i], of, step, params, i) for i, of in enumerate(found)]
+            each = measure(task, predict, params, valid, batch_size=settings.batch_size)
+            best = [_better(task, best[i], of, step, params, i) for i, of in enumerate(each)]
     chosen = min(range(len(rates)), key=lambda i: best[i].cost)
     params = best[chosen].params
     (metrics,) = measure(task, predict, params, test, batch_size=settings.batch_size)

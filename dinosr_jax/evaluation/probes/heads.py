@@ -18,9 +18,9 @@ _MOST_MASKS = 20
 class Augment(NamedTuple):
     """SpecAugment on features (Park et al. 2019): warped in time, then masked with zeros.
 
-    `warp_frames` a point in time is moved by at most; masks are of 0 to `_width` frames or
-    features, and are drawn anew for every utterance. Where `time_mask_share` is not 0, the masks in
-    time are as many as this share of the frames, 20 at most, and none is of a larger share.
+    A point in time is moved by `warp_frames` at most; masks are of 0 to `_width` frames or
+    features, drawn for every utterance. `time_mask_share` above 0: as many masks in time as this
+    share of the frames, 20 at most, and none of a larger share.
     """
 
     warp_frames: int = 5
@@ -112,17 +112,7 @@ class BiLSTM(nn.Module):
 
 
 def augmented(key: Array, x: Array, lengths: Array, *, settings: Augment) -> Array:
-    """Warps and masks features.
-
-    Args:
-      key: Of this batch.
-      x: [B, T, D].
-      lengths: [B] frames.
-      settings: How much.
-
-    Returns:
-      [B, T, D]; every utterance is as long as before.
-    """
+    """Warps and masks features [B, T, D] of `lengths` [B] frames; the lengths stay."""
     keys = jax.random.split(key, 3)
     if settings.warp_frames:
         x = _warped(keys[0], x, lengths, window=settings.warp_frames)

@@ -36,11 +36,7 @@ def spoken(phones: Sequence[Phone]) -> list[str]:
 def encode(
     sequences: Mapping[str, Sequence[str]], *, phones: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Phones as numbers from 1.
-
-    Raises:
-      LabelError: A phone is not among `phones`.
-    """
+    """Phones as numbers from 1; raises LabelError where one is not among `phones`."""
     number = {phone: i for i, phone in enumerate(phones, start=1)}
     for id_, sequence in sequences.items():
         if unknown := [phone for phone in sequence if phone not in number]:
@@ -54,11 +50,7 @@ def encode(
 
 
 def error_rate(references: Sequence[Sequence], hypotheses: Sequence[Sequence]) -> float:
-    """Sum of edit distances over sum of lengths of the references.
-
-    Raises:
-      LabelError: The references are empty.
-    """
+    """Sum of edit distances over sum of lengths; LabelError where the references are empty."""
     from rapidfuzz.distance import Levenshtein
 
     total = sum(map(len, references))
@@ -83,17 +75,11 @@ def ctc_task(
     chosen_by: str,
     best: str = "least",
 ) -> HeadTask:
-    """What is learnt with CTC: sequences of symbols.
+    """What is learnt with CTC: sequences of symbols, `num_symbols` with the blank.
 
-    Args:
-      num_symbols: Outputs, with the blank.
-      settings: The recipe.
-      measure: Compares labels with those of the best path.
-      chosen_by: Metric that counts on the validation part.
-      best: 'least' or 'most' of it.
-
-    Returns:
-      The task; utterances without labels, or with fewer frames than they need, do not fit.
+    `measure` compares labels with those of the best path; its metric `chosen_by` counts on the
+    validation part: the `best` of it. Utterances without labels, or with fewer frames than they
+    need, do not fit.
     """
     return HeadTask(
         settings.head(num_symbols),
@@ -109,29 +95,13 @@ def ctc_task(
 def recognise(
     examples: Examples, *, settings: HeadSettings
 ) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
-    """What is learnt, and phones as numbers.
-
-    Args:
-      examples: Labelled with the phones that are said, in order.
-      settings: The recipe.
-
-    Returns:
-      The task, and the labels [U] by id.
-    """
-    said = {example.recording.id: example.label for example in examples.everyone()}
-    phones = sorted({phone for sequence in said.values() for phone in sequence})
-    return phones_task(len(phones), settings=settings), encode(said, phones=phones)
+    """The task, and as labels [U] the phones of the examples, in order, as numbers."""
+    spoken_phones = {example.recording.id: example.label for example in examples.everyone()}
+    phones = sorted({phone for sequence in spoken_phones.values() for phone in sequence})
+    return phones_task(len(phones), settings=settings), encode(spoken_phones, phones=phones)
 
 
 def phones_task(num_phones: int, *, settings: HeadSettings) -> HeadTask:
-    """Phone recognition: the phone error rate counts.
-
-    Args:
-      num_phones: P, without the blank.
-      settings: The recipe.
-
-    Returns:
-      The task.
-    """
-    measure = lambda references, found: {"per": error_rate(references, found)}
+    """Phone recognition with so many phones, without the blank: the phone error rate counts."""
+    measure = lambda references, hypotheses: {"per": error_rate(references, hypotheses)}
     return ctc_task(num_phones + 1, settings=settings, measure=measure, chosen_by="per")

@@ -12,21 +12,14 @@ _TABLES = {part: f"data/{part}_data.csv" for part in ("train", "valid", "test")}
 
 
 def read_intents(data: Path) -> Examples:
-    """Reads Fluent Speech Commands.
+    """Reads Fluent Speech Commands: DATA/data/train_data.csv, valid_data.csv and test_data.csv.
 
-    Args:
-      data: The folder of the corpus: data/train_data.csv, valid_data.csv, test_data.csv, whose
-        column `path` names recordings below it.
-
-    Returns:
-      Recordings with their action, object and location; rows that cannot be used are left out.
-
-    Raises:
-      TextError: A table is missing, or has other columns.
+    Their column `path` names recordings below it. Rows that cannot be used are left out. Raises
+    TextError where a table is missing, or has other columns.
     """
     left_out: list[tuple[str, str]] = []
-    found = {part: list(_rows(data, name, left_out)) for part, name in _TABLES.items()}
-    return gather(found, data=str(data), left_out=left_out)
+    parts = {part: list(_rows(data, name, left_out)) for part, name in _TABLES.items()}
+    return gather(parts, data=str(data), left_out=left_out)
 
 
 def _rows(data: Path, name: str, left_out: list[tuple[str, str]]) -> Iterator[Example]:

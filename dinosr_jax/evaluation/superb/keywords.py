@@ -21,17 +21,15 @@ _TEST_FOLDERS = "*test_set*"
 
 
 def read_keywords(data: Path, *, test_folder: Path | None = None) -> Examples:
-    """Reads Speech Commands.
+    """Reads Speech Commands: clips with their class, as labels of one answer.
+
+    Noise is cut into clips of 1 s, every half second, which are silence.
 
     Args:
       data: What TFDS prepared (speech_commands), or the folder of the archive: folders of words
         beside validation_list.txt, testing_list.txt and _background_noise_; or a folder above it.
       test_folder: Folder of the archive of the test set, with folders _silence_ and _unknown_;
         None for one beside or in `data`, with 'test_set' in its name, else testing_list.txt.
-
-    Returns:
-      Clips with their class, as labels of one answer. Noise is cut into clips of 1 s, every half
-      second, which are silence.
 
     Raises:
       LabelError: There are no words, or lists that name nothing that is there.
@@ -42,9 +40,9 @@ def read_keywords(data: Path, *, test_folder: Path | None = None) -> Examples:
     roots = [data, *(sorted(p for p in data.iterdir() if p.is_dir()) if data.is_dir() else ())]
     root = next((path for path in roots if (path / _LISTS["valid"]).is_file()), None)
     if root is None:
-        found = sorted(p.name for p in data.iterdir())[:10] if data.is_dir() else "no such folder"
+        there = sorted(p.name for p in data.iterdir())[:10] if data.is_dir() else "no such folder"
         raise LabelError(
-            f"{data}: found {found}, expected Speech Commands: folders of words beside "
+            f"{data}: found {there}, expected Speech Commands: folders of words beside "
             f"{_LISTS['valid']} and {_LISTS['test']}, or what TFDS prepared"
         )
     if test_folder is None:
@@ -56,14 +54,14 @@ def read_keywords(data: Path, *, test_folder: Path | None = None) -> Examples:
 def _prepared(folder: Path) -> Examples:
     """Of TFDS: the samples are held."""
     names = dict(zip(("train", "valid", "test"), speech_commands.SPLITS, strict=True))
-    found = {
+    parts = {
         part: [
             _held(clip.id, clip.samples, clip.label)
             for clip in speech_commands.read_clips(folder, split=split)
         ]
         for part, split in names.items()
     }
-    return gather(found, data=f"{folder} (TFDS)")
+    return gather(parts, data=f"{folder} (TFDS)")
 
 
 def _held(id_: str, samples: np.ndarray, label: str) -> Example:
@@ -79,17 +77,12 @@ def _folders(root: Path, test_folder: Path | None) -> Examples:
     left_out: list[tuple[str, str]] = []
     words = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] not in "_."]
     listed = {part: set(_names(root / name)) for part, name in _LISTS.items()}
-    found: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
+    parts: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
     there = set()
-    for word in words:
-        clips = sorted(word.glob("*.wav"))
-        if not clips:
-            left_out.append((printable(str(word)), "a word without recordings"))
-        for path in clips:
-            example = at_path(path, root=root, label=_class(word.name))
-            there.add(nfc(example.recording.id))
-            part = next((p for p in listed if nfc(example.recording.id) in listed[p]), "train")
-            found[part].append(example)
+    for example in _clips(root, words, left_out):
+        id_ = nfc(example.recording.id)
+        there.add(id_)
+        parts[next((part for part in listed if id_ in listed[part]), "train")].append(example)
     for part, names in listed.items():
         missing = sorted(names - there)
         left_out += [(printable(str(root / name)), "no such file") for name in missing]
@@ -99,15 +92,15 @@ def _folders(root: Path, test_folder: Path | None) -> Examples:
                 f"{missing[0]!r}, below {root}; expected lines such as yes/0a7c2a8d_nohash_0.wav"
             )
     for part, examples in _noise(root, left_out).items():
-        found[part] += examples
+        parts[part] += examples
     text = str(root)
     if test_folder is not None:
-        found["test"] = list(_test(test_folder, left_out))
+        parts["test"] = list(_test(test_folder, left_out))
         text += f", tested on {test_folder}"
     else:
         text += f", tested on {_LISTS['test']}, which has no silence"
-    classes = {example.label for example in found["train"]}
-    return gather(found, data=f"{text}; {len(classes)} classes", left_out=left_out)
+    classes = {example.label for example in parts["train"]}
+    return gather(parts, data=f"{text}; {len(classes)} classes", left_out=left_out)
 
 
 def _names(path: Path) -> Iterable[str]:
@@ -119,19 +112,26 @@ def _test(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Example]:
     """The archive of the test set: a folder is a class."""
     if not folder.is_dir():
         raise LabelError(f"{folder}: no such folder; expected that of the test set's archive")
-    for word in sorted(path for path in folder.iterdir() if path.is_dir()):
-        clips = sorted(word.glob("*.wav"))
-        if not clips:
+    words = sorted(path for path in folder.iterdir() if path.is_dir())
+    for example in _clips(folder, words, left_out):
+        id_ = example.recording.id
+        if not id_.startswith(f"{NOISE}/"):
+            yield example._replace(recording=example.recording._replace(id=f"test set/{id_}"))
+
+
+def _clips(root: Path, words: Iterable[Path], left_out: list[tuple[str, str]]) -> Iterator[Example]:
+    """The recordings in folders of words."""
+    for word in words:
+        paths = sorted(word.glob("*.wav"))
+        if not paths:
             left_out.append((printable(str(word)), "a word without recordings"))
-        for path in clips if word.name != NOISE else ():
-            example = at_path(path, root=folder, label=_class(word.name))
-            own = example.recording._replace(id=f"test set/{example.recording.id}")
-            yield example._replace(recording=own)
+        for path in paths:
+            yield at_path(path, root=root, label=_class(word.name))
 
 
 def _noise(root: Path, left_out: list[tuple[str, str]]) -> dict[str, list[Example]]:
     """Background noise as clips of silence; one file is for validation where there are several."""
-    found: dict[str, list[Example]] = {"train": [], "valid": []}
+    parts: dict[str, list[Example]] = {"train": [], "valid": []}
     paths = sorted((root / NOISE).glob("*.wav"))
     names = [path.name for path in paths]
     held_out = VALID_NOISE if VALID_NOISE in names else names[-1] if names else ""
@@ -145,5 +145,5 @@ def _noise(root: Path, left_out: list[tuple[str, str]]) -> dict[str, list[Exampl
         second = audio.SAMPLE_RATE
         for start in range(0, len(samples) - second + 1, second // 2):
             clip = samples[start : start + second]
-            found[part].append(_held(f"{NOISE}/{path.stem}/{start}", clip, SILENCE))
-    return found
+            parts[part].append(_held(f"{NOISE}/{path.stem}/{start}", clip, SILENCE))
+    return parts

@@ -21,7 +21,7 @@ _VALID_SHARE = 0.15  # of the training utterances, where no validation split is 
 
 
 def read_letters(data: Path, *, train_split: str, valid_split: str, split: str) -> Examples:
-    """Reads a prepared dataset with transcripts.
+    """Reads a prepared dataset with transcripts; what has none is left out.
 
     Args:
       data: Its data_dir.
@@ -29,21 +29,18 @@ def read_letters(data: Path, *, train_split: str, valid_split: str, split: str) 
       valid_split: To choose on; '' for 15 % of the training split, by a hash of the id.
       split: To test on.
 
-    Returns:
-      Recordings with their transcripts; what has none is left out.
-
     Raises:
       ManifestError: No such dataset or split.
     """
     left_out: list[tuple[str, str]] = []
     splits = {"train": train_split, "valid": valid_split, "test": split}
-    found = {part: _split(data, name, left_out) for part, name in splits.items() if name}
+    parts = {part: _split(data, name, left_out) for part, name in splits.items() if name}
     if not valid_split:
-        ordered = in_chance_order(found["train"])
+        ordered = in_chance_order(parts["train"])
         number = max(1, round(_VALID_SHARE * len(ordered)))
-        found |= {"valid": ordered[:number], "train": ordered[number:]}
+        parts |= {"valid": ordered[:number], "train": ordered[number:]}
     named = ", ".join(f"{part} {name or '15 % of train'}" for part, name in splits.items())
-    return gather(found, data=f"{data} ({named})", left_out=left_out)
+    return gather(parts, data=f"{data} ({named})", left_out=left_out)
 
 
 def _split(data: Path, split: str, left_out: list[tuple[str, str]]) -> list[Example]:
@@ -77,23 +74,17 @@ def spelt(examples: Examples, *, vocabulary: vocabularies.Vocabulary) -> Example
 def transcribe(
     examples: Examples, *, settings: HeadSettings, vocabulary: vocabularies.Vocabulary
 ) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
-    """What is learnt, and transcripts as numbers.
+    """The task, and transcripts as labels [U]: the word error rate of the best path counts.
 
-    Args:
-      examples: Of `spelt`.
-      settings: The recipe.
-      vocabulary: The outputs; number 0 is the blank.
-
-    Returns:
-      The task: the word error rate of the best path counts; and the labels [U] by id.
+    The outputs are those of `vocabulary`, of which number 0 is the blank.
     """
 
-    def measure(references: Sequence, found: Sequence) -> dict[str, float]:
-        said, heard = (
-            [vocabulary.decode(labels) for labels in some] for some in (references, found)
+    def measure(references: Sequence, hypotheses: Sequence) -> dict[str, float]:
+        reference_texts, texts = (
+            [vocabulary.decode(labels) for labels in some] for some in (references, hypotheses)
         )
-        words = [[text.split() for text in some] for some in (said, heard)]
-        return {"wer": error_rate(*words), "cer": error_rate(said, heard)}
+        words = [[text.split() for text in some] for some in (reference_texts, texts)]
+        return {"wer": error_rate(*words), "cer": error_rate(reference_texts, texts)}
 
     labels = {e.recording.id: vocabulary.encode(e.label) for e in examples.everyone()}
     how = {"settings": settings, "measure": measure, "chosen_by": "wer"}

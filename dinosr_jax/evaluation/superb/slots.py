@@ -45,13 +45,13 @@ class Tagged(NamedTuple):
             for word, tag in zip(self.words, self.tags, strict=True)
             if word not in _PUNCTUATION
         ]
-        found: list[str] = []
+        tokens: list[str] = []
         for tag, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
             text = _letters(" ".join(word for word, _ in group))
             if text:
                 marked = [f"B-{tag}", *text, f"E-{tag}"] if tag != _OUTSIDE else [*text]
-                found += [*([" "] if found else []), *marked]
-        return found
+                tokens += [*([" "] if tokens else []), *marked]
+        return tokens
 
 
 def _letters(text: str) -> str:
@@ -67,15 +67,12 @@ def to_text(tokens: Sequence[str]) -> str:
 
 
 def read_slots(data: Path, *, voices: str = "superb") -> Examples:
-    """Reads Audio SNIPS as s3prl prepares it.
+    """Reads Audio SNIPS as s3prl prepares it; what has no transcript is left out.
 
     Args:
       data: Folder of all.iob.snips.txt, slots.txt, and recordings in train/, valid/ and test/,
         each named as its transcript.
       voices: 'superb' for the published ones of each part, or 'all'.
-
-    Returns:
-      Recordings with their words and slots; what has no transcript is left out.
 
     Raises:
       LabelError: There are no recordings of these voices, or a slot is not in slots.txt.
@@ -84,11 +81,11 @@ def read_slots(data: Path, *, voices: str = "superb") -> Examples:
     left_out: list[tuple[str, str]] = []
     known = [slot for slot in read_text(data / SLOTS).split() if slot != _OUTSIDE]
     transcripts = dict(_transcripts(data / TRANSCRIPTS, set(known), left_out))
-    found: dict[str, list[Example]] = {}
+    parts: dict[str, list[Example]] = {}
     for part in PARTS:
         there = [path for path in sorted((data / part).rglob("*")) if is_audio(path.name)]
-        wanted = lambda id_, part=part: voices == "all" or id_.split("-")[0] in SPEAKERS[part]
-        chosen = [path for path in there if wanted(path.stem)]
+        chosen_voice = lambda id_, part=part: voices == "all" or id_.split("-")[0] in SPEAKERS[part]
+        chosen = [path for path in there if chosen_voice(path.stem)]
         if not chosen:
             raise LabelError(
                 f"{data / part}: found {len(there)} recordings, and none of SUPERB's voices "
@@ -99,15 +96,15 @@ def read_slots(data: Path, *, voices: str = "superb") -> Examples:
         left_out += [
             (id_, f"a transcript without a recording in {part}/")
             for id_ in transcripts
-            if id_.split("-")[2:3] == [part] and wanted(id_) and id_ not in spoken
+            if id_.split("-")[2:3] == [part] and chosen_voice(id_) and id_ not in spoken
         ]
         examples = [
             Example(Recording(p.stem, printable(str(p)), p), transcripts.get(nfc(p.stem)))
             for p in chosen
         ]
         left_out += [(e.recording.name, "no transcript") for e in examples if e.label is None]
-        found[part] = [example for example in examples if example.label is not None]
-    return gather(found, data=f"{data}, voices: {voices}", left_out=left_out)
+        parts[part] = [example for example in examples if example.label is not None]
+    return gather(parts, data=f"{data}, voices: {voices}", left_out=left_out)
 
 
 def _transcripts(
@@ -139,17 +136,9 @@ def _transcripts(
 def fill_slots(
     examples: Examples, *, settings: HeadSettings
 ) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
-    """What is learnt, and transcripts as numbers.
+    """The task, and transcripts with slots as labels [U]: the F1 of slot types counts.
 
-    Args:
-      examples: Of `read_slots`.
-      settings: The recipe.
-
-    Returns:
-      The task: the F1 of slot types counts; and the labels [U] by id.
-
-    Raises:
-      LabelError: A part has no slot.
+    Raises LabelError where a part has no slot.
     """
     tokens = {e.recording.id: e.label.tokens() for e in examples.everyone()}
     for part in PARTS:
@@ -161,8 +150,8 @@ def fill_slots(
     number = {symbol: i for i, symbol in enumerate(symbols)}
     spell = lambda labels: to_text([symbols[label] for label in labels])
 
-    def measure(references: Sequence, found: Sequence) -> dict[str, float]:
-        pair = [[spell(labels) for labels in some] for some in (references, found)]
+    def measure(references: Sequence, hypotheses: Sequence) -> dict[str, float]:
+        pair = [[spell(labels) for labels in some] for some in (references, hypotheses)]
         return {"f1": type_f1(*pair), "cer": value_cer(*pair)}
 
     labels = {id_: np.asarray([number[t] for t in some], np.int32) for id_, some in tokens.items()}
@@ -176,54 +165,37 @@ _MARKS = re.compile(r"B-\S+ | E-\S+")
 
 def values_of_slots(text: str) -> dict[str, list[str]]:
     """Values of every slot of a text, in order; marks of other slots inside of them go."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for slot, value in _SLOT.findall(re.sub(" +", " ", text)):
-        found.setdefault(slot, []).append(_MARKS.sub("", value))
-    return found
+        values.setdefault(slot, []).append(_MARKS.sub("", value))
+    return values
 
 
 def type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Mean over the utterances of the F1 of the sets of slots; 1 where neither has any.
-
-    Args:
-      references: Texts with slots.
-      hypotheses: The same, as found.
-
-    Returns:
-      0 to 1.
-    """
+    """Mean over the utterances of the F1 of the sets of slots; 1 where neither has any."""
     scores = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        said, found = set(values_of_slots(reference)), set(values_of_slots(hypothesis))
-        total = len(said) + len(found)
-        scores.append(2 * len(said & found) / total if total else 1.0)
+        expected, recognised = set(values_of_slots(reference)), set(values_of_slots(hypothesis))
+        total = len(expected) + len(recognised)
+        scores.append(2 * len(expected & recognised) / total if total else 1.0)
     return sum(scores) / len(scores)
 
 
 def value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Character error rate of the values: sum of edit distances over sum of lengths.
 
-    Every value of a reference is compared with the nearest one, by its rate of errors, of the same
-    slot in the hypothesis, and with nothing where there is none. Values too many cost nothing.
-
-    Args:
-      references: Texts with slots.
-      hypotheses: The same, as found.
-
-    Returns:
-      0 or more.
-
-    Raises:
-      LabelError: The references have no slot.
+    Every value of a reference is compared with the nearest one of the same slot in the hypothesis,
+    and with nothing where there is none. Values too many cost nothing. Raises LabelError where the
+    references have no slot.
     """
     from rapidfuzz.distance import Levenshtein
 
     errors = total = 0
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        found = values_of_slots(hypothesis)
-        for slot, said in values_of_slots(reference).items():
-            for value in said:
-                others = found.get(slot, [""])
+        recognised = values_of_slots(hypothesis)
+        for slot, values in values_of_slots(reference).items():
+            for value in values:
+                others = recognised.get(slot, [""])
                 errors += min(Levenshtein.distance(value, other) for other in others)
                 total += len(value)
     if not total:

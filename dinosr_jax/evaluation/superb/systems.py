@@ -4,7 +4,9 @@ A task is learnt on frozen features, chosen on the validation part and tested on
 its figures are written to a file of results.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +14,14 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.evaluation import result_files
-from dinosr_jax.evaluation.comparison import NAMES, Telling
-from dinosr_jax.evaluation.features import in_memory, sources
+from dinosr_jax.evaluation.comparison import NAMES, Progress
+from dinosr_jax.evaluation.features import compute, store
 from dinosr_jax.evaluation.probes import head_training
-from dinosr_jax.evaluation.probes.examples import PARTS, Examples
+from dinosr_jax.evaluation.probes.examples import Examples
 from dinosr_jax.evaluation.probes.rows import learnt_row
 from dinosr_jax.evaluation.utterances import in_chance_order
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.pretrained import Pretrained
-from dinosr_jax.inference.recordings import Recording
 
 Prepare = Callable[..., tuple[head_training.HeadTask, Mapping[str, np.ndarray]]]
 METRICS = {
@@ -42,18 +43,14 @@ RULES = {
 _MFCC_RECORDINGS = 500  # of the training part, for their mean and variance
 
 
-def _id(recording: Recording) -> str:
-    return recording.id
-
-
 class TaskOptions(NamedTuple):
-    """How a task is learnt, and where features are kept: `max_bytes` of memory, or a `cache`.
+    """How a task is learnt; `max_bytes` and `cache` are as in `store.open_features`.
 
     `emissions` is a folder for the log-probabilities of the test part, with the network.
     """
 
     settings: head_training.HeadSettings = head_training.HeadSettings()
-    max_bytes: int = in_memory.MAX_BYTES
+    max_bytes: int = store.MAX_BYTES
     cache: Path | None = None
     emissions: Path | None = None
 
@@ -66,20 +63,20 @@ def evaluate(
     kind: result_files.Kind,
     output: Path,
     command: str,
-    wish: TaskOptions | None = None,
-    telling: Telling | None = None,
+    options: TaskOptions | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Learns and tests a task, and writes OUTPUT/KIND.json.
+    """Learns and tests a task; writes OUTPUT/KIND.json, and KIND_skipped.tsv: what was left out.
 
     Args:
       model: Of `load`.
       examples: Of the task's corpus.
       prepare: Makes task and labels of examples and settings.
       kind: Of results.
-      output: Folder, usually RUN/evaluation; KIND_skipped.tsv lists what was left out.
+      output: Folder, usually RUN/evaluation.
       command: That reproduces it.
-      wish: How.
-      telling: How it is followed.
+      options: How.
+      progress: How it is followed.
 
     Returns:
       A row of results for each system.
@@ -88,120 +85,103 @@ def evaluate(
       LabelError: A part is empty.
       OutputError: A folder cannot be written to.
     """
-    wish, telling = wish or TaskOptions(), telling or Telling()
-    settings = wish.settings
-    examples = usable(model, examples, telling)
+    options, progress = options or TaskOptions(), progress or Progress()
+    settings = options.settings
+    examples = _usable(model, examples, progress)
     outputs.write_skipped(output, examples.left_out, name=f"{kind}_skipped.tsv")
     task, labels = prepare(examples, settings=settings)
+    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
     about = {"kind": kind, "command": command, "settings": settings._asdict()}
     about |= {"checkpoint": model.path, "step": model.step, "seed": settings.seed}
-    about |= {"data": examples.describe(), "rule": _rule(kind, settings)}
-    programs = head_training.make_programs(task, settings)
+    about |= {"data": examples.describe(), "rule": f"{RULES[kind]}; learning rate out of {rates}"}
+    learn = functools.partial(
+        head_training.learn,
+        task,
+        settings=settings,
+        programs=head_training.make_programs(task, settings),
+    )
     rows: list[dict[str, Any]] = []
     for system in _systems(model, examples, task, seed=settings.seed):
-        parts = _parts(system, model, examples, labels, wish, telling)
-        progress = telling.stage(f"{kind} with {NAMES[system.name]}", settings.num_steps)
-        found = head_training.learn(
-            task, *parts, settings=settings, programs=programs, progress=progress
-        )
-        rows.append({"system": system.name, **learnt_row(found, task, several=system.shape[0] > 1)})
-        # each time: what was found is kept if the next one is stopped
-        result_files.write_results(output / f"{kind}.json", rows=rows, **about)
-        telling.say(told(rows[-1], kind=kind, chosen_by=task.chosen_by))
-        if wish.emissions is not None and system.name == "codebook":
-            size = {"batch_size": settings.batch_size}
-            emissions = head_training.log_probabilities(task, found.params, parts[2], **size)
-            write_emissions(wish.emissions, emissions)
+        with _parts(system, model, examples, labels, options, progress) as parts:
+            stage = progress.stage(f"{kind} with {NAMES[system.name]}", settings.num_steps)
+            learnt = learn(*parts, progress=stage)
+            row = learnt_row(learnt, task, several=len(system.layers) > 1)
+            rows.append({"system": system.name, **row})
+            # each time: what is measured is kept if the next one is stopped
+            result_files.write_results(output / f"{kind}.json", rows=rows, **about)
+            progress.say(_line(rows[-1], kind=kind, chosen_by=task.chosen_by))
+            if options.emissions is not None and system.name == "codebook":
+                size = {"batch_size": settings.batch_size}
+                emissions = head_training.log_probabilities(task, learnt.params, parts[2], **size)
+                _write_emissions(options.emissions, emissions)
     return rows
 
 
-def _rule(kind: str, settings: head_training.HeadSettings) -> str:
-    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
-    return f"{RULES[kind]}; learning rate out of {rates}"
+@contextlib.contextmanager
+def _parts(
+    system: store.System,
+    model: Pretrained,
+    examples: Examples,
+    labels: Mapping[str, np.ndarray],
+    options: TaskOptions,
+    progress: Progress,
+) -> Iterator[list[head_training.FeaturePart]]:
+    """Features and labels of each part."""
+    recordings = [example.recording for example in examples.everyone()]
+    seconds = sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
+    with store.open_features(
+        system,
+        recordings,
+        model=model,
+        max_bytes=options.max_bytes,
+        cache=options.cache,
+        say=progress.say,
+        progress=progress.stage(f"features of {NAMES[system.name]}", seconds),
+    ) as features:
+        yield head_training.feature_parts(features, examples, labels)
 
 
 def _systems(
     model: Pretrained, examples: Examples, task: head_training.HeadTask, *, seed: int
-) -> list[sources.System]:
+) -> list[store.System]:
     """The network, MFCC and the untrained network, as a task's head needs them."""
     statistics = None
     if task.head.pooled:
-        learnt = in_chance_order([example.recording for example in examples.train], key=_id)
-        statistics = in_memory.mfcc_statistics(learnt[:_MFCC_RECORDINGS], model=model)
-    fresh = in_memory.untrained(model, seed=seed)
-    return sources.systems(model, fresh, statistics=statistics)
+        train = in_chance_order([e.recording for e in examples.train], key=lambda r: r.id)
+        statistics = compute.mfcc_statistics(train[:_MFCC_RECORDINGS], model=model)
+    return store.systems(model, compute.untrained(model, seed=seed), statistics=statistics)
 
 
-def _parts(
-    system: sources.System,
-    model: Pretrained,
-    examples: Examples,
-    labels: Mapping[str, np.ndarray],
-    wish: TaskOptions,
-    telling: Telling,
-) -> list[head_training.FeaturePart]:
-    """Features and labels of each part."""
-    recordings = [example.recording for example in examples.everyone()]
-    seconds = sum(r.num_samples for r in recordings) / audio.SAMPLE_RATE
-    source = sources.open_source(
-        system,
-        recordings,
-        model=model,
-        max_bytes=wish.max_bytes,
-        cache=wish.cache,
-        say=telling.say,
-        progress=telling.stage(f"features of {NAMES[system.name]}", seconds),
-    )
-    return [
-        head_training.FeaturePart(source, {e.recording.id: labels[e.recording.id] for e in some})
-        for some in (getattr(examples, part) for part in PARTS)
-    ]
-
-
-def write_emissions(folder: Path, emissions: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes FOLDER/ID.npy of each id: log-probabilities [T, C] float32.
-
-    Raises:
-      OutputError: The id leads out of the folder, or it cannot be written to.
-    """
+def _write_emissions(folder: Path, emissions: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes FOLDER/ID.npy of each id: log-probabilities [T, C] float32."""
     for id_, array in emissions:
         with outputs.replacing(outputs.inside(folder, f"{id_}.npy"), sync=False) as file:
             np.save(file, array)
 
 
-def usable(model: Pretrained, examples: Examples, telling: Telling) -> Examples:
-    """Those whose recordings can be read; the others are left out, and said.
+def _usable(model: Pretrained, examples: Examples, progress: Progress) -> Examples:
+    """Those whose recordings can be read, with their lengths; the others are left out, and said.
 
-    Args:
-      model: Says what is too short.
-      examples: Of a corpus.
-      telling: How it is followed.
-
-    Returns:
-      The examples, with the lengths of their recordings.
-
-    Raises:
-      LabelError: A part is empty.
+    Raises LabelError where a part is empty.
     """
     bad: list[tuple[str, str]] = []
     recordings = [example.recording for example in examples.everyone()]
-    known = sources.checked(
+    known = store.checked(
         recordings,
         model=model,
         on_bad=lambda recording, reason: bad.append((recording.name, reason)),
-        progress=telling.stage("reading", len(recordings)),
+        progress=progress.stage("reading", len(recordings)),
     )
     examples = examples._replace(left_out=(*examples.left_out, *bad))
     if examples.left_out:
         name, reason = examples.left_out[0]
-        telling.say(f"{len(examples.left_out)} are left out; the first is {name}: {reason}")
+        progress.say(f"{len(examples.left_out)} are left out; the first is {name}: {reason}")
     return examples.only(known)
 
 
-def told(row: Mapping[str, Any], *, kind: str, chosen_by: str) -> str:
+def _line(row: Mapping[str, Any], *, kind: str, chosen_by: str) -> str:
     """A row of results in a line, with what every learning rate did on the validation part."""
-    valid = row[f"valid_{chosen_by}"]
-    grid = ", ".join(f"{rate}: {value:.3f}" for rate, value in valid.items())
+    grid = ", ".join(f"{rate}: {value:.3f}" for rate, value in row[f"valid_{chosen_by}"].items())
     figures = ", ".join(
         f"{name.upper() if len(name) < 4 else name} {row[name]:.3f}" for name in METRICS[kind]
     )

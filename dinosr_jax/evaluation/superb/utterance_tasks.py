@@ -30,15 +30,9 @@ def _slices(sizes: Sequence[int]) -> list[slice]:
 
 
 def loss(logits: Array, batch: FeatureBatch, *, sizes: Sequence[int]) -> Array:
-    """Cross-entropy, summed over the questions.
+    """Cross-entropy summed over the questions, as a mean over the real rows.
 
-    Args:
-      logits: [B, C], those of the first question first.
-      batch: Labels [B, K] of each.
-      sizes: [K] how many answers each has; C in all.
-
-    Returns:
-      The mean over the real rows.
+    `logits` [B, C] are those of the first question first; question k has `sizes[k]` answers.
     """
     each = [
         optax.softmax_cross_entropy_with_integer_labels(logits[:, own], batch.labels[:, k])
@@ -47,19 +41,13 @@ def loss(logits: Array, batch: FeatureBatch, *, sizes: Sequence[int]) -> Array:
     return mean_of_rows(jnp.stack(each).sum(axis=0), batch)
 
 
-def accuracy(references: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
-    """How often all answers are right, of all utterances, and as a mean over the classes.
+def accuracy(references: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> dict[str, float]:
+    """How often all answers [K] are right, of all utterances, and as a mean over the classes.
 
-    Args:
-      references: [K] of each utterance.
-      found: The same of what was found.
-
-    Returns:
-      'accuracy', and 'balanced_accuracy': the mean over the classes (the labels that occur) of
-      the accuracy in each, which is what drawing utterances with the same chance for each class
-      measures.
+    'balanced_accuracy' is the mean over the classes (the labels that occur) of the accuracy in
+    each, which is what drawing utterances with the same chance for each class measures.
     """
-    right = [np.array_equal(a, b) for a, b in zip(references, found, strict=True)]
+    right = [np.array_equal(a, b) for a, b in zip(references, answers, strict=True)]
     of_class: dict[tuple, list[bool]] = {}
     for reference, one in zip(references, right, strict=True):
         of_class.setdefault(tuple(int(label) for label in reference), []).append(one)
@@ -70,16 +58,9 @@ def accuracy(references: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> d
 def classify(
     examples: Examples, *, settings: HeadSettings, balanced: bool
 ) -> tuple[HeadTask, Mapping[str, np.ndarray]]:
-    """What is learnt, and labels as numbers.
+    """The task, and answers [K] as numbers; one that does not occur in the training part is -1.
 
-    Args:
-      examples: Labelled with K answers each.
-      settings: The recipe.
-      balanced: Whether every class is learnt from, and chosen on, as often.
-
-    Returns:
-      The task, and the labels [K] by id; an answer that does not occur in the training part is -1,
-      and never right.
+    Where it is `balanced`, every class is learnt from, and chosen on, as often.
     """
     known = values(example.label for example in examples.train)
     sizes = [len(answers) for answers in known]

@@ -17,8 +17,8 @@ import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.phones.alignments import Alignment
-from dinosr_jax.evaluation.features import in_memory
-from dinosr_jax.evaluation.features.in_memory import Progress
+from dinosr_jax.evaluation.features.compute import OPTIONS, Done
+from dinosr_jax.evaluation.features.store import Features
 from dinosr_jax.evaluation.units import quality as unit_quality
 from dinosr_jax.evaluation.utterances import Labelled, in_chance_order
 from dinosr_jax.inference.pretrained import Pretrained
@@ -51,34 +51,24 @@ def minutes_for(model: Pretrained) -> float:
 
 
 def codebook_codes(
-    model: Pretrained, recordings: Sequence[Recording], *, progress: Progress = lambda seconds: None
+    model: Pretrained, recordings: Sequence[Recording], *, progress: Done = lambda seconds: None
 ) -> dict[int, Codes]:
     """The teacher's codes of every layer with a codebook; nothing is fitted."""
     plan = quantise.plan(model, layer="all")
-    found: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
-    told = {"options": in_memory.OPTIONS, "progress": lambda done, _: progress(done)}
-    for utterance in quantise.compute(plan, recordings, lengths="fitted", **told):
+    codes_of: dict[int, dict[str, np.ndarray]] = {layer: {} for layer in plan.layers}
+    how = {"options": OPTIONS, "progress": lambda done, _: progress(done)}
+    for utterance in quantise.compute(plan, recordings, lengths="fitted", **how):
         for layer, codes in zip(plan.layers, utterance.codes, strict=True):
-            found[layer][utterance.recording.id] = codes
-    return found
+            codes_of[layer][utterance.recording.id] = codes
+    return codes_of
 
 
 def kmeans_codes(
-    train: in_memory.Features, test: in_memory.Features, *, num_clusters: int, seed: int = 0
+    train: Features, test: Features, *, num_clusters: int, seed: int = 0
 ) -> dict[int | None, Codes]:
-    """Codes of k-means, fitted on each layer anew.
+    """Codes of k-means, fitted on each layer anew, of each layer and utterance of `test`.
 
-    Args:
-      train: Of the utterances that k-means is fitted on.
-      test: Of those whose codes are found.
-      num_clusters: K.
-      seed: Of k-means.
-
-    Returns:
-      Codes of each layer and utterance.
-
-    Raises:
-      KMeansError: There are fewer frames than clusters.
+    Raises KMeansError where `train` has fewer frames than clusters.
     """
     from threadpoolctl import threadpool_limits
 
@@ -95,25 +85,14 @@ def kmeans_codes(
 
     # a thread a layer: scikit-learn's own spend most of their time waiting for each other
     with threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(fit, range(len(train.layers)))
-        return dict(zip(train.layers, found, strict=True))
+        codes = pool.map(fit, range(len(train.layers)))
+        return dict(zip(train.layers, codes, strict=True))
 
 
 def row(
     codes: Codes, alignment: Alignment, *, model: Pretrained, system: str, layer: int | None
 ) -> dict[str, Any]:
-    """Unit quality as a row of a file of results, and the rule and coverage that it has.
-
-    Args:
-      codes: Of utterances with phones.
-      alignment: Their phones.
-      model: Says how long a unit is.
-      system: Of the row.
-      layer: Of the row.
-
-    Returns:
-      The row.
-    """
+    """Unit quality of utterances with phones, as a row of a file of results."""
     quality = unit_quality.measure(
         codes, alignment, num_units=model.config.model.codebook_size, rule=rule(model)
     )
@@ -124,12 +103,12 @@ def rule(model: Pretrained) -> unit_quality.Rule:
     """The published rule for units as long as this network's frames, which start a hop apart.
 
     The last frame ends within the utterance: up to a receptive field of it has no unit. Raises
-    ValueError where frames of the network and of the phones, every 10 ms, do not fit.
+    RuleError where frames of the network and of the phones, every 10 ms, do not fit.
     """
     layers = model.config.model.conv_layers
     field, hop = (n / audio.SAMPLE_RATE for n in receptive_field(layers))
     if receptive_field(layers)[1] % (audio.SAMPLE_RATE * unit_quality.STEP_SECONDS):
-        raise ValueError(
+        raise unit_quality.RuleError(
             f"model.conv_layers: found {tuple(layers)}, a frame every {1000 * hop:g} ms; units are "
             "laid beside phones every 10 ms, so expected a multiple of that; --task=frames and "
             "recognition take any"
@@ -140,7 +119,7 @@ def rule(model: Pretrained) -> unit_quality.Rule:
 
 def phones_of(utterances: Sequence[Labelled], *, like: Alignment) -> Alignment:
     """The alignment of some utterances, under their own ids; its labels are all of `like`'s."""
-    found = {utterance.recording.id: utterance.phones for utterance in utterances}
-    chosen = dataclasses.replace(like, utterances=found)
+    phones = {utterance.recording.id: utterance.phones for utterance in utterances}
+    chosen = dataclasses.replace(like, utterances=phones)
     chosen.__dict__["labels"] = like.labels  # of the whole: rows of counts are the same everywhere
     return chosen

@@ -14,6 +14,7 @@ import numpy as np
 from dinosr_jax.data.phones.alignments import Alignment
 from dinosr_jax.data.phones.phones import SILENCE, Phone, count_frames, frame_phones
 from dinosr_jax.data.text_files import TextError
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference.units import statistics
 from dinosr_jax.objective import information
 
@@ -25,6 +26,10 @@ _COLUMNS = (
     ("perplexity", 10), ("in use", 12), ("bit/s", 7), ("units/s", 7),
 )  # fmt: skip
 _AVERAGED = (*_SHARES, *_RATES, "perplexity", "units_in_use", "num_units")
+
+
+class RuleError(UserError, ValueError):
+    """Units and phones cannot be laid side by side; the message says which time is wrong."""
 
 
 class Quality(NamedTuple):
@@ -81,7 +86,7 @@ def measure(
     num_units: int,
     rule: Rule | None = None,
 ) -> Quality:
-    """Unit quality.
+    """Unit quality of all utterances that have phones.
 
     Args:
       units: Utterance's id -> [T] units, 0 to U - 1.
@@ -89,27 +94,25 @@ def measure(
       num_units: U.
       rule: None for the published one.
 
-    Returns:
-      The quality, of all utterances that have phones.
-
     Raises:
       TextError: No utterance has phones, names are ambiguous, or lengths differ too much.
-      ValueError: A unit is not 0 to U - 1; or times are no multiples of 10 ms.
+      ValueError: A unit is not 0 to U - 1.
+      RuleError: Times are no multiples of 10 ms.
     """
     rule = rule or Rule()
     repeats = _steps(rule.unit_seconds, "unit_seconds")
-    found = alignment.match(units)
-    if not found:
+    phones_of = alignment.match(units)
+    if not phones_of:
         raise TextError(_nothing(units, alignment))
-    lengths = {id_: count_frames(phones, step=STEP_SECONDS) for id_, phones in found.items()}
-    excess = {id_: lengths[id_] - repeats * len(units[id_]) for id_ in found}
+    lengths = {id_: count_frames(phones, step=STEP_SECONDS) for id_, phones in phones_of.items()}
+    excess = {id_: lengths[id_] - repeats * len(units[id_]) for id_ in phones_of}
     left_out = {id_: more for id_, more in excess.items() if abs(more) > rule.tolerance}
-    if left_out and (rule.bad == "raise" or 2 * len(left_out) > len(found)):
+    if left_out and (rule.bad == "raise" or 2 * len(left_out) > len(phones_of)):
         raise TextError(_too_different(left_out, lengths, rule))
     code = {label: number for number, label in enumerate(alignment.labels)}
     table = np.zeros(len(code) * num_units, np.int64)
     frames, runs = np.zeros((2, num_units), np.int64)
-    scored = {id_: phones for id_, phones in found.items() if id_ not in left_out}
+    scored = {id_: phones for id_, phones in phones_of.items() if id_ not in left_out}
     for id_, phones in scored.items():
         codes = np.asarray(units[id_])
         frames += statistics.count(codes, num_units=num_units)
@@ -129,8 +132,8 @@ def measure(
         of_units=statistics.describe(frames, runs, frame_rate=1 / rule.unit_seconds),
         num_utterances=len(scored),
         by_name=sum(id_ not in alignment.utterances for id_ in scored),
-        without_phones=tuple(id_ for id_ in units if id_ not in found),
-        without_units=len(alignment.utterances) - len(found),
+        without_phones=tuple(id_ for id_ in units if id_ not in phones_of),
+        without_units=len(alignment.utterances) - len(phones_of),
         left_out=left_out,
         seconds=float(frames.sum()) * rule.unit_seconds,
     )
@@ -141,7 +144,7 @@ def _steps(seconds: float, name: str) -> int:
     steps = round(seconds / STEP_SECONDS) if np.isfinite(seconds) else 0
     least = 1 if name == "unit_seconds" else -np.inf
     if not (abs(steps * STEP_SECONDS - seconds) < 1e-9 and steps >= least):
-        raise ValueError(f"{name}: found {seconds:g} s, expected a multiple of 10 ms (0.01)")
+        raise RuleError(f"{name}: found {seconds:g} s, expected a multiple of 10 ms (0.01)")
     return steps
 
 

@@ -13,12 +13,17 @@ import numpy as np
 
 from dinosr_jax.data import vocabulary
 from dinosr_jax.data.text_files import nfc
+from dinosr_jax.errors import UserError
 from dinosr_jax.evaluation.wer.references import Pair
 from dinosr_jax.training.ctc.word_errors import count_edits, marked
 
 Normalise = Literal["librispeech", "lower", "none"]
 Missing = Literal["error", "delete", "leave"]
 _DRAWS = 1000
+
+
+class RatesError(UserError, ValueError):
+    """There is nothing to compare, or an utterance was not recognised; the message says which."""
 
 
 class Errors(NamedTuple):
@@ -94,35 +99,23 @@ def rates(
     seed: int = 0,
     num_worst: int = 5,
 ) -> Rates:
-    """Error rates of recognised utterances.
+    """Error rates; RatesError where an utterance was not recognised, or none is left.
 
-    Args:
-      pairs: Of `references.join`.
-      normalise: As `normaliser`.
-      missing: What an utterance is that was not recognised: an error, all deletions, or left out.
-      seed: Of the bootstrap.
-      num_worst: How many of those with the most word errors are kept.
-
-    Returns:
-      The rates.
-
-    Raises:
-      ValueError: An utterance was not recognised, or none is left.
+    `missing` says what an utterance is that was not recognised: an error, all deletions, or left
+    out. `num_worst` of those with the most word errors are kept; `seed` is that of the bootstrap.
     """
     absent = [pair.reference.id for pair in pairs if pair.hypothesis is None]
     if absent and missing == "error":
-        raise ValueError(
+        raise RatesError(
             f"{len(absent)} of {len(pairs)} utterances were not recognised, such as {absent[0]!r}; "
             "--missing=delete counts their words as deletions, --missing=leave leaves them out"
         )
     used = [p for p in pairs if p.hypothesis is not None or missing == "delete"]
     if not used:
-        raise ValueError(f"none of the {len(pairs)} utterances of the reference was recognised")
-    spell, found, texts = normaliser(normalise), [], []
-    for reference, hypothesis in used:
-        texts.append((spell(reference.text), spell(hypothesis or "")))
-        found.append(count(*texts[-1]))
-    table = np.asarray(found)
+        raise RatesError(f"none of the {len(pairs)} utterances of the reference was recognised")
+    spell = normaliser(normalise)
+    texts = [(spell(reference.text), spell(hypothesis or "")) for reference, hypothesis in used]
+    table = np.asarray([count(*pair) for pair in texts])
     by_speaker: dict[str, list[int]] = {}
     for row, pair in enumerate(used):
         by_speaker.setdefault(pair.reference.speaker, []).append(row)
@@ -143,57 +136,51 @@ def rates(
 
 
 def interval(errors: np.ndarray, lengths: np.ndarray, *, seed: int) -> tuple[float, float]:
-    """Middle 95 % of the rate over draws of the utterances.
-
-    Args:
-      errors: [N] of each utterance.
-      lengths: [N] of its reference.
-      seed: Of the draws.
-    """
+    """Middle 95 % of the rate over draws of utterances of `errors` [N] and `lengths` [N]."""
     random = np.random.default_rng(seed)
-    found = []
+    drawn = []
     for _ in range(_DRAWS):
         rows = random.integers(0, len(errors), len(errors))
-        found.append(_rate(int(errors[rows].sum()), int(lengths[rows].sum())))
-    low, high = np.quantile(found, [0.025, 0.975], method="nearest")
+        drawn.append(_rate(int(errors[rows].sum()), int(lengths[rows].sum())))
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
     return float(low), float(high)
 
 
-def to_dict(found: Rates) -> dict[str, Any]:
+def to_dict(result: Rates) -> dict[str, Any]:
     """The rates as plain values, for JSON; null where there is no word in the references."""
     finite = lambda rate: rate if math.isfinite(rate) else None  # JSON has no infinity
     row = lambda e: e._asdict() | {"wer": finite(e.wer), "cer": finite(e.cer)}
     keys = ("id", "reference", "hypothesis", "word_errors")
     return {
-        **row(found.errors),
-        "wer_interval": [finite(rate) for rate in found.wer_interval],
-        "cer_interval": [finite(rate) for rate in found.cer_interval],
-        "missing": list(found.missing),
-        "normalise": found.normalise,
-        "speakers": {speaker: row(errors) for speaker, errors in found.speakers.items()},
-        "worst": [dict(zip(keys, one, strict=True)) for one in found.worst],
+        **row(result.errors),
+        "wer_interval": [finite(rate) for rate in result.wer_interval],
+        "cer_interval": [finite(rate) for rate in result.cer_interval],
+        "missing": list(result.missing),
+        "normalise": result.normalise,
+        "speakers": {speaker: row(errors) for speaker, errors in result.speakers.items()},
+        "worst": [dict(zip(keys, one, strict=True)) for one in result.worst],
     }
 
 
-def to_text(found: Rates) -> str:
+def to_text(result: Rates) -> str:
     """The rates as lines to be printed."""
-    e, percent = found.errors, lambda pair: f"{pair[0]:.1%} to {pair[1]:.1%}"
+    e, percent = result.errors, lambda pair: f"{pair[0]:.1%} to {pair[1]:.1%}"
     lines = [
-        f"WER {e.wer:.2%} (95 % of bootstrap draws: {percent(found.wer_interval)}): "
+        f"WER {e.wer:.2%} (95 % of bootstrap draws: {percent(result.wer_interval)}): "
         f"{e.substitutions} substitutions, {e.deletions} deletions, {e.insertions} insertions in "
         f"{e.words} words",
-        f"CER {e.cer:.2%} ({percent(found.cer_interval)}): {e.character_errors} edits in "
+        f"CER {e.cer:.2%} ({percent(result.cer_interval)}): {e.character_errors} edits in "
         f"{e.characters} characters",
-        f"{e.utterances} utterances, {len(found.speakers)} speakers; normalised: "
-        f"{found.normalise}; {len(found.missing)} not recognised",
+        f"{e.utterances} utterances, {len(result.speakers)} speakers; normalised: "
+        f"{result.normalise}; {len(result.missing)} not recognised",
     ]
-    if len(found.speakers) > 1:
+    if len(result.speakers) > 1:
         lines.append("speaker: WER, CER, words")
         lines += [
             f"  {speaker or '(unknown)'}: {errors.wer:.2%}, {errors.cer:.2%}, {errors.words}"
-            for speaker, errors in found.speakers.items()
+            for speaker, errors in result.speakers.items()
         ]
-    for id_, reference, hypothesis, edits in found.worst:
+    for id_, reference, hypothesis, edits in result.worst:
         lines.append(f"{id_}: {edits} word errors")
         lines += [f"  {line}" for line in marked(reference.split(), hypothesis.split())]
     return "\n".join(lines)

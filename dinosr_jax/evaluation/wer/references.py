@@ -37,16 +37,15 @@ class Pair(NamedTuple):
 
 
 def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict[str, Transcript]:
-    """Transcripts of a file, a tree or a prepared dataset, by id.
+    """Transcripts of a file, a tree or a prepared dataset (see the head of this file), by id.
+
+    The speaker is the column `speaker`, that of the dataset, or the first number of a LibriSpeech
+    id.
 
     Args:
-      path: See the head of this file.
+      path: Of one of them.
       split: Of the prepared dataset, in TFDS syntax.
       language: Only utterances of it, as the prepared dataset names it; '' for all.
-
-    Returns:
-      Transcripts; the speaker is the column `speaker`, what the dataset says, or the first number
-      of a LibriSpeech id.
 
     Raises:
       TextError: Something is malformed; the line is named. An id is there twice.
@@ -65,10 +64,10 @@ def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict
         rows = (row for file in files for row in _of_file(file))
     else:
         rows = _of_file(path)
-    found: dict[str, Transcript] = {}
+    transcripts: dict[str, Transcript] = {}
     places: dict[str, str] = {}
     for where, row in rows:
-        if row.id in found:
+        if row.id in transcripts:
             raise TextError(
                 f"{where}: {row.id!r} is there twice, the first time in {places[row.id]}; expected "
                 "every utterance once"
@@ -77,10 +76,10 @@ def read_transcripts(path: Path, *, split: str = "", language: str = "") -> dict
         speaker = row.speaker
         if not speaker and (numbers := _LIBRISPEECH.fullmatch(row.id)):
             speaker = numbers[1]
-        found[row.id] = row._replace(speaker=speaker)
-    if not found:
+        transcripts[row.id] = row._replace(speaker=speaker)
+    if not transcripts:
         raise TextError(f"{path}: found no transcript")
-    return found
+    return transcripts
 
 
 def _of_dataset(path: Path, split: str, language: str) -> Iterator[tuple[str, Transcript]]:
@@ -151,15 +150,15 @@ def _table(text: str, path: Path, delimiter: str) -> Iterator[tuple[str, Transcr
 
 
 def _transcript(row: dict, where: str) -> Transcript:
-    said = {field: str(value) for field, value in row.items() if type(value) in (str, int)}
-    names = [name for name in NAMES if said.get(name)]
+    fields = {field: str(value) for field, value in row.items() if type(value) in (str, int)}
+    names = [name for name in NAMES if fields.get(name)]
     texts = [name for name in TEXTS if isinstance(row.get(name), str)]
     if not names or not texts:
         raise TextError(
             f"{where}: expected an utterance ({', '.join(NAMES)}) and its text "
             f"({', '.join(TEXTS)}); found the fields {', '.join(map(str, row)) or 'none'}"
         )
-    return Transcript(nfc(said[names[0]]), nfc(row[texts[0]]), nfc(said.get("speaker", "")))
+    return Transcript(nfc(fields[names[0]]), nfc(row[texts[0]]), nfc(fields.get("speaker", "")))
 
 
 def join(
@@ -167,23 +166,15 @@ def join(
 ) -> tuple[list[Pair], list[str]]:
     """References and what was recognised, matched by id, else by name where that is unambiguous.
 
-    Args:
-      references: By id.
-      hypotheses: By id.
-      path: Of the references, for errors.
-
-    Returns:
-      A pair for each reference, in order; and the hypotheses that have none.
-
-    Raises:
-      TextError: A name fits several utterances.
+    Returns a pair for each reference, in order; and the hypotheses that have none. Raises
+    TextError, with the `path` of the references, where a name fits several utterances.
     """
-    found = match(references, hypotheses, path=path)
+    matched = match(references, hypotheses, path=path)
     pairs = [
-        Pair(row, hypotheses[found[id_]].text if id_ in found else None)
+        Pair(row, hypotheses[matched[id_]].text if id_ in matched else None)
         for id_, row in references.items()
     ]
-    used = set(found.values())
+    used = set(matched.values())
     return pairs, [id_ for id_ in hypotheses if id_ not in used]
 
 
@@ -192,14 +183,13 @@ def match(
 ) -> dict[str, str]:
     """Which of some ids each reference is, by its whole id, else by its name where only one fits.
 
-    Raises:
-      TextError: A name fits several utterances.
+    Raises TextError where a name fits several utterances.
     """
     keyed = {_without_extension(id_): row for id_, row in references.items()}
     keyed = keyed if len(keyed) == len(references) else dict(references)
-    wanted = {_without_extension(id_): id_ for id_ in ids}
-    found = Alignment(keyed, "jsonl", str(path)).match(wanted)
-    return {row.id: wanted[id_] for id_, row in found.items()}
+    names = {_without_extension(id_): id_ for id_ in ids}
+    matched = Alignment(keyed, "jsonl", str(path)).match(names)
+    return {row.id: names[id_] for id_, row in matched.items()}
 
 
 def _without_extension(id_: str) -> str:

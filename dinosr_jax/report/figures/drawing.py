@@ -129,7 +129,7 @@ def curve_picture(
       published: False where it was trained with another objective, and cannot be compared.
 
     Returns:
-      The picture; None where nothing of it is recorded.
+      None where nothing of it is recorded.
     """
     lines = panel_lines(records, panel)
     if not lines:

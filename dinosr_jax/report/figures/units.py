@@ -30,18 +30,9 @@ def answer_picture(answer: Answer) -> Picture:
     bars = answer.bars()
     figure = new_figure(0.95 + 0.75 * len(bars))
     axes = figure.subplots()
-    highest = max(pnmi for _, pnmi, _ in bars)
-    for k, (name, pnmi, size) in enumerate(bars):
-        style = {"color": LINE_COLOURS[k], "hatch": _HATCHES[k], "edgecolor": "white"}
-        axes.barh(k, pnmi, 0.45, **style)
-        label = f"{name} ({size} units)" if size else name
-        axes.text(0, k - 0.32, label, va="bottom", ha="left")
-        axes.text(pnmi + 0.015 * highest, k, f"{pnmi:.3f}", va="center", weight="bold")
-    axes.set_ylim(len(bars) - 0.6, -0.75)
-    axes.set_xlim(0, 1.18 * max(highest, 1e-3))
-    axes.set_yticks([])
+    labelled = [(f"{name} ({n} units)" if n else name, pnmi) for name, pnmi, n in bars]
+    _bars(axes, labelled, "PNMI: 0 tells nothing about phones, 1 all", digits=".3f", above=0.32)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("PNMI: 0 tells nothing about phones, 1 all")
     title = "What the units tell about phones"
     set_title(axes, title)
     alt = "Bars of PNMI: " + "; ".join(f"{name} {pnmi:.3f}" for name, pnmi, _ in bars) + "."
@@ -52,14 +43,7 @@ def answer_picture(answer: Answer) -> Picture:
 def phones_by_code(counts: Any, phones: Sequence[str], *, name: str, title: str) -> Picture | None:
     """P(phone | code), codes sorted by their phone and phones by how often they are said.
 
-    Args:
-      counts: [P, U] frames of a phone with a unit.
-      phones: P labels.
-      name: Of the PNG.
-      title: Whose codes.
-
-    Returns:
-      None where the table is no table of counts, or is empty.
+    `counts` [P, U] are frames of a phone with a unit; None where they are no such table, or empty.
     """
     table = _counts(counts, len(phones))
     if table is None:
@@ -91,9 +75,9 @@ def phones_by_code(counts: Any, phones: Sequence[str], *, name: str, title: str)
     set_title(axes, title)
     unused = table.shape[1] - used.size
     clear = int((shares.max(0) >= 0.5).sum())
-    heard = len(set(best.tolist()))
+    named = len(set(best.tolist()))
     caption = (
-        f"{clear} of {used.size} codes mean one phone in half of their frames or more; {heard} of "
+        f"{clear} of {used.size} codes mean one phone in half of their frames or more; {named} of "
         f"{len(labels)} phones have a code of their own."
         + (f" {unused} of {table.shape[1]} codewords never occur." if unused else "")
     )
@@ -105,13 +89,9 @@ def phones_by_code(counts: Any, phones: Sequence[str], *, name: str, title: str)
 
 
 def code_ranks(counts: Any) -> np.ndarray | None:
-    """The place of each code among those sorted by their phone; unused ones last.
+    """[U] int: the place of each code among those sorted by their phone; unused ones last.
 
-    Args:
-      counts: [P, U] frames of a phone with a unit.
-
-    Returns:
-      [U] int, or None where it is no table of counts.
+    None where `counts` [P, U] is no table of counts.
     """
     table = _counts(counts, len(counts)) if isinstance(counts, list) else None
     if table is None:
@@ -138,31 +118,22 @@ def _counts(counts: Any, num_phones: int) -> np.ndarray | None:
 def layers_picture(
     rows: Sequence[Row], *, kind: str, metric: str, name: str, title: str, axis: str, caption: str
 ) -> Picture | None:
-    """A figure by layer, one line a system, with MFCC and the untrained network as levels.
+    """A metric by layer, a line for each system; bars where there is one layer alone.
 
-    Args:
-      rows: Of one result.
-      kind: Of the result.
-      metric: Field of a row.
-      name: Of the PNG.
-      title: What to see.
-      axis: What the figure is, with its unit. Under 'error' lower is better.
-      caption: How to read it.
-
-    Returns:
-      None where no row has the figure.
+    `rows` are of results of the `kind`, `name` that of the PNG; `axis` names the metric. None where
+    no row has a number.
     """
     rows = [row for row in rows if numbers(row, metric) is not None]
     ours = [row for row in rows if row.get("system") not in BASELINES]
     if not rows:
         return None
     low = metric in ("error", "per")
-    levels = [(_level_name(row, kind), row[metric]) for row in _levels(rows, metric, lower=low)]
+    levels = [(_name(row, kind), row[metric]) for row in _levels(rows, metric, lower=low)]
     figure = new_figure(3.4)
     axes = figure.subplots()
     layers = sorted({row["layer"] for row in ours if isinstance(row.get("layer"), int)})
     others = [row for row in ours if not isinstance(row.get("layer"), int)]
-    told = [f"{label} {value:.3g}" for label, value in levels]
+    values = [f"{label} {value:.3g}" for label, value in levels]
     if len(layers) > 1:
         for k, label in enumerate(dict.fromkeys(_series(row, kind) for row in ours)):
             points = sorted(
@@ -173,11 +144,11 @@ def layers_picture(
             if points:
                 colour, mark = LINE_COLOURS[k % len(LINE_COLOURS)], "os^Dv"[k % 5]
                 axes.plot(*zip(*points, strict=True), marker=mark, color=colour, label=label)
-                told += [f"{label} layer {layer} {value:.3g}" for layer, value in points]
+                values += [f"{label} layer {layer} {value:.3g}" for layer, value in points]
         for k, row in enumerate(others):
-            colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _bar_name(row, kind)
+            colour, label = LINE_COLOURS[(k + 2) % len(LINE_COLOURS)], _name(row, kind)
             axes.axhline(row[metric], color=colour, linestyle="-.", label=label)
-            told.append(f"{label} {row[metric]:.3g}")
+            values.append(f"{label} {row[metric]:.3g}")
         for (label, value), dashes in zip(levels, ("--", ":", "-.") * len(levels), strict=False):
             axes.axhline(value, color="#444444", linestyle=dashes, linewidth=1.6, label=label)
         axes.set_xticks(layers[:: max(1, len(layers) // 13)])
@@ -187,20 +158,28 @@ def layers_picture(
         axes.grid(alpha=0.3)
         set_legend(figure, axes)
     else:
-        bars = [(_bar_name(row, kind), row[metric]) for row in ours] + levels
-        told = [f"{label} {value:.3g}" for label, value in bars]
+        bars = [(_name(row, kind), row[metric]) for row in ours] + levels
+        values = [f"{label} {value:.3g}" for label, value in bars]
         _bars(axes, bars, axis)
     set_title(axes, title)
-    alt = f"{title}. {axis}: {'; '.join(told)}."
+    alt = f"{title}. {axis}: {'; '.join(values)}."
     return Picture(name, title, alt, caption, to_png(figure))
 
 
-def _bars(axes: Any, bars: Sequence[tuple[str, float]], axis: str) -> None:
+def _bars(
+    axes: Any,
+    bars: Sequence[tuple[str, float]],
+    axis: str,
+    *,
+    digits: str = ".3g",
+    above: float = 0.28,
+) -> None:
+    """Bars with their labels above them, and their values behind."""
     highest = max(abs(value) for _, value in bars) or 1.0
     for k, (label, value) in enumerate(bars):
         axes.barh(k, value, 0.45, color=LINE_COLOURS[k % 7], hatch=_HATCHES[k % 3], ec="white")
-        axes.text(0, k - 0.28, label, va="bottom")
-        axes.text(value + 0.015 * highest, k, f"{value:.3g}", va="center", weight="bold")
+        axes.text(0, k - above, label, va="bottom")
+        axes.text(value + 0.015 * highest, k, f"{value:{digits}}", va="center", weight="bold")
     axes.set_ylim(len(bars) - 0.6, -0.75)
     axes.set_xlim(0, 1.18 * highest)
     axes.set_yticks([])
@@ -210,12 +189,12 @@ def _bars(axes: Any, bars: Sequence[tuple[str, float]], axis: str) -> None:
 def _levels(rows: Sequence[Row], metric: str, *, lower: bool) -> list[Row]:
     """The best row of each baseline, of features and of units where both are told apart."""
     pick = min if lower else max
-    found: dict[tuple[str, str], list[Row]] = {}
+    by_baseline: dict[tuple[str, str], list[Row]] = {}
     for system in BASELINES:
         for row in rows:
             if row["system"] == system:
-                found.setdefault((system, str(row.get("representation"))), []).append(row)
-    return [pick(own, key=lambda row: row[metric]) for own in found.values()]
+                by_baseline.setdefault((system, str(row.get("representation"))), []).append(row)
+    return [pick(own, key=lambda row: row[metric]) for own in by_baseline.values()]
 
 
 def _series(row: Row, kind: str) -> str:
@@ -224,25 +203,17 @@ def _series(row: Row, kind: str) -> str:
     return system_name(row["system"], kind) + (f" ({of})" if of else "")
 
 
-def _level_name(row: Row, kind: str) -> str:
+def _name(row: Row, kind: str) -> str:
+    """What a row is called: its series and layer."""
     layer = row.get("layer")
     at = f", layer {layer}" if isinstance(layer, int) else ", all layers" if layer else ""
     return _series(row, kind) + at
 
 
-def _bar_name(row: Row, kind: str) -> str:
-    layer = row.get("layer")
-    name = _series(row, kind)
-    if layer == "weighted":
-        return f"{name}, all layers"
-    return f"{name}, layer {layer}" if isinstance(layer, int) else name
-
-
 def information_picture(table: Sequence[tuple[str, dict[str, float]]]) -> Picture | None:
     """What each codebook's codes follow: phones, position, loudness, speaker.
 
-    Args:
-      table: (name of the codebook, {what: share of its information}); missing ones left out.
+    `table` has (name of the codebook, {what: share of its information}); missing ones left out.
     """
     kinds = [kind for kind in _FOLLOWED if any(kind in values for _, values in table)]
     if not kinds:

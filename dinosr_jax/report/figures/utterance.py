@@ -42,11 +42,9 @@ def utterance_picture(
 ) -> Picture:
     """Draws an utterance in lines, as text is set; shorter ones for narrow screens.
 
-    Args:
-      utterance: Of a run.
-      receptive_field: Samples that a frame sees, and samples from one to the next.
-      ranks: Layer -> [V] place of each code among those sorted by their phone, so that codes of
-        one phone have like colours; the code itself where there is none.
+    `receptive_field` has the samples that a frame sees, and those from one to the next. `ranks` has
+    by layer [V] places of the codes among those sorted by their phone, so that codes of one phone
+    have like colours; where a layer is missing, the code itself.
     """
     seconds = min(utterance.waveform.size / SAMPLE_RATE, MOST_SECONDS)
     draw = lambda width, line: to_png(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dinosr_jax.data.phones.phones import Phone
+from dinosr_jax.data.text_files import TextError
 from dinosr_jax.evaluation.abx import items as it
 
 TEXT = """#file onset offset #phone prev-phone next-phone speaker
@@ -193,5 +194,5 @@ def test_tables_of_speakers(tmp_path):
     ):
         with pytest.raises(it.ItemError, match=told):
             it.read_speakers(write(tmp_path, rows, "bad.tsv"))
-    with pytest.raises(it.TextError, match=r"bad\.csv: line 2: unexpected end of data"):
+    with pytest.raises(TextError, match=r"bad\.csv: line 2: unexpected end of data"):
         it.read_speakers(write(tmp_path, 'file,speaker\na,"x\n', "bad.csv"))

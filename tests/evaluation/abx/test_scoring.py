@@ -190,38 +190,34 @@ def test_the_definition(monkeypatch, speaker, context):
     assert error(*rows, speaker=speaker, context=context) == pytest.approx(expected, abs=1e-9)
 
 
+def angular(x, starts, lengths, *, phones, speakers, **task):
+    """Error of slices of frames [T, D], all in one context."""
+    values, own = fd.prepare(x, distance="angular")
+    frames, n = fd.Frames(fd.equal_frames(values), values, own), len(starts)
+    times, context = [Decimal(0)] * n, ["c"] * n
+    items = Items(["f"] * n, times, times, phones, context, context, speakers)
+    gathered = ff.Gathered(frames, dtw.ItemFrames(starts, lengths), np.arange(n))
+    return scoring.measure(gathered, items, distance="angular", **task).error
+
+
 def test_features_that_say_nothing_are_at_chance():
     rng = np.random.default_rng(1)
-    values, own = fd.prepare(np.tile(rng.normal(size=(1, 768)), (900, 1)), distance="angular")
-    frames = fd.Frames(fd.equal_frames(values), values, own)
-    lengths = rng.integers(1, 9, 80)
-    slices = dtw.ItemFrames(rng.integers(0, 800, 80), lengths)
-    times, code = [Decimal(0)] * 80, lambda letters: rng.choice(list(letters), 80).tolist()
-    items = Items(["f"] * 80, times, times, code("pqr"), ["c"] * 80, ["c"] * 80, code("st"))
+    x = np.tile(rng.normal(size=(1, 768)), (900, 1))
+    lengths, starts = rng.integers(1, 9, 80), rng.integers(0, 800, 80)
+    code = lambda letters: rng.choice(list(letters), 80).tolist()
+    slices = (x, starts, lengths)
+    labels = {"phones": code("pqr"), "speakers": code("st")}
     for speaker in ("within", "across"):
-        found = scoring.measure(
-            ff.Gathered(frames, slices, np.arange(80)),
-            items, speaker=speaker, context="any", distance="angular",
-        )  # fmt: skip
-        assert found.error == 0.5
+        assert angular(*slices, speaker=speaker, context="any", **labels) == 0.5
 
 
 def test_equal_items_are_equally_far():
     """B is A in every frame: each x is as close to one as to the other, wherever they are."""
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(600, 100))
+    x = np.random.default_rng(2).normal(size=(600, 100))
     x[300:] = x[:300]  # the second phone says what the first one says
-    values, own = fd.prepare(x, distance="angular")
-    frames = fd.Frames(fd.equal_frames(values), values, own)
-    starts = np.arange(0, 600, 10)
-    times, letters = [Decimal(0)] * 60, ["p"] * 30 + ["q"] * 30
-    speakers = ["s", "t"] * 30
-    items = Items(["f"] * 60, times, times, letters, ["c"] * 60, ["c"] * 60, speakers)
-    found = scoring.measure(
-        ff.Gathered(frames, dtw.ItemFrames(starts, np.full(60, 7)), np.arange(60)),
-        items, speaker="across", context="triphone", distance="angular", caps=ALL,
-    )  # fmt: skip
-    assert found.error == 0.5
+    slices = (x, np.arange(0, 600, 10), np.full(60, 7))
+    labels = {"phones": ["p"] * 30 + ["q"] * 30, "speakers": ["s", "t"] * 30}
+    assert angular(*slices, speaker="across", context="triphone", caps=ALL, **labels) == 0.5
 
 
 def many(rng, *, each=30):
@@ -292,7 +288,7 @@ def test_commands(golden, tmp_path):
     caps = ("--max_size_group=0", "--max_x_across=0", f"--output={tmp_path / 'abx.json'}")
     out = run("abx", folder / "units.jsonl", f"--item={folder / 'phoneme.item'}", *caps)
     assert out.exit_code == 0, out.output
-    (record,) = result_files.read_results(tmp_path)
+    record = result_files.read_result(tmp_path / "abx.json")
     expected = {
         score["speaker"]: score["error"]
         for score in scores

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinosr_jax.evaluation.features.sources import Held
+from dinosr_jax.evaluation.features.store import Features
 from dinosr_jax.evaluation.probes import head_training, phone_recognition
 from dinosr_jax.evaluation.probes.examples import Example, Examples
 from dinosr_jax.evaluation.probes.heads import Augment
@@ -40,14 +40,14 @@ def test_padding_changes_nothing(lstm_layers):
     longer = batch_of(part, 27, 8)  # more frames, and three rows without weight
     noise = longer.features.copy()
     for row, id_ in enumerate(longer.ids):
-        noise[row, part.source.lengths()[id_] :] = np.nan
+        noise[row, part.features.lengths[id_] :] = np.nan
     found = loss(longer._replace(features=noise))
     np.testing.assert_allclose(found, loss(batch), rtol=1e-5)
     several = jax.tree.map(lambda leaf: leaf[None], params)
     predict = head_training.make_predict(task)
     (together,) = head_training.decode(task, predict, several, part, batch_size=8)
     for id_ in list(part.labels)[:2]:
-        one = head_training.FeaturePart(part.source, {id_: part.labels[id_]})
+        one = head_training.FeaturePart(part.features, {id_: part.labels[id_]})
         (single,) = head_training.decode(task, predict, several, one, batch_size=1)
         np.testing.assert_array_equal(single[id_], together[id_])
 
@@ -107,7 +107,7 @@ def test_classes_are_drawn_alike():
     labels = {f"{c}-{i}": np.array([c]) for c, n in sizes.items() for i in range(n)}
     frames = {id_: int(n) for id_, n in zip(labels, rng.integers(5, 50, 222), strict=True)}
     part = head_training.FeaturePart(
-        Held({id_: np.zeros((1, n, 1)) for id_, n in frames.items()}), labels
+        Features((0,), {id_: np.zeros((1, n, 1)) for id_, n in frames.items()}), labels
     )
     batches = head_training._balanced(part, list(labels), SETTINGS._replace(batch_size=32))
     drawn = [next(batches) for _ in range(100)]
@@ -134,10 +134,10 @@ def test_an_utterance_is_told_by_the_mean_of_its_frames():
 
     settings = SETTINGS._replace(num_steps=90, eval_steps=30, learning_rates=(1e-6, 1e-2))
     parts = Examples(examples(60), examples(12), examples(30), (), "")
-    source = Held({e.recording.id: e.recording.source for e in parts.everyone()})
+    features = Features((0, 1, 2), {e.recording.id: e.recording.source for e in parts.everyone()})
     task, labels = utterance_tasks.classify(parts, settings=settings, balanced=True)
     made = [
-        head_training.FeaturePart(source, {e.recording.id: labels[e.recording.id] for e in some})
+        head_training.FeaturePart(features, {e.recording.id: labels[e.recording.id] for e in some})
         for some in parts[:3]
     ]
     found = head_training.learn(task, *made, settings=settings)

@@ -42,13 +42,8 @@ def test_the_lstm_is_that_of_its_equations_and_starts_backwards_at_the_last_real
     forward, backward = cells["forward"], cells["backward"]
     for row, length in enumerate(LENGTHS):
         real = x[row, :length].astype(np.float64)
-        expected = np.concatenate(
-            [
-                one_direction(forward, real),
-                one_direction(backward, real[::-1])[::-1],
-            ],
-            axis=1,
-        )
+        both = one_direction(forward, real), one_direction(backward, real[::-1])[::-1]
+        expected = np.concatenate(both, axis=1)
         np.testing.assert_allclose(found[row, :length], expected, atol=1e-5)
 
 
@@ -63,15 +58,11 @@ def test_the_lstm_is_pytorch_s():
     )
     with torch.no_grad():
         for suffix, cell in (("", forward), ("_reverse", backward)):
-            getattr(theirs, f"weight_ih_l0{suffix}").copy_(
-                join(cell, ("ii", "if", "ig", "io"), "kernel")
-            )
-            getattr(theirs, f"weight_hh_l0{suffix}").copy_(
-                join(cell, ("hi", "hf", "hg", "ho"), "kernel")
-            )
-            getattr(theirs, f"bias_ih_l0{suffix}").copy_(
-                join(cell, ("hi", "hf", "hg", "ho"), "bias")
-            )
+            for kind, gates, leaf in (
+                ("weight_ih", "i", "kernel"), ("weight_hh", "h", "kernel"), ("bias_ih", "h", "bias")
+            ):  # fmt: skip
+                names = [f"{gates}{gate}" for gate in "ifgo"]
+                getattr(theirs, f"{kind}_l0{suffix}").copy_(join(cell, names, leaf))
             getattr(theirs, f"bias_hh_l0{suffix}").zero_()
         packed = torch.nn.utils.rnn.pack_padded_sequence(
             torch.tensor(x), torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False
@@ -128,23 +119,16 @@ def test_masks_are_of_their_widths_and_within_the_length():
         assert gone.sum(axis=1).max() <= 2 * 4
         widest[3] = max(widest[3], gone.sum(axis=1).max())
     assert widest[0] > 10 and widest[1] > 10 and widest[3] > 5
-    narrow = np.asarray(
-        heads.augmented(
-            jax.random.key(0), x[..., :14], lengths, settings=settings._replace(num_time_masks=0)
-        )
-    )
-    assert (narrow == 1).all()  # few features: none is taken
+    alone = settings._replace(num_time_masks=0)
+    narrow = heads.augmented(jax.random.key(0), x[..., :14], lengths, settings=alone)
+    assert (np.asarray(narrow) == 1).all()  # few features: none is taken
 
 
 def test_masks_of_a_share_of_the_frames():
     lengths = np.array([200, 50, 20])
     settings = heads.Augment(0, num_feature_masks=0, time_mask_share=0.04)
-    found = [
-        np.asarray(
-            heads.augmented(jax.random.key(k), np.ones((3, 200, 2)), lengths, settings=settings)
-        )
-        for k in range(30)
-    ]
+    masked = lambda key: heads.augmented(key, np.ones((3, 200, 2)), lengths, settings=settings)
+    found = [np.asarray(masked(jax.random.key(k))) for k in range(30)]
     gone = (np.array(found) == 0).all(axis=3).sum(axis=2)  # [draws, rows]
     assert 20 < gone[:, 0].max() <= 8 * 8  # 8 masks of 8 frames
     assert 2 < gone[:, 1].max() <= 2 * 2 and gone[:, 2].max() == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dinosr_jax.data.phones.phones import Phone
-from dinosr_jax.evaluation.features.sources import Held
+from dinosr_jax.evaluation.features.store import Features
 from dinosr_jax.evaluation.probes import head_training, phone_recognition
 from dinosr_jax.evaluation.utterances import LabelError
 from dinosr_jax.objective.ctc import best_path
@@ -68,7 +68,9 @@ def test_the_loss_is_that_of_all_paths():
     """CTC by enumeration: the sum over all paths that collapse to the labels."""
     rng = np.random.default_rng(1)
     arrays = {"a": rng.standard_normal((L, 4, D)), "b": rng.standard_normal((L, 3, D))}
-    part = head_training.FeaturePart(Held(arrays), {"a": np.array([1, 1]), "b": np.array([2])})
+    part = head_training.FeaturePart(
+        Features((0, 1, 2), arrays), {"a": np.array([1, 1]), "b": np.array([2])}
+    )
     task, expected = phone_recognition.phones_task(P, settings=SETTINGS), []
     batch = head_training.fill(part, ["a", "b"], 5, batch_size=2, num_labels=6)
     params = task.head.init(jax.random.key(0), batch.features, batch.lengths)

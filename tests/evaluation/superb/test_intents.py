@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinosr_jax.data.text_files import TextError
-from dinosr_jax.evaluation.probes.examples import Example
+from dinosr_jax.evaluation.probes.examples import Example, Examples
 from dinosr_jax.evaluation.probes.head_training import FeatureBatch, HeadSettings
 from dinosr_jax.evaluation.superb import utterance_tasks
 from dinosr_jax.evaluation.superb.intents import read_intents
@@ -63,21 +63,14 @@ def test_a_part_without_recordings(tmp_path):
         found.only([example.recording for example in found.everyone()])
 
 
-def example(name, *label):
-    return Example(Recording(name, name, np.ones(1)), label)
+def example(text):
+    name, *label = text.split()
+    return Example(Recording(name, name, np.ones(1)), tuple(label))
 
 
 def test_answers_are_classes():
-    from dinosr_jax.evaluation.probes.examples import Examples
-
-    train = (
-        example("a", "on", "x", "p"),
-        example("b", "off", "y", "p"),
-        example("c", "on", "z", "p"),
-    )
-    parts = Examples(
-        train, (example("d", "off", "x", "p"),), (example("e", "on", "new", "p"),), (), ""
-    )
+    train = [example(labels) for labels in ("a on x p", "b off y p", "c on z p")]
+    parts = Examples(tuple(train), (example("d off x p"),), (example("e on new p"),), (), "")
     task, labels = utterance_tasks.classify(parts, settings=HeadSettings(), balanced=False)
     assert task.head.num_outputs == 2 + 3 + 1 and task.head.pooled
     assert {id_: label.tolist() for id_, label in labels.items()} == {

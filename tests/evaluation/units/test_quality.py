@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from dinosr_jax.cli import cli
 from dinosr_jax.data.phones.alignments import Alignment, Phone
 from dinosr_jax.data.text_files import TextError
-from dinosr_jax.evaluation.result_files import read_results
+from dinosr_jax.evaluation.result_files import read_result
 from dinosr_jax.evaluation.units.quality import Rule, coverage, measure, to_row, to_table
 
 ROOT = Path(__file__).parents[3]
@@ -204,7 +204,7 @@ def test_the_command(folder):
     text = "\n".join(rest)
     assert "30 utterances" in text and "30 without phones (such as asterisk_es/" in text
     assert "39 units assumed, the largest + 1" in text and "(the published rule)" in text
-    (record,) = read_results(output.parent)
+    record = read_result(output)
     assert record["kind"] == "units" and [row["layer"] for row in record["rows"]] == [3, 4]
     assert f"{record['rows'][0]['pnmi']:.4f}" == good[2]
     assert np.shape(record["rows"][1]["counts"]) == (len(record["phones"]), 39)

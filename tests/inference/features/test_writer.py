@@ -13,7 +13,7 @@ import soundfile
 
 import dinosr_jax
 from dinosr_jax.data import audio
-from dinosr_jax.evaluation.features.in_memory import untrained
+from dinosr_jax.evaluation.features.compute import untrained
 from dinosr_jax.inference.features.writer import extract_files
 from dinosr_jax.inference.forward import batched
 from dinosr_jax.inference.forward.batched import Ladder
