@@ -88,7 +88,7 @@ def choose_decoding(vocabulary: Any, clock: Any, wish: dict[str, Any]) -> Any:
 
     settings = settings_of(wish)
     check_words(vocabulary, settings, say=functools.partial(click.echo, err=True))
-    make = functools.partial(beam_search.beam_search, vocabulary, clock, settings)
+    make = functools.partial(beam_search.BeamSearch, vocabulary, clock, settings)
     return Decoding(make, {"decoder": "beam", **beam_search.describe(settings)}, by="processes")
 
 

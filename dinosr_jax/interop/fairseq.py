@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.objective.codebook import Codebook
 from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.recipes import FIELDS, published_recipe
@@ -72,11 +73,11 @@ def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
       Unparsed ConfigDict, computing in float32.
 
     Raises:
-      ValueError: The fields describe another network than DinoSR's.
+      UserError: The fields describe another network than DinoSR's.
     """
     for name, expected in _FIXED.items():
         if fields.get(name, expected) != expected:
-            raise ValueError(
+            raise UserError(
                 f"fairseq field {name}: found {fields[name]!r}, expected {expected!r}; this is "
                 "not the network of DinoSR"
             )
@@ -114,7 +115,7 @@ def _conv_layers(text: str) -> tuple[tuple[int, int, int], ...]:
     try:
         return tuple(tuple(layer) for layer in read(ast.parse(text, mode="eval").body))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        raise ValueError(
+        raise UserError(
             f"fairseq field conv_feature_layers: found {repr(text)[:200]}, expected a list of "
             f"(channels, kernel, stride), {_MAX_CONV_LAYERS} at most"
         ) from None
@@ -227,7 +228,7 @@ def to_state(
       TrainState, float32.
 
     Raises:
-      ValueError: Tensors are missing, unknown, of another shape than the configuration says, or
+      UserError: Tensors are missing, unknown, of another shape than the configuration says, or
         not finite; all of them are named.
     """
     tensors = dict(tensors)
@@ -251,7 +252,7 @@ def to_state(
         errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
     if errors:
         title = f"{source} tensors do not fit the configuration, or are damaged:"
-        raise ValueError("\n".join([title, *errors]))
+        raise UserError("\n".join([title, *errors]))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trees["params"],

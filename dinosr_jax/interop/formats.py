@@ -248,7 +248,7 @@ def _from_spidr(
     elif step.size == 1 and step.dtype.kind in "iu" and 0 <= step.item() < 2**31:
         number = int(step.item())
     else:
-        raise ValueError(
+        raise UserError(
             f"current_step: found {step.dtype}{list(step.shape)}, expected one number from 0"
         )
     notes += _unused(rest, "dinosr_jax" if ours else "")
@@ -265,7 +265,7 @@ def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainS
     limits |= {"width": numbers, "ffn_dim": numbers}
     absurd = [f"{name} {model[name]}" for name in limits if model[name] > limits[name]]
     if absurd:
-        raise ValueError(
+        raise UserError(
             f"its configuration says {', '.join(absurd)}; it holds {len(tensors)} tensors with "
             f"{numbers:,} numbers"
         )
@@ -323,7 +323,7 @@ def _recogniser_of_huggingface(
         config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
         if tuple(config.ctc.symbols) != told.symbols:
             where = f"{path}: vocab.json and {huggingface.SIDE_FILE}"
-            raise ValueError(f"{where} say other symbols; remove the latter if it is out of date")
+            raise UserError(f"{where} say other symbols; remove the latter if it is out of date")
     else:
         found = huggingface.config_from_fields(folder.fields)
         config = recognisers.recogniser(found, told.symbols)

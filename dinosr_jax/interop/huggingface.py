@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import naming
 from dinosr_jax.interop.fairseq import Naming, Place, student_entries
 from dinosr_jax.interop.torch_file.reader import Tensor, TorchFile
@@ -77,18 +78,18 @@ def read_folder(path: Path) -> Folder:
       Its configuration and tensors.
 
     Raises:
-      ValueError: A file is missing, damaged or refused.
+      UserError: A file is missing, damaged or refused.
       OSError: A file cannot be read.
     """
     fields = read_json(path / "config.json")
     if fields.get("model_type") != "data2vec-audio":
-        raise ValueError(
+        raise UserError(
             f"{path}/config.json: found model_type {fields.get('model_type')!r}, expected "
             "'data2vec-audio', the only one that is DinoSR's network"
         )
     for name, expected in _FIXED.items():
         if fields.get(name, expected) != expected:
-            raise ValueError(
+            raise UserError(
                 f"{path}/config.json: {name}: found {fields[name]!r}, expected {expected!r}; this "
                 "is not the network of DinoSR"
             )
@@ -97,7 +98,7 @@ def read_folder(path: Path) -> Folder:
     for file in _weight_files(path):
         found, no_tensors = read_tensors(file)
         if twice := sorted(found.keys() & tensors.keys()):
-            raise ValueError(f"{file}: {twice[0]} is in another file of {path} as well")
+            raise UserError(f"{file}: {twice[0]} is in another file of {path} as well")
         tensors |= found
         others += no_tensors
     side, metadata = {}, {}
@@ -107,13 +108,13 @@ def read_folder(path: Path) -> Folder:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file with one JSON object; raises ValueError where it is none."""
+    """Reads a file with one JSON object; raises UserError where it is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: found {type(value).__name__}, expected a JSON object")
+        raise UserError(f"{path}: found {type(value).__name__}, expected a JSON object")
     return value
 
 
@@ -132,9 +133,9 @@ def _weight_files(path: Path) -> Iterator[Path]:
             shards = read_json(index).get("weight_map")
             shards = sorted(set(shards.values())) if isinstance(shards, dict) else [""]
             if any(not isinstance(s, str) or s != Path(s).name or not s for s in shards):
-                raise ValueError(f"{index}: weight_map must name files of this folder")
+                raise UserError(f"{index}: weight_map must name files of this folder")
             return iter([path / shard for shard in shards])
-    raise ValueError(f"{path}: found config.json, but no model.safetensors or pytorch_model.bin")
+    raise UserError(f"{path}: found config.json, but no model.safetensors or pytorch_model.bin")
 
 
 def with_mask_embedding(folder: Folder) -> tuple[Folder, list[str]]:
@@ -172,7 +173,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         return _read_safetensors(path)[0], []
     with TorchFile(path) as file:
         if not isinstance(file.content, dict):
-            raise ValueError(f"{path}: expected a mapping of names to tensors")
+            raise UserError(f"{path}: expected a mapping of names to tensors")
         found = {k: v for k, v in file.content.items() if isinstance(v, Tensor)}
         tensors = {str(name): file.array(value) for name, value in found.items()}
         return tensors, [str(name) for name in file.content if name not in found]
@@ -186,7 +187,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, file.metadata() or {}
     except (safetensors.SafetensorError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged, or not a safetensors file: {error}") from None
+        raise UserError(f"{path}: damaged, or not a safetensors file: {error}") from None
 
 
 def config_from_fields(fields: dict[str, Any]) -> ml_collections.ConfigDict:
@@ -198,7 +199,7 @@ def config_from_fields(fields: dict[str, Any]) -> ml_collections.ConfigDict:
         model[ours] = type(model[ours])(fields[theirs])
     if type(fields["conv_pos_kernel_size"]) is not int:
         found = f"{fields['conv_pos_kernel_size']!r:.99}"
-        raise ValueError(f"conv_pos_kernel_size: found {found}, expected a number")
+        raise UserError(f"conv_pos_kernel_size: found {found}, expected a number")
     parts = [fields[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
     model.conv_layers = tuple(tuple(layer) for layer in zip(*parts, strict=True))
     model.pos_conv_width = fields["conv_pos_kernel_size"] * model.pos_conv_depth

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import fairseq, fairseq_files, naming
 from dinosr_jax.interop.fairseq import PROJ, Place
 from dinosr_jax.interop.shapes import ASSUMED, infer_config
@@ -68,7 +69,7 @@ def fairseq_config(
       notes: Gets a line for everything that was inferred.
 
     Raises:
-      ValueError: The dictionary is not known, or has another size; or tensors are missing.
+      UserError: The dictionary is not known, or has another size; or tensors are missing.
     """
     outer = _section(cfg, "model") or cfg
     inner = _section(outer, "w2v_args") or _section(cfg, "w2v_args")
@@ -77,7 +78,7 @@ def fairseq_config(
     bare = {n.removeprefix(FAIRSEQ_PREFIX).removeprefix(_NETWORK): v for n, v in tensors.items()}
     rows = bare.get(f"{PROJ}.bias")
     if rows is None:
-        raise ValueError(f"{FAIRSEQ_PREFIX}{PROJ}.bias: missing; expected a wav2vec_ctc checkpoint")
+        raise UserError(f"{FAIRSEQ_PREFIX}{PROJ}.bias: missing; expected a wav2vec_ctc checkpoint")
     # a recogniser has no codebooks: any numbers that the configuration may have
     fields |= {"average_top_k_layers": 1, "codebook_size": 1}
     found = infer_config(bare, lambda name: name, heads, notes, said=fields)
@@ -107,7 +108,7 @@ def _section(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _check_symbols(symbols: tuple[str, ...] | None, size: int, notes: list[str]) -> tuple[str, ...]:
     if symbols is None:
         if size != len(_LETTERS):
-            raise ValueError(
+            raise UserError(
                 f"its output layer has {size} symbols, and fairseq's checkpoints do not hold their "
                 "names: give the dictionary, python -m dinosr_jax import CHECKPOINT "
                 "--vocabulary=dict.ltr.txt"
@@ -115,7 +116,7 @@ def _check_symbols(symbols: tuple[str, ...] | None, size: int, notes: list[str])
         notes.append(f"{ASSUMED} fairseq's 32 letters (--vocabulary=dict.ltr.txt says others)")
         return _LETTERS
     if len(symbols) != size:
-        raise ValueError(
+        raise UserError(
             f"--vocabulary: found {len(symbols)} symbols with the four special ones, the output "
             f"layer has {size}"
         )

@@ -171,17 +171,16 @@ def checkpoints_of(workdir: Path, config: Any) -> Path:
 def step_folder(path: Path, config: Any, step: int) -> Path:
     """The folder of the checkpoint that is read where `path` is asked for; not of a run, `path`."""
     path = Path(path)
-    is_run = (path / "checkpoints").is_dir() and (path / "config.json").is_file()
-    return checkpoints_of(path, config) / str(step) if is_run else path
+    return checkpoints_of(path, config) / str(step) if is_run(path) else path
 
 
-def read_any(path: Path, *, heads: int | None = None) -> Imported:
+def read(path: Path, *, heads: int | None = None) -> Imported:
     """Reads a run, one of its checkpoints, or a checkpoint of another project.
 
     Args:
-      path: A workdir, a folder workdir/checkpoints/STEP or workdir/best/STEP, or what
-        `read_checkpoint` reads.
-      heads: Attention heads of another project's checkpoint that does not say them.
+      path: A workdir (its last checkpoint, of a recogniser its best), a step of one
+        (workdir/checkpoints/STEP or workdir/best/STEP), or what `read_checkpoint` reads.
+      heads: Attention heads of another project's checkpoint that does not have their number.
 
     Returns:
       As `read_checkpoint`; of a run, with its own optimizer state and data.
@@ -190,19 +189,42 @@ def read_any(path: Path, *, heads: int | None = None) -> Imported:
       InteropError: It is none of them.
       CheckpointError: The run has none that can be read.
     """
-    given, path, step, folder = Path(path), Path(path).absolute(), None, None
-    if path.name.isdigit() and path.parent.name in ("checkpoints", "best") and path.is_dir():
-        path, folder, step = path.parent.parent, path.parent, int(path.name)
-    if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
-        return read_checkpoint(given, choices=Choices(heads=heads))
-    config = parse(json.loads((path / "config.json").read_text()))
-    restored = restore(folder or checkpoints_of(path, config), config, step=step)
-    data = dict(restored.data)
-    data["metrics"] = _last_metrics(path / "metrics.jsonl", restored.step)
-    if restored.data.get("metrics"):  # those that made it the best
-        measured = {"step": restored.step, **restored.data["metrics"]}
-        data["metrics"]["held out"] = measured
-    return Imported(config, restored.state, restored.step, "run", [], data)
+    path = Path(path)
+    metadata = path / "config" / "metadata"
+    if is_run(path):
+        config, step = _read_config(path / "config.json"), None
+        folder = checkpoints_of(path, config)
+    elif path.absolute().name.isdigit() and metadata.is_file() and (path / "state").is_dir():
+        config, step = _read_config(metadata), int(path.absolute().name)
+        folder = path.absolute().parent
+    else:
+        return read_checkpoint(path, choices=Choices(heads=heads))
+    restored = restore(folder, config, step=step)
+    return Imported(config, restored.state, restored.step, "run", [], dict(restored.data))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a workdir of main.py."""
+    return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return parse(json.loads(path.read_text()))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as a configuration: {error}") from None
+
+
+def read_any(path: Path, *, heads: int | None = None) -> Imported:
+    """As `read`; of a run, `data` has its last `metrics`, too."""
+    found = read(path, heads=heads)
+    if found.source != "run":
+        return found
+    workdir = path if is_run(path) else path.absolute().parent.parent
+    metrics = _last_metrics(workdir / "metrics.jsonl", found.step)
+    if found.data.get("metrics"):  # those that made it the best
+        metrics["held out"] = {"step": found.step, **found.data["metrics"]}
+    return found._replace(data=found.data | {"metrics": metrics})
 
 
 def _last_metrics(path: Path, step: int) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import fairseq
 
 ASSUMED = "ASSUMED"  # begins the notes of what may be wrong
@@ -32,7 +33,7 @@ def infer_config(
       Unparsed configuration; the recipe is the published one where `said` does not say.
 
     Raises:
-      ValueError: Tensors that tell the shape are missing.
+      UserError: Tensors that tell the shape are missing.
     """
     config = fairseq.config_from_fields({k: v for k, v in said.items() if v is not None})
     config.compute_dtype = "float32"
@@ -42,7 +43,7 @@ def infer_config(
         value = tensors.get(name_of(name))
         if value is None or value.ndim != rank:
             found = "missing" if value is None else f"found shape {list(value.shape)}"
-            raise ValueError(f"{name_of(name)}: {found}, expected {rank} axes")
+            raise UserError(f"{name_of(name)}: {found}, expected {rank} axes")
         return value.shape
 
     def number(pattern: str) -> int:
@@ -94,7 +95,7 @@ def _infer_convolutions(
 def _published_heads(width: int, notes: list[str]) -> int:
     """Attention heads where nothing says them: 64 wide each, as published."""
     if width % 64:
-        raise ValueError(
+        raise UserError(
             f"the number of attention heads is not said, and a width of {width} is no multiple of "
             "the published 64 a head: give it, --heads=N (load(path, heads=N))"
         )

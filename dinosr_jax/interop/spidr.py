@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import fairseq, naming
 from dinosr_jax.interop.shapes import ASSUMED, infer_config
 from dinosr_jax.objective.teacher import EXPONENTIAL_THRESHOLD
@@ -61,7 +62,7 @@ def fields_beside(checkpoint: Path) -> dict[str, Any]:
       there is no such file, or it is another program's.
 
     Raises:
-      ValueError: It is no JSON.
+      UserError: It is no JSON.
       OSError: It cannot be read.
     """
     whole = _read(checkpoint)
@@ -99,7 +100,7 @@ def infer(
       Unparsed configuration.
 
     Raises:
-      ValueError: The file is no JSON, or tensors that tell the shape are missing.
+      UserError: The file is no JSON, or tensors that tell the shape are missing.
       OSError: It cannot be read.
     """
     said, whole = fields_beside(checkpoint), _read(checkpoint)
@@ -122,7 +123,7 @@ def infer(
         config.model.layerdrop = 0.0
         timescale = model.get("ema_timescale", _DEFAULT_TIMESCALE)
         if not isinstance(timescale, int | float) or timescale % 1 or timescale <= 0:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint.parent}/config.json: ema_timescale: found {timescale!r}, expected "
                 "a whole number of updates"
             )
@@ -160,7 +161,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); it is read beside {checkpoint}") from None
+        raise UserError(f"{path}: not JSON ({error}); it is read beside {checkpoint}") from None
     whole = whole if isinstance(whole, dict) else {}
     model = whole.get("model", whole)
     known = isinstance(model, dict) and any(name in model for name in _MODEL if "_" in name)

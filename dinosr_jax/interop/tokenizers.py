@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop.huggingface import read_json
 
 BOUNDARY = "|"
@@ -36,14 +37,14 @@ def read(folder: Path, fields: Mapping[str, Any], *, size: int) -> Tokenizer:
       size: Rows of its output layer.
 
     Raises:
-      ValueError: They are not the names of all rows.
+      UserError: They are not the names of all rows.
       OSError: A file cannot be read.
     """
     settings = _settings(folder)
     names = _names(folder, settings, size)
     blank = fields.get("pad_token_id", 0)
     if len(names) != size or type(blank) is not int or blank not in names:
-        raise ValueError(
+        raise UserError(
             f"{folder}/vocab.json: found the names of {len(names)} symbols, expected one for each "
             f"of the {size} rows of lm_head, and among them pad_token_id, which is {blank!r}"
         )
@@ -57,7 +58,7 @@ def read(folder: Path, fields: Mapping[str, Any], *, size: int) -> Tokenizer:
     symbols = (*SPECIAL, *(BOUNDARY if names[r] == delimiter else names[r] for r in rest))
     twice = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
     if twice:
-        raise ValueError(
+        raise UserError(
             f"{folder}/vocab.json: {twice[0]!r} is a symbol, but tokenizer_config.json says that "
             "another one has its part"
         )
@@ -82,7 +83,7 @@ def _names(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, st
     names: dict[int, str] = {}
     for number, name in _numbered(folder / "vocab.json"):
         if not 0 <= number < size or number in names:
-            raise ValueError(
+            raise UserError(
                 f"{folder}/vocab.json: {name!r} is number {number}, expected one of its own from "
                 f"0 to {size - 1}"
             )
@@ -101,7 +102,7 @@ def _names(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, st
 def _numbered(file: Path) -> Iterator[tuple[int, str]]:
     for name, number in (read_json(file) if file.is_file() else {}).items():
         if type(number) is not int:
-            raise ValueError(f"{file}: expected symbols and numbers, found {name!r}: {number!r}")
+            raise UserError(f"{file}: expected symbols and numbers, found {name!r}: {number!r}")
         yield number, name
 
 

@@ -1,49 +1,37 @@
 """Features and units of recordings, read for the items of an item file.
 
-Features are what `extract` writes: a folder of [T, D] .npy, in layer_05/ and so on where there are
-several layers, or fairseq's .npy with .len. Units are JSON lines, or plain ones.
-
 Shapes: T frames, D numbers a frame, n items, F frames of all recordings.
 """
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dinosr_jax.data.audio import AudioError
-from dinosr_jax.data.text_files import nfc, read_text
-from dinosr_jax.errors import UserError
+from dinosr_jax.data.text_files import nfc
 from dinosr_jax.evaluation.abx import dtw
 from dinosr_jax.evaluation.abx.distances import Distance, Frames, equal_frames, prepare
 from dinosr_jax.evaluation.abx.items import Items, frame_slices
-from dinosr_jax.inference.features.writer import of_shard
-from dinosr_jax.inference.recordings import printable, read_manifest
-from dinosr_jax.inference.units import reader
+from dinosr_jax.inference.features import feature_files
+from dinosr_jax.inference.features.feature_files import (
+    FeatureError,
+    FileRows,
+    find_rows,
+    read_description,
+    read_rows,
+)
+from dinosr_jax.inference.recordings import printable
+from dinosr_jax.inference.units import unit_file
 
 FRAME_RATE = Fraction(50)
 MAX_PADDING = 2  # frames that may be missing at the end of a recording, with padding
 _LAYER = re.compile(r"layer_(\d+)")
-_SHARD = re.compile(r"(.+)_(\d+)_(\d+)")
 Short = Literal["raise", "skip"]
 End = Literal["raise", "repeat"]
-
-
-class FeatureError(UserError, ValueError):
-    """Features cannot be used; the message names the file and what was expected."""
-
-
-class FileRows(NamedTuple):
-    """Rows of a file of features; all where `last` is None."""
-
-    path: Path
-    first: int = 0
-    last: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +98,7 @@ def open_features(
             )
         found = [_open_units(path, frame_rate)]
     else:
-        about = _read_description(path)
+        about = read_description(path)
         folders = {
             int(match[1]): child
             for child in sorted(path.iterdir())
@@ -118,9 +106,9 @@ def open_features(
         }
         said = about.get("layers")
         only = said[0] if isinstance(said, list) and len(said) == 1 else None
-        rate = frame_rate or _rate(about, path)
+        rate = frame_rate or feature_files.frame_rate(about, path)
         make = lambda folder, number: FeatureSet(
-            folder, _find_entries(folder, manifest), rate, number, about
+            folder, find_rows(folder, manifest), rate, number, about
         )
         if folders and layer is not None:
             folders = {number: folders[number] for number in folders if number == layer}
@@ -133,75 +121,10 @@ def open_features(
 
 
 def _open_units(path: Path, frame_rate: Fraction | None) -> FeatureSet:
-    file = reader.read_units(path)
+    file = unit_file.read_units(path)
     about = {name: getattr(file, name) for name in ("checkpoint", "step", "source")}
     rate = frame_rate or 1 / Fraction(str(round(file.unit_seconds, 12)))
     return FeatureSet(path, file.utterances, rate, file.layer, about)
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / "features.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FeatureError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise FeatureError(f"{path}: expected an object, as `extract` writes it")
-    return found
-
-
-def _rate(about: Mapping[str, Any], path: Path) -> Fraction:
-    found = about.get("frame_rate", 50)
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < 1e6:
-        raise FeatureError(f"{path}/features.json: frame_rate: found {found!r}, expected a number")
-    return Fraction(str(found)).limit_denominator(10_000)  # 66.66666666666667 is 200 / 3
-
-
-def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, FileRows]:
-    files = sorted(path for path in folder.rglob("*.npy") if not path.name.startswith("."))
-    if not files:
-        raise FeatureError(f"{folder}: found no .npy, expected one a recording, [T, D]")
-    shards = [path for path in files if path.with_suffix(".len").exists()]
-    if manifest is not None:
-        return _find_in_shards(shards, folder, Path(manifest))
-    if shards:
-        raise FeatureError(
-            f"{shards[0]}: fairseq's files have no names of recordings; give --manifest=FILE.tsv "
-            "with the recordings in their order"
-        )
-    return {path.relative_to(folder).with_suffix("").as_posix(): FileRows(path) for path in files}
-
-
-def _find_in_shards(shards: Sequence[Path], folder: Path, manifest: Path) -> dict[str, FileRows]:
-    """Recordings of fairseq's NAME_i_n.npy and .len."""
-    try:
-        names = [str(Path(name).with_suffix("")) for _, name in read_manifest(manifest)[1]]
-    except AudioError as error:
-        raise FeatureError(str(error)) from None
-    found: dict[str, FileRows] = {}
-    for path in shards:
-        match = _SHARD.fullmatch(path.stem)
-        part = (int(match[2]), int(match[3])) if match else (0, 1)
-        here = of_shard(names, part)
-        try:
-            text = read_text(path.with_suffix(".len"), may_be_empty=True)
-            counts = [int(line) for line in text.split()]
-        except ValueError as error:
-            raise FeatureError(f"{path.with_suffix('.len')}: {error}") from None
-        if len(counts) != len(here):
-            raise FeatureError(
-                f"{path.with_suffix('.len')}: found {len(counts)} lengths, expected {len(here)}, "
-                f"one for each recording of {manifest}"
-            )
-        ends = np.cumsum(counts)
-        for name, end, count in zip(here, ends.tolist(), counts, strict=True):
-            if count:
-                found[name] = FileRows(path, end - count, end)
-    if not found:
-        raise FeatureError(f"{folder}: found no .npy with a .len beside it")
-    return found
 
 
 def gather(
@@ -314,24 +237,10 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
     return found
 
 
-def _load(part: FileRows) -> np.ndarray:
-    name = printable(str(part.path))
-    try:
-        found = np.load(part.path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FeatureError(f"{name}: cannot be read as .npy ({error}); extract it again") from None
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or not 0 < found.ndim < 3:
-        what = f"{found.dtype}{list(found.shape)}" if isinstance(found, np.ndarray) else "no array"
-        raise FeatureError(f"{name}: found {what}, expected [T, D] numbers")
-    if part.last is not None and part.last > len(found):
-        raise FeatureError(f"{name}: found {len(found)} frames, expected {part.last} by its .len")
-    return np.asarray(found[part.first : part.last])
-
-
 def _read_values(entry: FileRows | np.ndarray, distance: Distance, other: Frames | None) -> Frames:
     if isinstance(entry, np.ndarray):
         raise FeatureError(f"units have no {distance} distance; expected 'identical'")
-    array, name = _load(entry), printable(str(entry.path))
+    array, name = read_rows(entry), printable(str(entry.path))
     if array.ndim != 2 or not array.size:
         raise FeatureError(f"{name}: found the shape {list(array.shape)}, expected [T, D]")
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
@@ -355,7 +264,7 @@ def _read_units(entry: FileRows | np.ndarray, distance: Distance, other: Frames 
     del distance, other
     units = entry
     if not isinstance(entry, np.ndarray):
-        units = _load(entry)
+        units = read_rows(entry)
         units = units[:, 0] if units.ndim == 2 and units.shape[1] == 1 else units
         if units.ndim != 1 or (units != np.floor(units)).any() or np.abs(units).max() >= 2**31:
             raise FeatureError(

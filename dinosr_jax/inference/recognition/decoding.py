@@ -24,7 +24,7 @@ class Word(NamedTuple):
 
 
 class Hypothesis(NamedTuple):
-    """What was said: the text, its words in time, and its score (natural logarithm)."""
+    """A transcript: the text, its words in time, and its score (natural logarithm)."""
 
     text: str
     words: tuple[Word, ...]

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,8 @@ from dinosr_jax.inference.forward.batched import Ladder
 from dinosr_jax.inference.pretrained import Pretrained, load
 from dinosr_jax.inference.recordings import Recording, open_inputs, refuse
 from dinosr_jax.inference.selection import Selection
+from dinosr_jax.interop import runs
+from dinosr_jax.interop.formats import Imported, InteropError
 from dinosr_jax.model import attention
 from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.state import make_model
@@ -84,23 +85,12 @@ def test_layers_and_lengths_that_are_not_there(trained):
 def test_not_a_run(trained, tmp_path, monkeypatch):
     """What is no run is left to `interop`; a stand-in takes its place here."""
 
-    class Refused(ValueError):
-        pass
-
     def read(path, *, choices):
         if path.suffix == ".pt":
-            return SimpleNamespace(
-                config=trained.config,
-                state=trained,
-                step=5,
-                source="spidr",
-                data={},
-                notes=["no heads"],
-            )
-        raise Refused("no checkpoint of anyone")
+            return Imported(trained.config, trained, 5, "spidr", ["no heads"], {})
+        raise InteropError("no checkpoint of anyone")
 
-    stand_in = SimpleNamespace(InteropError=Refused, read_checkpoint=read, Choices=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "dinosr_jax.interop.formats", stand_in)
+    monkeypatch.setattr(runs, "read_checkpoint", read)
     with pytest.raises(CheckpointError, match="no checkpoint of anyone\n.* is not a run"):
         load(tmp_path)
     with pytest.raises(CheckpointError, match="no such file or folder; expected a run"):

@@ -228,7 +228,7 @@ def test_a_long_recording_is_normalised_over_the_whole_of_it(model):
 
 def test_moments_are_those_of_all_frames():
     array = np.random.default_rng(0).normal(5, 3, (100, 4)).astype(np.float32)
-    moments = quantise.RunningMoments()
+    moments = quantise._RunningMoments()
     for part in (array[:1], array[1:40], array[40:]):
         moments.add(part)
     mean, factor = moments.mean_and_factor()

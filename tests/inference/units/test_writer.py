@@ -19,7 +19,7 @@ from dinosr_jax.data import audio
 from dinosr_jax.data.phones import textgrid
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.pretrained import Pretrained
-from dinosr_jax.inference.units import kmeans, writer
+from dinosr_jax.inference.units import kmeans, unit_file, writer
 from dinosr_jax.training.checkpoint import Checkpoints
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import init_state
@@ -53,9 +53,9 @@ def folder(tmp_path_factory):
 
 
 def write_units(model, inputs, *, output, **settings):
-    """`writer.write_units`, whose settings are of the wish, of the style, or its own."""
+    """`writer.write_units`, whose settings are of the units, of the style, or its own."""
     parts = {}
-    for name, kind in (("wish", writer.UnitOptions), ("style", writer.Style)):
+    for name, kind in (("units", writer.UnitOptions), ("style", writer.Style)):
         of_kind = {field: settings.pop(field) for field in kind._fields if field in settings}
         parts[name] = kind(**of_kind)
     return writer.write_units(model, inputs, output=output, **parts, **settings)
@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_what_was_there(model, folder, tmp_path, monkeypatch)
     mine = files.temporary_path(tmp_path)
     left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     left.touch()  # by a process that was killed
-    monkeypatch.setattr(writer, "to_line", full)
+    monkeypatch.setattr(unit_file, "to_line", full)
     with pytest.raises(outputs.OutputError, match="the disk is full"):
         write_units(model, [folder], output=output, layer=2)
     assert output.read_text() == "before" and list(tmp_path.iterdir()) == [output]
