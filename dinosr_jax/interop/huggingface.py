@@ -14,7 +14,7 @@ import numpy as np
 
 from dinosr_jax.errors import UserError
 from dinosr_jax.interop import naming
-from dinosr_jax.interop.fairseq import Naming, Place, student_entries
+from dinosr_jax.interop.fairseq import Naming, Place, check_fixed, student_entries
 from dinosr_jax.interop.torch_file.reader import Tensor, TorchFile
 from dinosr_jax.recipes import published_recipe
 
@@ -69,13 +69,7 @@ class Folder(NamedTuple):
 
 
 def read_folder(path: Path) -> Folder:
-    """Reads a folder with `config.json` and weights.
-
-    Args:
-      path: With model.safetensors or pytorch_model.bin, whole or in shards with an index.
-
-    Returns:
-      Its configuration and tensors.
+    """Reads a folder with `config.json` and weights, whole or in shards with an index.
 
     Raises:
       UserError: A file is missing, damaged or refused.
@@ -87,19 +81,14 @@ def read_folder(path: Path) -> Folder:
             f"{path}/config.json: found model_type {fields.get('model_type')!r}, expected "
             "'data2vec-audio', the only one that is DinoSR's network"
         )
-    for name, expected in _FIXED.items():
-        if fields.get(name, expected) != expected:
-            raise UserError(
-                f"{path}/config.json: {name}: found {fields[name]!r}, expected {expected!r}; this "
-                "is not the network of DinoSR"
-            )
+    check_fixed(fields, _FIXED, where=f"{path}/config.json: ")
     tensors: dict[str, np.ndarray] = {}
     others: list[str] = []
     for file in _weight_files(path):
-        found, no_tensors = read_tensors(file)
-        if twice := sorted(found.keys() & tensors.keys()):
+        of_file, no_tensors = _read_tensors(file)
+        if twice := sorted(of_file.keys() & tensors.keys()):
             raise UserError(f"{file}: {twice[0]} is in another file of {path} as well")
-        tensors |= found
+        tensors |= of_file
         others += no_tensors
     side, metadata = {}, {}
     if (path / SIDE_FILE).exists():
@@ -116,6 +105,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: found {type(value).__name__}, expected a JSON object")
     return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a file with one JSON object."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def holds_weights(path: Path) -> bool:
@@ -139,19 +133,13 @@ def _weight_files(path: Path) -> Iterator[Path]:
 
 
 def with_mask_embedding(folder: Folder) -> tuple[Folder, list[str]]:
-    """A folder with the mask embedding that transformers leaves out where nothing is masked.
+    """A folder with the mask embedding, zeros where transformers left it out: nothing was masked.
 
-    Args:
-      folder: Of `read_folder`.
-
-    Returns:
-      The folder, where it has none and says so with zeros; and a note of that.
+    With a note where it was so.
     """
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in folder.tensors) else ""
-    name, norm = (
-        f"{prefix}masked_spec_embed",
-        folder.tensors.get(f"{prefix}encoder.layer_norm.weight"),
-    )
+    name = f"{prefix}masked_spec_embed"
+    norm = folder.tensors.get(f"{prefix}encoder.layer_norm.weight")
     masked = folder.fields.get("mask_time_prob", 0.05), folder.fields.get("mask_feature_prob", 0.0)
     if name in folder.tensors or norm is None or any(masked):
         return folder, []
@@ -165,7 +153,7 @@ def not_normalised(path: Path) -> bool:
     return file.is_file() and read_json(file).get("do_normalize") is False
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Tensors of a .safetensors or .bin file, by its content; names of what is no tensor."""
     with path.open("rb") as file:
         head = file.read(9)
@@ -174,9 +162,9 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     with TorchFile(path) as file:
         if not isinstance(file.content, dict):
             raise UserError(f"{path}: expected a mapping of names to tensors")
-        found = {k: v for k, v in file.content.items() if isinstance(v, Tensor)}
-        tensors = {str(name): file.array(value) for name, value in found.items()}
-        return tensors, [str(name) for name in file.content if name not in found]
+        named = {k: v for k, v in file.content.items() if isinstance(v, Tensor)}
+        tensors = {str(name): file.array(value) for name, value in named.items()}
+        return tensors, [str(name) for name in file.content if name not in named]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -198,8 +186,8 @@ def config_from_fields(fields: dict[str, Any]) -> ml_collections.ConfigDict:
     for theirs, ours in _FIELDS.items():
         model[ours] = type(model[ours])(fields[theirs])
     if type(fields["conv_pos_kernel_size"]) is not int:
-        found = f"{fields['conv_pos_kernel_size']!r:.99}"
-        raise UserError(f"conv_pos_kernel_size: found {found}, expected a number")
+        wrong = f"{fields['conv_pos_kernel_size']!r:.99}"
+        raise UserError(f"conv_pos_kernel_size: found {wrong}, expected a number")
     parts = [fields[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
     model.conv_layers = tuple(tuple(layer) for layer in zip(*parts, strict=True))
     model.pos_conv_width = fields["conv_pos_kernel_size"] * model.pos_conv_depth
@@ -231,14 +219,9 @@ def fields_of_config(config: Any) -> dict[str, Any]:
 
 
 def naming_of(folder: Folder, *, config: Any) -> Naming:
-    """Where a folder has each of fairseq's tensors.
+    """Where a folder has each of fairseq's tensors: the file's own name, by fairseq's.
 
-    Args:
-      folder: Of `read_folder`.
-      config: Parsed configuration of its network.
-
-    Returns:
-      fairseq's name -> the file's own name; of the side file, with that file's name before it.
+    That of a tensor of the side file begins with the file's name.
     """
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in folder.tensors) else ""
     teacher, full = folder.metadata.get("model") == "teacher", config.teacher.scope == "full"

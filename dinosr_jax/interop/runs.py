@@ -96,30 +96,29 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def write_run(found: Imported, output: Path, *, step: int | None = None) -> None:
+def write_run(imported: Imported, output: Path, *, step: int | None = None) -> None:
     """Makes a run: configuration and one checkpoint, with a fresh optimizer.
 
     Args:
-      found: Of `read_checkpoint`.
+      imported: Of `read_checkpoint`.
       output: Folder of the run.
-      step: Finished updates, where the checkpoint's number is not wanted.
+      step: Finished updates; None is the checkpoint's number.
 
     Raises:
       InteropError: The folder is not empty.
       CheckpointError: It cannot be written.
     """
-    step = found.step if step is None else step
-    values = found.config.to_dict() | {"workdir": str(output)}
-    config = parse(values)
-    data = {"fingerprint": IMPORTED, "next_step": step, "source": found.source}
-    if found.data.get("fresh"):  # heads and codebooks, until it is trained on
+    step = imported.step if step is None else step
+    config = parse(imported.config.to_dict() | {"workdir": str(output)})
+    data = {"fingerprint": IMPORTED, "next_step": step, "source": imported.source}
+    if imported.data.get("fresh"):  # heads and codebooks, until it is trained on
         data["fresh"] = True
-    data["assumed"] = [note for note in found.notes if note.startswith(ASSUMED)]
-    data["origin"] = found.data.get("origin") or found.data.get("fingerprint")
+    data["assumed"] = [note for note in imported.notes if note.startswith(ASSUMED)]
+    data["origin"] = imported.data.get("origin") or imported.data.get("fingerprint")
     with written_whole(output) as folder:
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
-            state = at_step(found.state, step)
+            state = at_step(imported.state, step)
             checkpoints.save(step, state, config=config.to_dict(), data=data)
             checkpoints.wait()
         finally:
@@ -152,10 +151,10 @@ def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
     tensors = {"params": state.params, "teacher_params": state.teacher_params}
     tensors["codebook"] = state.codebook._asdict() if state.codebook else {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
-        if found := fairseq.not_finite(np.asarray(leaf)):
+        if wrong := fairseq.not_finite(np.asarray(leaf)):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise CheckpointError(
-                f"{folder / str(restored.step)}: {name}: {found}: the checkpoint is damaged, or "
+                f"{folder / str(restored.step)}: {name}: {wrong}: the checkpoint is damaged, or "
                 f"training diverged. Take an earlier one ({folder}/STEP)."
             )
     return restored
@@ -164,12 +163,12 @@ def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
 def checkpoints_of(workdir: Path, config: Any) -> Path:
     """The folder that a run is read from: of a recogniser that of its best, else of its last."""
     best = Path(workdir) / "best"
-    found = config.task == "ctc" and any(path.name.isdigit() for path in best.glob("*"))
-    return best if found else Path(workdir) / "checkpoints"
+    has_best = config.task == "ctc" and any(path.name.isdigit() for path in best.glob("*"))
+    return best if has_best else Path(workdir) / "checkpoints"
 
 
 def step_folder(path: Path, config: Any, step: int) -> Path:
-    """The folder of the checkpoint that is read where `path` is asked for; not of a run, `path`."""
+    """The folder of the checkpoint that `read` takes of a run; of anything else, `path`."""
     path = Path(path)
     return checkpoints_of(path, config) / str(step) if is_run(path) else path
 
@@ -217,19 +216,19 @@ def _read_config(path: Path) -> Any:
 
 def read_any(path: Path, *, heads: int | None = None) -> Imported:
     """As `read`; of a run, `data` has its last `metrics`, too."""
-    found = read(path, heads=heads)
-    if found.source != "run":
-        return found
-    workdir = path if is_run(path) else path.absolute().parent.parent
-    metrics = _last_metrics(workdir / "metrics.jsonl", found.step)
-    if found.data.get("metrics"):  # those that made it the best
-        metrics["held out"] = {"step": found.step, **found.data["metrics"]}
-    return found._replace(data=found.data | {"metrics": metrics})
+    imported = read(path, heads=heads)
+    if imported.source != "run":
+        return imported
+    workdir = Path(path) if is_run(Path(path)) else Path(path).absolute().parent.parent
+    metrics = _last_metrics(workdir / "metrics.jsonl", imported.step)
+    if imported.data.get("metrics"):  # those that made it the best
+        metrics["held out"] = {"step": imported.step, **imported.data["metrics"]}
+    return imported._replace(data=imported.data | {"metrics": metrics})
 
 
 def _last_metrics(path: Path, step: int) -> dict[str, dict[str, Any]]:
     """The last records up to `step`: of training, and of the held-out split where there is one."""
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
@@ -237,7 +236,7 @@ def _last_metrics(path: Path, step: int) -> dict[str, dict[str, Any]]:
             continue  # a line that a killed run did not finish
         if isinstance(record, dict) and record.get("step", 0) <= step:
             held_out = {k: v for k, v in record.items() if k.startswith("eval_")}
-            found["training"] = {k: v for k, v in record.items() if k not in held_out}
+            records["training"] = {k: v for k, v in record.items() if k not in held_out}
             if "eval_loss" in record:
-                found["held out"] = {"step": record.get("step"), **held_out}
-    return found
+                records["held out"] = {"step": record.get("step"), **held_out}
+    return records

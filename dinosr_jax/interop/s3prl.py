@@ -15,15 +15,9 @@ _NOT_THERE = ("_ema.", "_codebook", "heads.")
 
 
 def content(state: Any, *, config: Any) -> dict[str, Any]:
-    """A checkpoint as plain values and arrays.
+    """A checkpoint as plain values and arrays: fairseq's fields, and the student's tensors.
 
-    Args:
-      state: TrainState of a pre-trained network.
-      config: Parsed configuration.
-
-    Returns:
-      fairseq's fields and the student's tensors by fairseq's names. `_ema` is empty: the loader
-      removes it, and fails where it is not there.
+    `_ema` is empty: the loader removes it, and fails where it is not there.
     """
     cfg = fairseq_files.network(config)
     tensors = fairseq.from_state(state, config=config)
@@ -38,7 +32,7 @@ def is_content(found: Any) -> bool:
 
 
 def warnings(config: Any) -> list[str]:
-    """What s3prl takes otherwise; empty where it takes all as it is."""
+    """What s3prl takes otherwise."""
     hop = receptive_field(config.model.conv_layers)[1]
     if hop == _DOWNSAMPLING:
         return []

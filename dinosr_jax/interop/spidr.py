@@ -52,18 +52,10 @@ _SHARED_TEACHER = (
 
 
 def fields_beside(checkpoint: Path) -> dict[str, Any]:
-    """What the `config.json` beside a checkpoint of spidr says, where there is one of spidr's.
+    """Fields of the `config.json` beside a checkpoint of spidr, by fairseq's names.
 
-    Args:
-      checkpoint: The `.pt` file.
-
-    Returns:
-      Fields by fairseq's names; the heads are among them, since spidr has a default. Empty where
-      there is no such file, or it is another program's.
-
-    Raises:
-      UserError: It is no JSON.
-      OSError: It cannot be read.
+    The heads are among them, since spidr has a default. Empty where there is no such file, or it is
+    another program's; UserError where it is no JSON.
     """
     whole = _read(checkpoint)
     if not whole:
@@ -87,13 +79,13 @@ def infer(
     objective: str | None,
     notes: list[str],
 ) -> ml_collections.ConfigDict:
-    """The configuration of a checkpoint, of the file beside it and of its shapes.
+    """The configuration of a checkpoint, by the file beside it and its shapes.
 
     Args:
       tensors: By spidr's names.
       checkpoint: The `.pt` file.
-      heads: Attention heads, where a person says them.
-      objective: 'dinosr' or 'spidr', where a person says it; the file beside is believed.
+      heads: Attention heads, where they are given.
+      objective: 'dinosr' or 'spidr', where it is given; the file beside comes first.
       notes: Gets a line for everything that is not sure.
 
     Returns:
@@ -101,12 +93,11 @@ def infer(
 
     Raises:
       UserError: The file is no JSON, or tensors that tell the shape are missing.
-      OSError: It cannot be read.
     """
-    said, whole = fields_beside(checkpoint), _read(checkpoint)
+    fields, whole = fields_beside(checkpoint), _read(checkpoint)
     name_of = lambda name: naming.spidr_of_shared_teacher(name).name
-    config = infer_config(tensors, name_of, heads, notes, said=said)
-    notes.append("network: as config.json beside it says" if said else "recipe: published")
+    config = infer_config(tensors, name_of, heads, notes, fields=fields)
+    notes.append("network: as config.json beside it says" if fields else "recipe: published")
     model, run = whole.get("model", whole), whole.get("run")
     is_spidr = isinstance(run, dict) and run.get("model_type") == "spidr"
     if whole:
@@ -118,7 +109,7 @@ def infer(
         )
     config.objective = objective or "dinosr"
     if config.objective == "spidr":
-        if config.model.layerdrop and "encoder_layerdrop" in said:
+        if config.model.layerdrop and "encoder_layerdrop" in fields:
             notes.append(f"model.layerdrop: {config.model.layerdrop} there, 0 here")
         config.model.layerdrop = 0.0
         timescale = model.get("ema_timescale", _DEFAULT_TIMESCALE)
@@ -136,7 +127,7 @@ def add_missing_biases(
 ) -> tuple[dict[str, np.ndarray], int]:
     """The tensors with biases of query, key and value, which spidr has on demand, and how many."""
     layers = (re.match(r"student\.layers\.(\d+)\.", name) for name in tensors)
-    count = len({int(found[1]) for found in layers if found})
+    count = len({int(match[1]) for match in layers if match})
     names = {
         naming.spidr_of_shared_teacher(f"{net}layers.{i}.self_attn.q_proj.bias").name
         for i in range(count)
@@ -171,14 +162,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 
 
 def fields_of_config(config: Any) -> dict[str, Any]:
-    """The inverse of `fields_beside`: what spidr's `config.json` says of a configuration of ours.
-
-    Args:
-      config: Parsed configuration.
-
-    Returns:
-      Its sections `model` and `masking`.
-    """
+    """The inverse of `fields_beside`: spidr's `config.json`, its sections `model` and `masking`."""
     fields = fairseq.fields_of_config(config)
     fields["conv_feature_layers"] = [list(layer) for layer in config.model.conv_layers]
     model = {name: fields[theirs] for name, theirs in _MODEL.items()}
@@ -191,12 +175,12 @@ def fields_of_config(config: Any) -> dict[str, Any]:
 
 
 def warnings(config: Any) -> list[str]:
-    """What spidr computes otherwise with an exported network; empty where it computes the same."""
-    found = [_SHARED_TEACHER] if config.teacher.scope == "full" else []
+    """What spidr computes otherwise with an exported network."""
+    texts = [_SHARED_TEACHER] if config.teacher.scope == "full" else []
     theirs = "exponential" if config.objective == "spidr" else "linear"
     if config.teacher.schedule != theirs:
-        found.append(
+        texts.append(
             f"where it is trained on there, its teacher slows down by another schedule: {theirs}, "
             f"not {config.teacher.schedule} (teacher.schedule)"
         )
-    return found
+    return texts
