@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.model import fused_attention, layers, positional_dropout
 from dinosr_jax.model.positional_dropout import Seeds
 
@@ -17,7 +18,7 @@ Array = jax.Array
 Attention = Literal["auto", "xla", "fused", "cudnn"]
 Implementation = Literal["xla", "fused", "cudnn"]
 
-# What the fused kernel gives, which the backward pass of a layer then need not compute again.
+# What the fused kernel gives; the backward pass of a layer does not compute it again.
 FUSED_OUTPUT = "fused_attention"
 
 # Without dropout, attention over more frames than _LONG is computed by XLA for _QUERY_BLOCK queries
@@ -38,10 +39,9 @@ def implementation(
     dtype: jnp.dtype,
     capability: str | None = None,
 ) -> Implementation:
-    """What computes the attention of `model.attention` on a device.
+    """The implementation of `model.attention` on a device.
 
     'auto' is 'fused' on TPU where the kernel takes the heads and the frames, and 'xla' elsewhere.
-    Any other is that one, or an error.
 
     Args:
       attention: Of the configuration.
@@ -51,11 +51,8 @@ def implementation(
       dtype: Of the computation.
       capability: CUDA compute capability of a GPU, such as '8.0', if known.
 
-    Returns:
-      The implementation.
-
     Raises:
-      ValueError: The device cannot run it.
+      UserError: The device cannot run it.
     """
     if attention == "xla":
         return "xla"
@@ -66,7 +63,7 @@ def implementation(
     if problem and attention == "auto":
         return "xla"
     if problem:
-        raise ValueError(
+        raise UserError(
             f"config.model.attention: found {attention!r}, which {problem}; choose 'xla', or "
             "'auto' for what this device runs best"
         )
@@ -109,8 +106,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with biases on q, k, v and output; softmax in float32.
 
     Probabilities are dropped by position, the same entries whoever computes. cuDNN cannot do that:
-    its dropout counts its own calls, so that in a loop over layers the backward pass would drop
-    others than the forward pass did. Where probabilities are dropped, XLA computes in its place.
+    where
+    probabilities are dropped, XLA computes in its place.
     """
 
     num_heads: int

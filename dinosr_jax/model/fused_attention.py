@@ -1,17 +1,12 @@
 """Attention whose probabilities never leave the chip: a Pallas kernel for TPU.
 
-The keys of one utterance and of a few heads stay in VMEM while blocks of queries pass, so that a
-query sees all its keys at once: the softmax needs no rescaling, and the backward pass, one kernel
-for all three gradients, recomputes it from queries and keys alone. Probabilities, their gradients
-and what dropout kept (`positional_dropout`) exist for one block of queries at a time, transposed,
-[K, Q]: four of the five large products then read them as they lie, and a query's sums run down a
-column. Softmax and accumulators are float32, products have operands of the type of the input.
-
-Heads stay side by side in the last axis, as the linear maps leave them: no array is transposed in
-main memory, and heads of 64 share 128 lanes.
-
-Cost for an entry (query, key, head) on the vector unit, beside 256 + 640 FLOP of products with
-heads of 64: about 10 operations of softmax forward and 15 backward, 11 of dropout in each.
+The keys of one utterance and of a few heads stay in VMEM while blocks of queries pass: a query sees
+all its keys at once, so that the softmax needs no rescaling; the backward pass, one kernel for all
+three gradients, recomputes it. Probabilities, their gradients and what dropout kept
+(`positional_dropout`) exist for one block of queries at a time, transposed, [K, Q]: four of the
+five
+large products then read them as they lie. Softmax and accumulators are float32, products have
+operands of the type of the input. Heads stay side by side in the last axis.
 
 Shapes: B batch, T frames, H heads, W width of a head, D = H W, P frames padded to blocks, Q queries
 of a block, G heads of a block.

@@ -60,8 +60,6 @@ def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> A
 def normalise(cepstra: Array, padding_mask: Array | None = None) -> Array:
     """Cepstral mean and variance normalisation over the frames of an utterance.
 
-    It takes much of what is the speaker's and the recording's out of them.
-
     Args:
       cepstra: [B, T, C] float32.
       padding_mask: [B, T] bool, True on padding, which does not count; None where there is none.

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinosr_jax.model.layers import Target, traced_for
+from dinosr_jax.model.layers import traced_on
 from dinosr_jax.training.state import Batch
 
 DEVICE_PREFETCH = 2  # batches
@@ -38,8 +38,13 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*", P()),  # norms, other biases, counters: small
 )
 BATCH = P(("data", "fsdp"))
-# Name of an activation's axis (`layers.place`) -> axes of the mesh.
-ACTIVATIONS = {"batch": BATCH[0], "heads": "tensor", "ffn": "tensor", "codewords": "tensor"}
+# Name of an activation's axis (`layers.place`), and axes of the mesh: flax's logical axis rules.
+ACTIVATIONS = (
+    ("batch", BATCH[0]),
+    ("heads", "tensor"),
+    ("ffn", "tensor"),
+    ("codewords", "tensor"),
+)
 
 
 def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -226,33 +231,13 @@ def place_like(values: Any, abstract: Any) -> Any:
 def _on(mesh: Mesh, step: Callable) -> Callable:
     """The same function, traced for the devices of the mesh, with its activations cut by them.
 
-    Without a word on the activations, XLA would cut them like the parameters, and exchange them in
-    place of the (smaller) parameters.
+    Otherwise XLA would cut them like the parameters, and exchange them in place of the (smaller)
+    parameters.
     """
-
-    def spec(axes):
-        return P(*(ACTIVATIONS.get(axis) for axis in axes))
-
-    def place(x, axes):
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
-
-    specs = {
-        "in_specs": (BATCH, P()),
-        "out_specs": BATCH,
-        "axis_names": set(BATCH[0]),
-        "check_vma": False,
-    }
-    split = functools.partial(jax.shard_map, mesh=mesh, **specs)
-
-    def spread(function, axes, result):
-        specs = {"in_specs": tuple(map(spec, axes)), "out_specs": spec(result)}
-        return jax.shard_map(function, mesh=mesh, **specs, check_vma=False)
-
-    target = Target(mesh.devices.flat[0].platform, place, split, spread)
 
     @functools.wraps(step)
     def traced(*arguments):
-        with traced_for(target):
+        with traced_on(mesh, ACTIVATIONS):
             return step(*arguments)
 
     return traced
