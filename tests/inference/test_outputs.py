@@ -6,31 +6,23 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
-from configs import tiny
 from dinosr_jax import files
-from dinosr_jax.config import parse
 from dinosr_jax.data.audio import AudioError
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.features import feature_files
 from dinosr_jax.inference.features.writer import extract_files
-from dinosr_jax.inference.pretrained import Pretrained
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state
+from tests.tiny_runs import tiny_model
 
 NOISE = np.random.default_rng(0).standard_normal(16_000) / 10
 
 
 @pytest.fixture(scope="module")
 def model(compile_quickly):
-    config = parse(tiny.get_config())
-    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    fields = ("params", "teacher_params", "codebook")
-    return Pretrained(config, **{name: getattr(state, name) for name in fields})
+    return tiny_model()
 
 
 @pytest.fixture
