@@ -100,12 +100,10 @@ class ArrayFile:
     """
 
     def __init__(self, path: Path, *, shape: tuple[int, ...], dtype: np.dtype):
-        self._path, self._dtype, self._file = path, dtype, None
-        self._temporary = files.temporary_path(path.parent)
+        self._dtype, self._opened = dtype, contextlib.ExitStack()
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
         with self._discarding():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("xb")
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+            self._file = self._opened.enter_context(replacing(path, sync=False))
             np.lib.format.write_array_header_1_0(self._file, header | {"shape": shape})
 
     def write(self, array: np.ndarray) -> None:
@@ -115,27 +113,19 @@ class ArrayFile:
 
     def close(self) -> None:
         """Gives the file its name."""
-        with self._discarding():
-            self._file.close()
-            self._temporary.replace(self._path)
+        self._opened.close()
 
     def discard(self) -> None:
         """Removes what was written."""
-        with contextlib.suppress(OSError):
-            if self._file is not None:
-                self._file.close()
-        with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OutputError), self._discarding():
+            raise OutputError("discarded")
 
     @contextlib.contextmanager
     def _discarding(self) -> Iterator[None]:
-        try:
+        with contextlib.ExitStack() as failing:
+            failing.push(self._opened)
             yield
-        except BaseException as error:
-            self.discard()
-            if isinstance(error, OSError):
-                raise failed(self._path, error) from error
-            raise
+            failing.pop_all()  # nothing failed: the file stays open
 
 
 def is_whole(path: Path) -> bool:
