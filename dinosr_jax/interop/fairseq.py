@@ -64,13 +64,8 @@ Naming = Callable[[str], Place]
 
 
 def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Configuration with the values of fairseq's model fields; the others are the published ones.
-
-    Args:
-      fields: The `model` section of a fairseq configuration, or a part of it.
-
-    Returns:
-      Unparsed ConfigDict, computing in float32.
+    """The unparsed configuration of fairseq's model fields, in float32; other fields are the
+    published ones.
 
     Raises:
       UserError: The fields describe another network than DinoSR's.

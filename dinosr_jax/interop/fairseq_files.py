@@ -65,13 +65,9 @@ def around(cfg: dict[str, Any], step: int, *, criterion: str) -> dict[str, Any]:
 
 
 def finished_updates(rest: Mapping[str, Any]) -> tuple[str, int | None]:
-    """The number of updates of a checkpoint.
+    """The number of updates of a checkpoint, by all of it but its `model`; None where it has none.
 
-    Args:
-      rest: All of it but its `model`, as plain values.
-
-    Returns:
-      The entry that is of no other use than this, or ''; and the number, None where there is none.
+    Before it the entry that is of no other use than this, or ''.
     """
     history = rest.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}

@@ -59,14 +59,11 @@ def fairseq_config(
     symbols: tuple[str, ...] | None,
     notes: list[str],
 ) -> ml_collections.ConfigDict:
-    """Configuration of a `wav2vec_ctc` checkpoint.
+    """Configuration of a `wav2vec_ctc` checkpoint; the network's own fields are in `w2v_args`.
 
-    Args:
-      tensors: By fairseq's names, with their prefix.
-      cfg: Its `cfg` or `args`; the network's own is in `w2v_args`.
-      heads: Attention heads, where they are given.
-      symbols: Of its dictionary, or None: 32 are taken for fairseq's letters.
-      notes: Gets a line for everything that was inferred.
+    `heads` and `symbols` are those that are given; without symbols, 32 are taken for fairseq's
+    letters.
+    `notes` gets a line for everything that was inferred.
 
     Raises:
       UserError: The dictionary is not known, or has another size; or tensors are missing.

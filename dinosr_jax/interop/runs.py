@@ -41,17 +41,13 @@ def get_config():
 
 @contextmanager
 def written_whole(output: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` when all is written.
+    """A temporary folder to write into, which becomes `output` when all is written; removed on
+    failure.
 
-    Args:
-      output: Must not exist, or be an empty folder.
-
-    Yields:
-      A temporary folder beside it; removed where something fails. What a killed process left of
-      one is removed, too: a process holds a lock on its own.
+    What a killed process left of one is removed, too: a process holds a lock on its own.
 
     Raises:
-      InteropError: There is something already.
+      InteropError: There is something already that is no empty folder.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -99,10 +95,7 @@ def _lock(folder: Path) -> int | None:
 def write_run(imported: Imported, output: Path, *, step: int | None = None) -> None:
     """Makes a run: configuration and one checkpoint, with a fresh optimizer.
 
-    Args:
-      imported: Of `read_checkpoint`.
-      output: Folder of the run.
-      step: Finished updates; None is the checkpoint's number.
+    `step` are the finished updates; None is the checkpoint's number.
 
     Raises:
       InteropError: The folder is not empty.
@@ -128,12 +121,8 @@ def write_run(imported: Imported, output: Path, *, step: int | None = None) -> N
 
 
 def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
-    """Reads a checkpoint of a run onto the first device, and leaves the folder alone.
-
-    Args:
-      folder: WORKDIR/checkpoints.
-      config: Parsed configuration of the run.
-      step: Which one; None for the newest.
+    """Reads a checkpoint of a run (None: the newest) onto the first device; leaves the folder
+    alone.
 
     Raises:
       CheckpointError: There is none that can be read, or its parameters are not finite.

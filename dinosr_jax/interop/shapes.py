@@ -20,17 +20,12 @@ def infer_config(
     *,
     fields: dict[str, Any],
 ) -> ml_collections.ConfigDict:
-    """The configuration that tensors of these shapes have.
+    """The unparsed configuration of a checkpoint, by fairseq's `fields`, else by the shapes of its
+    tensors.
 
-    Args:
-      tensors: Name -> array.
-      name_of: The format's name of a fairseq tensor.
-      heads: Attention heads, where they are given.
-      notes: Gets a line for everything that shapes do not tell.
-      fields: fairseq's fields, where the checkpoint has them; they come before the shapes.
-
-    Returns:
-      Unparsed configuration; the recipe is the published one where there are no fields.
+    `name_of` gives the format's name of a fairseq tensor; `heads` are those that are given; `notes`
+    gets
+    a line for everything that shapes do not tell. What neither tells is as published.
 
     Raises:
       UserError: Tensors that tell the shape are missing.

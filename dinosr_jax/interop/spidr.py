@@ -79,17 +79,11 @@ def infer(
     objective: str | None,
     notes: list[str],
 ) -> ml_collections.ConfigDict:
-    """The configuration of a checkpoint, by the file beside it and its shapes.
+    """The unparsed configuration of a checkpoint, by config.json beside it, else by its shapes.
 
-    Args:
-      tensors: By spidr's names.
-      checkpoint: The `.pt` file.
-      heads: Attention heads, where they are given.
-      objective: 'dinosr' or 'spidr', where it is given; the file beside comes first.
-      notes: Gets a line for everything that is not sure.
-
-    Returns:
-      Unparsed configuration.
+    `heads` and `objective` are values for what neither has; `notes` gets a line for everything that
+    is
+    not sure.
 
     Raises:
       UserError: The file is no JSON, or tensors that tell the shape are missing.

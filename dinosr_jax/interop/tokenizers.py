@@ -30,10 +30,7 @@ class Tokenizer(NamedTuple):
 def read(folder: Path, fields: Mapping[str, Any], *, size: int) -> Tokenizer:
     """Reads `vocab.json`, the tokens added to it, and which of them are special.
 
-    Args:
-      folder: Of a `Data2VecAudioForCTC`.
-      fields: Its config.json; `pad_token_id` is the blank.
-      size: Rows of its output layer.
+    `fields` are those of config.json, whose `pad_token_id` is the blank; `size` rows has lm_head.
 
     Raises:
       UserError: They are not the names of all rows.

@@ -39,17 +39,11 @@ def implementation(
     dtype: jnp.dtype,
     capability: str | None = None,
 ) -> Implementation:
-    """The implementation of `model.attention` on a device.
+    """The implementation of `model.attention` on a device, of heads of a width over so many frames.
 
     'auto' is 'fused' on TPU where the kernel takes the heads and the frames, and 'xla' elsewhere.
-
-    Args:
-      attention: Of the configuration.
-      platform: 'cpu', 'gpu' or 'tpu'.
-      head_width: Width of a head.
-      frames: Of the longest utterance.
-      dtype: Of the computation.
-      capability: CUDA compute capability of a GPU, such as '8.0', if known.
+    The
+    `capability` is CUDA's of a GPU, such as '8.0', if known.
 
     Raises:
       UserError: The device cannot run it.

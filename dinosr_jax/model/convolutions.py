@@ -17,12 +17,7 @@ _LANES = 128  # channels of a tile of a TPU
 
 
 def strided_conv(x: Array, kernel: Array, *, stride: int) -> Array:
-    """One-dimensional convolution without padding.
-
-    Args:
-      x: [B, T, C].
-      kernel: [K, C, D], in the type of `x`.
-      stride: Hop in frames.
+    """One-dimensional convolution of x [B, T, C] with kernel [K, C, D], without padding.
 
     Returns:
       [B, U, D] with U = floor((T - K) / stride) + 1.
@@ -71,20 +66,16 @@ _strided.defvjp(
 
 
 def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:
-    """Grouped one-dimensional convolution, stride 1, as many frames out as in.
+    """Grouped one-dimensional convolution, stride 1, as many frames out as in (fairseq's SamePad).
 
-    Zero padding of K // 2 frames on both sides; with an even K the last frame out is left away
-    (fairseq's SamePad).
+    Zero padding of K // 2 frames on both sides; with an even K the last frame out is left away.
 
     Args:
       x: [B, T, C].
-      kernel: [K, C / groups, D], any float type; computed in that of `x`. A float32 kernel's
-        gradient is summed over the devices in float32.
+      kernel: [K, C / groups, D]; computed in the type of `x`. A float32 kernel's gradient is summed
+        over the devices in float32.
       bias: [D], in the type of `x`.
       groups: Divides C and D.
-
-    Returns:
-      [B, T, D].
     """
     own = _grouped if layers.platform() == "cpu" else _grouped_plain
     convolve = lambda x, kernel: own(x, kernel.astype(x.dtype), groups)

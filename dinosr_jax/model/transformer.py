@@ -142,14 +142,11 @@ class TransformerEncoder(nn.Module):
         layerdrop_key: Array | None = None,
         all_layers: bool = False,
     ) -> Layers:
-        """Encodes projected (and, in the student, masked) features.
+        """Encodes projected (and, in the student, masked) features x [B, T, D].
 
-        Args:
-          x: [B, T, D] projected features.
-          padding_mask: [B, T] bool, True on padding, or None where nothing is padded.
-          key: PRNG key of dropout and LayerDrop; None evaluates.
-          layerdrop_key: That of LayerDrop, if not `key`.
-          all_layers: Keep the two tensors of every layer.
+        `padding_mask` [B, T] is True on padding; `key` is of dropout and LayerDrop, None evaluates;
+        `layerdrop_key` that of LayerDrop, if another; `all_layers` keeps the two tensors of every
+        layer.
         """
         shape = (self.pos_conv_depth, self.pos_conv_kernel, self.pos_conv_groups)
         pos_conv = PositionalConvolution(*shape, self.padding_mode, name="pos_conv")

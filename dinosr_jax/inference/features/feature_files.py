@@ -156,11 +156,9 @@ class FileRows(NamedTuple):
 
 
 def find_rows(folder: Path, manifest: str | Path | None) -> dict[str, FileRows]:
-    """The features of every recording, by name.
+    """The features of every recording in a folder of one layer, by name.
 
-    Args:
-      folder: Of one layer.
-      manifest: fairseq's .tsv in the order of its .npy and .len, which have no names.
+    `manifest` is fairseq's .tsv in the order of its .npy and .len, which have no names.
 
     Raises:
       FeatureError: There are none, or the manifest has other recordings.

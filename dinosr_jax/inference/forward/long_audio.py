@@ -107,15 +107,9 @@ def blocks(
 def chunks(
     recording: Recording, scanned: Scan, *, frames: int, chunk: int, overlap: int, hop: int
 ) -> Iterator[tuple[np.ndarray, int, int, int]]:
-    """Normalised audio of overlapping chunks, read block by block.
-
-    Args:
-      recording: What to read.
-      scanned: Of `scan`.
-      frames: Of the whole recording.
-      chunk: Samples of a chunk.
-      overlap: Samples that two chunks share; a frame is of the chunk in whose middle it is.
-      hop: Samples from frame to frame; divides `chunk` and `overlap`.
+    """Normalised audio of overlapping chunks, read block by block; a frame is of the chunk in whose
+    middle
+    it is. Sizes are in samples; `hop` divides `chunk` and `overlap`.
 
     Yields:
       Audio, its first frame, and the frames of the recording that are taken of it: first, end.

@@ -31,14 +31,12 @@ def decode_all(
     by: By = "threads",
     num_workers: int | None = None,
 ) -> Iterator[tuple[Any, np.ndarray, Hypothesis]]:
-    """Decodes emissions, in order.
+    """Decodes emissions [T, V], each with anything beside it, in order; `num_workers` None is one a
+    core.
 
-    Args:
-      computed: Anything, and the emissions [T, V] of an utterance. Where it raises, what
-        came before is decoded first.
-      make_decoder: Gives the decoder; for processes it can be pickled, and each calls it.
-      by: What works side by side.
-      num_workers: How many; None for one a core.
+    Where `computed` raises an Exception, what came before is decoded first. `make_decoder` gives
+    the
+    decoder; for processes it can be pickled, and each calls it.
 
     Yields:
       Anything, emissions, text.

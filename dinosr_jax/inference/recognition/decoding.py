@@ -77,12 +77,8 @@ def path_spans(codes: np.ndarray) -> list[tuple[int, int, int]]:
 def words_in_time(
     spans: Sequence[tuple[int, int, int]], vocabulary: Vocabulary, clock: Clock
 ) -> tuple[Word, ...]:
-    """Words of labelled spans of frames; without a word boundary every label is a word.
-
-    Args:
-      spans: Label, first and last frame of each, in order.
-      vocabulary: Of the labels.
-      clock: Of the frames.
+    """Words of labelled spans of frames (label, first, last); without a word boundary a
+    word a label.
     """
     words, letters = [], []
     for label, first, last in [*spans, (None, 0, 0)]:

@@ -54,12 +54,7 @@ def parts(
 ) -> Iterator[batched.Part]:
     """Log-probabilities [T, V] float32 of recordings as whole `batched.Part`s, the longest first.
 
-    Args:
-      model: A recogniser (`load`).
-      recordings: In any order.
-      on_bad: As `batched.run`.
-      options: Batches, chunks and threads.
-      **run: `say` and `progress` of `batched.run`.
+    `on_bad`, `say`, `progress` and `options` are as of `batched.run`.
     """
     check_recogniser(model)
     depth, arrays = model.config.model.num_layers, model.params["output"]

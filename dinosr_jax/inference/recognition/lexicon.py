@@ -33,9 +33,9 @@ class Lexicon(NamedTuple):
 def read_lexicon(path: Path, vocabulary: Vocabulary) -> Lexicon:
     """Words and their spellings, as librispeech_lexicon.lst has them.
 
-    Args:
-      path: A word, then its symbols with spaces between, a line; | at the end of each.
-      vocabulary: Whose symbols they are; spellings with others are left out.
+    A line is a word, then its symbols with spaces between; | at the end of each. Spellings with
+    symbols
+    that the vocabulary has not are left out.
 
     Raises:
       UserError: It cannot be read, or no word fits the vocabulary.
@@ -109,11 +109,7 @@ def is_of_symbols(path: Path, vocabulary: Vocabulary) -> bool:
 def arpa_words(path: Path, *, binary: Sequence[str] | None = None) -> Sequence[str]:
     """The words of an n-gram in ARPA's form, plain or compressed.
 
-    Args:
-      path: Of the n-gram.
-      binary: The result for one in another form, such as KenLM's binary, whose words cannot be
-        read;
-        None for a UserError.
+    `binary` is the result for another form, such as KenLM's binary; None for a UserError.
     """
     try:
         words = list(_unigrams(path))

@@ -55,14 +55,11 @@ def sweep(
     num_workers: int | None = None,
     progress: Callable[[int], None] = lambda number: None,
 ) -> list[Trial]:
-    """Tries weights.
+    """Tries pairs of lm_weight and word_score; `progress` gets the number of trials that more are
+    done.
 
-    Args:
-      task: What is decoded.
-      weights: lm_weight and word_score of each trial.
-      num_workers: Processes, each with the n-gram in its memory; None for one a core, 1 for none
-        beside this one.
-      progress: Called with the number of trials that more are done.
+    `num_workers` are processes, each with the n-gram in its memory; None for one a core, 1 for none
+    beside this one.
 
     Returns:
       The trials, the best first: least WER, then CER, then the order of `weights`.

@@ -258,12 +258,7 @@ def _tensor(args: tuple, path: Path) -> Tensor:
 def plain(value: Any, memo: dict[int, Any] | None = None) -> Any:
     """A saved configuration as nested dicts: of a Namespace, OmegaConf's nodes, dataclasses, dicts.
 
-    Args:
-      value: A part of `TorchFile.content`.
-      memo: Results of objects that occur again, by their ids.
-
-    Returns:
-      Dicts, lists and plain values; other objects are None, and so are those inside themselves.
+    Other objects are None, and so are those inside themselves; `memo` has the results by id.
     """
     memo = {} if memo is None else memo
     if isinstance(value, str | int | float | bool | None):

@@ -148,12 +148,7 @@ for _opcode, _keys in (
 
 
 def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int]:
-    """Unpickles without running anything.
-
-    Args:
-      data: Of a file, or a part of one.
-      path: Its name, for messages.
-      start: Where the pickle begins.
+    """Unpickles data, from `start` on, without running anything.
 
     Returns:
       The value, with stand-ins in it, and where the pickle ends.
