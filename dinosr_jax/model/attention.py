@@ -69,7 +69,7 @@ def _problem_of_fused(platform: str, head_width: int, frames: int) -> str:
     most = fused_attention.MOST_FRAMES
     if frames > most:
         return f"takes {most} frames at most, not {frames} (data.max_seconds)"
-    if fused_attention.is_interpreted():
+    if fused_attention.INTERPRETED:
         return ""
     if platform != "tpu":
         return f"needs a TPU, not a {platform.upper()}"

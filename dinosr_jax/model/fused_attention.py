@@ -12,10 +12,7 @@ Shapes: B batch, T frames, H heads, W width of a head, D = H W, P frames padded 
 of a block, G heads of a block.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -34,22 +31,7 @@ _BLOCKS = ((1024, 256), (1792, 128))
 MOST_FRAMES = _BLOCKS[-1][0]
 _LANES = 128
 _LOWEST = float(np.finfo(np.float32).min)
-_INTERPRETED = contextvars.ContextVar("interpreted", default=False)
-
-
-@contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """While entered, what is traced runs on any platform, slowly: for tests."""
-    token = _INTERPRETED.set(True)
-    try:
-        yield
-    finally:
-        _INTERPRETED.reset(token)
-
-
-def is_interpreted() -> bool:
-    """Whether kernels that are traced now are interpreted."""
-    return _INTERPRETED.get()
+INTERPRETED = False  # for tests: what is traced then runs on any platform, slowly
 
 
 class _Shape(NamedTuple):
@@ -81,7 +63,7 @@ def attend(
     if seeds is None or not positional_dropout.threshold(rate):
         rate = 0.0
         seeds = Seeds(jnp.zeros((batch, heads), jnp.uint32), jnp.zeros(frames, jnp.uint32))
-    shape = _Shape(heads, rate, lengths is not None, _INTERPRETED.get())
+    shape = _Shape(heads, rate, lengths is not None, INTERPRETED)
     if lengths is None:
         lengths = jnp.full((batch,), frames, jnp.int32)
     flat = (x.reshape(batch, frames, heads * width) for x in (q, k, v))
