@@ -106,9 +106,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _anew(arrays: Any) -> Any:
-    """The same arrays, from which XLA on CPU computes anew what it would keep of the
-    forward pass.
-    """
+    """The same arrays; XLA on CPU computes anew what it would keep of the forward pass."""
     return jax.lax.optimization_barrier(arrays) if platform() == "cpu" else arrays
 
 

@@ -107,9 +107,9 @@ def blocks(
 def chunks(
     recording: Recording, scanned: Scan, *, frames: int, chunk: int, overlap: int, hop: int
 ) -> Iterator[tuple[np.ndarray, int, int, int]]:
-    """Normalised audio of overlapping chunks, read block by block; a frame is of the chunk in whose
-    middle
-    it is. Sizes are in samples; `hop` divides `chunk` and `overlap`.
+    """Normalised audio of overlapping chunks, read block by block.
+
+    A frame is of the chunk in whose middle it is. Sizes are in samples; `hop` divides the others.
 
     Yields:
       Audio, its first frame, and the frames of the recording that are taken of it: first, end.

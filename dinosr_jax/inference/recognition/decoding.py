@@ -77,9 +77,7 @@ def path_spans(codes: np.ndarray) -> list[tuple[int, int, int]]:
 def words_in_time(
     spans: Sequence[tuple[int, int, int]], vocabulary: Vocabulary, clock: Clock
 ) -> tuple[Word, ...]:
-    """Words of labelled spans of frames (label, first, last); without a word boundary a
-    word a label.
-    """
+    """Words of (label, first, last frame); without a word boundary each label is one."""
     words, letters = [], []
     for label, first, last in [*spans, (None, 0, 0)]:
         if label in (BLANK, PADDING, END):

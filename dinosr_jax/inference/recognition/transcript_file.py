@@ -112,9 +112,7 @@ class TranscriptFile:
             raise outputs.failed(self._partial, error) from error
 
     def finish(self, names: Sequence[str]) -> None:
-        """Writes the lines of these names, in order, whole or not at all; removes the partial
-        file.
-        """
+        """Writes the lines of these names, whole or not at all; removes the partial file."""
         if self._waiting:
             self._commit()
         outputs.write_text(self._output, "".join(self.lines[name] for name in names))

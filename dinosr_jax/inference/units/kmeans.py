@@ -208,9 +208,7 @@ def save(path: Path, fitted: KMeans) -> None:
 
 
 def load(path: str | Path) -> KMeans:
-    """Reads what `save` wrote; raises KMeansError where it is damaged or another file, as a
-    pickle.
-    """
+    """Reads what `save` wrote; raises KMeansError for any other file."""
     path, name = Path(path), printable(str(path))
     try:
         if not zipfile.is_zipfile(path):
