@@ -54,7 +54,7 @@ def _is_alive(process: int) -> bool:
 
 
 class OutputError(UserError, RuntimeError):
-    """Output cannot be written, or belongs to something else; the message says what to do."""
+    """Output cannot be written, or belongs to something else."""
 
 
 def inside(folder: Path, id_: str) -> Path:

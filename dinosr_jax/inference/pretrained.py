@@ -36,8 +36,8 @@ class Pretrained:
 
     `fresh` heads and codebooks are those of a student that came without any.
 
-    `path` and `source` say where it came from: 'run', or the format of another project; `notes`
-    what that did not say, and was assumed or left out.
+    `path` and `source` are its origin: 'run', or the format of another project; `notes` have what
+    was assumed or left out there.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ _FIELDS = {
     and name.startswith(("model.", "mask.", "teacher.", "codebook."))
     and name != "model.conv_layers"  # a text there
 }
-# What the network of this project is; a checkpoint that says otherwise is another network.
+# Fields of this project's network; a checkpoint with other values is another network.
 _FIXED = {
     "extractor_mode": "layer_norm",
     "conv_bias": False,

@@ -10,7 +10,7 @@ from dinosr_jax.interop import fairseq, fairseq_files
 from dinosr_jax.model.feature_encoder import receptive_field
 
 ENTRIES = {"task_cfg", "model_cfg", "model_weight"}
-_DOWNSAMPLING = 320  # samples a frame, whatever the network says
+_DOWNSAMPLING = 320  # samples a frame, whatever the network has
 _NOT_THERE = ("_ema.", "_codebook", "heads.")
 
 
@@ -26,9 +26,9 @@ def content(state: Any, *, config: Any) -> dict[str, Any]:
     return {"task_cfg": cfg["task"], "model_cfg": cfg["model"], "model_weight": weights}
 
 
-def is_content(found: Any) -> bool:
+def is_content(value: Any) -> bool:
     """Whether a file holds such a checkpoint, of whatever network."""
-    return isinstance(found, Mapping) and found.keys() >= ENTRIES
+    return isinstance(value, Mapping) and value.keys() >= ENTRIES
 
 
 def warnings(config: Any) -> list[str]:

@@ -88,7 +88,7 @@ def _infer_convolutions(
 
 
 def _published_heads(width: int, notes: list[str]) -> int:
-    """Attention heads where nothing says them: 64 wide each, as published."""
+    """Attention heads where no field has them: 64 wide each, as published."""
     if width % 64:
         raise UserError(
             f"the number of attention heads is not known, and a width of {width} is no multiple of "

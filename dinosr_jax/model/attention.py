@@ -90,10 +90,10 @@ def _problem_of_cudnn(
     return _problem_of_heads(head_width, _HEADS_OF_CUDNN, "a multiple of 8 up to 128")
 
 
-def _problem_of_heads(head_width: int, taken: tuple[int, ...], wanted: str) -> str:
+def _problem_of_heads(head_width: int, taken: tuple[int, ...], expected: str) -> str:
     if head_width in taken:
         return ""
-    return f"takes heads of a width of {wanted}, not {head_width} (model.width / model.num_heads)"
+    return f"takes heads of a width of {expected}, not {head_width} (model.width / model.num_heads)"
 
 
 class SelfAttention(nn.Module):
@@ -135,11 +135,11 @@ class SelfAttention(nn.Module):
         drops = seeds is not None
         if not drops and frames > _LONG:
             return _attend_long(q, k, v, padding_mask)
-        asked: Attention = self.attention
-        if asked == "fused" and not drops and frames > fused_attention.MOST_FRAMES:
-            asked = "xla"  # a held-out recording that is longer than any crop
+        attention: Attention = self.attention
+        if attention == "fused" and not drops and frames > fused_attention.MOST_FRAMES:
+            attention = "xla"  # a held-out recording that is longer than any crop
         device = {"platform": layers.platform(), "dtype": q.dtype}
-        chosen = implementation(asked, head_width=width, frames=frames, **device)
+        chosen = implementation(attention, head_width=width, frames=frames, **device)
         if chosen == "fused":
             return _attend_fused(q, k, v, padding_mask, seeds, rate=self.dropout)
         if chosen == "cudnn" and not drops:

@@ -39,8 +39,8 @@ class Layers(NamedTuple):
     """
 
     input: Array  # [B, T, D] what the first layer reads
-    ffn: Array | None  # [L, B, T, D], None unless asked for
-    block: Array | None  # [L, B, T, D], None unless asked for
+    ffn: Array | None  # [L, B, T, D], None without `all_layers`
+    block: Array | None  # [L, B, T, D], None without `all_layers`
     output: Array  # [B, T, D] output of the last layer
 
 

@@ -2,7 +2,7 @@
 
 A folder of [T, D] .npy, one a recording, in layer_05/ and so on where there are several layers; or
 fairseq's NAME_i_n.npy with NAME_i_n.len, the recordings in the order of the input. features.json
-beside them says of which network and layers they are.
+beside them describes their network and layers.
 
 Shapes: T frames, D model.
 """

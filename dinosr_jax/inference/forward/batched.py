@@ -387,7 +387,7 @@ def _pieces(
             if header.num_samples > longest:
                 return long_audio.scan(recording, on_missing=keep)
             waveform = recording.load(on_missing=keep)
-            if len(waveform) > longest:  # the header said something else
+            if len(waveform) > longest:  # the header was wrong
                 return long_audio.scan(recording)
             return audio.normalise(waveform)
 

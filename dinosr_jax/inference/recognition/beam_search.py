@@ -132,18 +132,18 @@ def lexicon_of(vocabulary: Vocabulary, settings: BeamSettings) -> Lexicon | None
         if not settings.lm or is_of_symbols(lm, vocabulary):
             return None
         return spell(arpa_words(lm), vocabulary, path=lm)
-    found = read_lexicon(lexicon, vocabulary)
+    words = read_lexicon(lexicon, vocabulary)
     known = set(arpa_words(lm, binary=())) if settings.lm else set()
     written = {nfc(word): word for word in known}  # as the n-gram writes them
-    spellings = {written.get(nfc(word), word): how for word, how in found.spellings.items()}
-    found = found._replace(spellings=spellings)
-    if known and not known & found.spellings.keys():
-        some = [next(iter(words)) for words in (found.spellings, sorted(known))]
+    spellings = {written.get(nfc(word), word): how for word, how in words.spellings.items()}
+    words = words._replace(spellings=spellings)
+    if known and not known & words.spellings.keys():
+        some = [next(iter(names)) for names in (words.spellings, sorted(known))]
         raise UserError(
             f"{lexicon}: {lm} has none of its words ({some[0]} ..., against {some[1]} ...): "
             "expected both in the same case"
         )
-    return found
+    return words
 
 
 class BeamSearch:
@@ -265,6 +265,6 @@ def _library() -> Any:
 
 def _dictionary(library: Any, entries: Sequence[str]) -> Any:
     """Entries by number; what is none of them is <unk>."""
-    found = library.dictionary.Dictionary(list(entries))
-    found.set_default_index(found.get_index(_UNKNOWN_WORD))
-    return found
+    numbered = library.dictionary.Dictionary(list(entries))
+    numbered.set_default_index(numbered.get_index(_UNKNOWN_WORD))
+    return numbered

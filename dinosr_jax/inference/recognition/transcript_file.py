@@ -30,7 +30,7 @@ class TranscriptFile:
         """Nothing is read or written yet.
 
         Args:
-          output: JSON lines; OUTPUT's stem with .about.json says how they were made.
+          output: JSON lines; OUTPUT's stem with .about.json describes how they were made.
           key: Field of the utterance's name.
           about: How they are made, as plain values.
         """

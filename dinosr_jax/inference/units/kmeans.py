@@ -1,4 +1,4 @@
-"""K-means on features: fitted on a sample of frames, kept in a file that says of which features.
+"""K-means on features: fitted on a sample of frames, kept in a file with the features that they are of.
 
 The file is an .npz of plain arrays: `convention` is a JSON text, `centroids_05` the [K, D] float32
 of layer 5. Nothing is ever unpickled.
@@ -41,7 +41,7 @@ _SETTINGS = {
 
 
 class KMeansError(UserError):
-    """A k-means file cannot be used; the message says which field, or what to do."""
+    """A k-means file cannot be used."""
 
 
 class KMeans(NamedTuple):

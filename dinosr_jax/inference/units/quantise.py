@@ -223,7 +223,7 @@ def compute(
     ordered = long_audio.by_length(recordings, on_bad=on_bad, num_workers=options.num_workers)
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
     is_long = lambda header: header.num_samples > longest
-    # by id: the header of a recording may have said that it is short
+    # by id: the header of a recording may be wrong
     long = {recording.id: recording for recording, header in ordered if is_long(header)}
     short = [recording for recording, header in ordered if not is_long(header)]
     seconds = sum(h.num_samples for _, h in ordered) / audio.SAMPLE_RATE

@@ -84,7 +84,7 @@ def side_path(output: Path, *, shard: tuple[int, int]) -> Path:
 class UnitFile(NamedTuple):
     """Units of utterances, [T] each, and what is known of them.
 
-    `num_units` is K; `known` says where it is from: 'stats' (the file beside it), 'given', or
+    `num_units` is K; `known` is its origin: 'stats' (the file beside it), 'given', or
     'largest' (the largest unit, plus 1). `layer`, `source`, `step` are None and `checkpoint` is
     empty where no file has them.
     """
