@@ -64,8 +64,7 @@ Naming = Callable[[str], Place]
 
 
 def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The unparsed configuration of fairseq's model fields, in float32; other fields are the
-    published ones.
+    """The unparsed configuration of fairseq's model fields, else as published, in float32.
 
     Raises:
       UserError: The fields describe another network than DinoSR's.

@@ -41,10 +41,10 @@ def get_config():
 
 @contextmanager
 def written_whole(output: Path) -> Iterator[Path]:
-    """A temporary folder to write into, which becomes `output` when all is written; removed on
-    failure.
+    """A temporary folder to write into, which becomes `output` when all is written.
 
-    What a killed process left of one is removed, too: a process holds a lock on its own.
+    It is removed where something fails; so is what a killed process left of one: a process holds a
+    lock on its own.
 
     Raises:
       InteropError: There is something already that is no empty folder.
@@ -121,8 +121,7 @@ def write_run(imported: Imported, output: Path, *, step: int | None = None) -> N
 
 
 def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
-    """Reads a checkpoint of a run (None: the newest) onto the first device; leaves the folder
-    alone.
+    """Reads a checkpoint of a run, None for the newest, onto the first device.
 
     Raises:
       CheckpointError: There is none that can be read, or its parameters are not finite.

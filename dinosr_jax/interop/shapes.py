@@ -20,12 +20,10 @@ def infer_config(
     *,
     fields: dict[str, Any],
 ) -> ml_collections.ConfigDict:
-    """The unparsed configuration of a checkpoint, by fairseq's `fields`, else by the shapes of its
-    tensors.
+    """The unparsed configuration of a checkpoint, by fairseq's `fields`, else by its shapes.
 
     `name_of` gives the format's name of a fairseq tensor; `heads` are those that are given; `notes`
-    gets
-    a line for everything that shapes do not tell. What neither tells is as published.
+    gets a line for everything that shapes do not tell. What neither tells is as published.
 
     Raises:
       UserError: Tensors that tell the shape are missing.

@@ -38,8 +38,7 @@ def _mfcc_matrices(num_coefficients: int, window: int) -> tuple[np.ndarray, ...]
 
 
 def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> Array:
-    """Mel-frequency cepstral coefficients of waveforms [B, S] float32, 16 kHz, normalised per
-    utterance.
+    """Mel-frequency cepstral coefficients of normalised waveforms [B, S] float32, 16 kHz.
 
     `window` and `hop` are in samples.
 

@@ -86,8 +86,7 @@ def frame_rate(fields: Mapping[str, Any], folder: Path) -> Fraction:
 
 
 class FeaturePaths(NamedTuple):
-    """Where arrays are written: `layout` 'files' has one ID.npy a recording, 'fairseq' one
-    NAME.npy.
+    """Where arrays are written: ID.npy, or with the layout 'fairseq' NAME.npy and NAME.len.
 
     Folders are `output` itself, or layer_05/ and so on where there are several layers.
     """

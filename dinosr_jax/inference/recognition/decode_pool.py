@@ -31,12 +31,11 @@ def decode_all(
     by: By = "threads",
     num_workers: int | None = None,
 ) -> Iterator[tuple[Any, np.ndarray, Hypothesis]]:
-    """Decodes emissions [T, V], each with anything beside it, in order; `num_workers` None is one a
-    core.
+    """Decodes emissions [T, V], each with anything beside it, in order.
 
     Where `computed` raises an Exception, what came before is decoded first. `make_decoder` gives
-    the
-    decoder; for processes it can be pickled, and each calls it.
+    the decoder; for processes it can be pickled, and each calls it. `num_workers` None is one a
+    core.
 
     Yields:
       Anything, emissions, text.

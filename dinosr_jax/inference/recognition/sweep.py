@@ -55,11 +55,10 @@ def sweep(
     num_workers: int | None = None,
     progress: Callable[[int], None] = lambda number: None,
 ) -> list[Trial]:
-    """Tries pairs of lm_weight and word_score; `progress` gets the number of trials that more are
-    done.
+    """Tries pairs of lm_weight and word_score.
 
     `num_workers` are processes, each with the n-gram in its memory; None for one a core, 1 for none
-    beside this one.
+    beside this one. `progress` gets the number of trials that more are done.
 
     Returns:
       The trials, the best first: least WER, then CER, then the order of `weights`.

@@ -1,4 +1,4 @@
-"""K-means on features: fitted on a sample of frames, kept in a file with the features that they are of.
+"""K-means on features: fitted on a sample of frames, kept in a file that names the features.
 
 The file is an .npz of plain arrays: `convention` is a JSON text, `centroids_05` the [K, D] float32
 of layer 5. Nothing is ever unpickled.
@@ -97,8 +97,7 @@ def fit(
     options: batched.Options | None = None,
     **run: Any,
 ) -> KMeans:
-    """Clusters features of recordings with scikit-learn's MiniBatchKMeans and the settings of
-    HuBERT.
+    """Clusters features with scikit-learn's MiniBatchKMeans and the settings of HuBERT.
 
     Every layer is clustered apart; `layer`, `tensor` and `network` are as of `Selection`, `run` has
     `on_bad`, `say` and `progress` of `batched.run`. Of a larger corpus than `max_frames` a uniform
