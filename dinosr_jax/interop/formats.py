@@ -250,8 +250,8 @@ def _from_spidr(
 
 def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainState:
     """As `fairseq.to_state`; a configuration beyond all tensors is refused before it is built."""
-    config, model = parse(config), config.model
-    numbers = sum(value.size for value in tensors.values())
+    config = parse(config)
+    model, numbers = config.model, sum(value.size for value in tensors.values())
     limits = dict.fromkeys(("num_layers", "num_codebooks", "pos_conv_depth"), len(tensors))
     limits |= dict.fromkeys(("codebook_size", "width", "ffn_dim"), numbers)
     absurd = [f"{name} {model[name]}" for name in limits if model[name] > limits[name]]
