@@ -48,10 +48,8 @@ def around(cfg: dict[str, Any], step: int, *, criterion: str) -> dict[str, Any]:
     """All of a checkpoint but its `model`, as plain values.
 
     `cfg` is that of `network` or of a recogniser, `step` the finished updates, `criterion` the name
-    of
-    fairseq's class. The step is in the history of the optimizer; without it, and without the place
-    in
-    the data, the loaders take the file for one of the first versions, and fail.
+    of fairseq's class. The step is in the history of the optimizer; without it, and without the
+    place in the data, the loaders take the file for one of the first versions, and fail.
     """
     last = {"criterion_name": criterion, "optimizer_name": "FairseqAdam"}
     last |= {"lr_scheduler_state": {}, "num_updates": step}

@@ -62,8 +62,7 @@ def fairseq_config(
     """Configuration of a `wav2vec_ctc` checkpoint; the network's own fields are in `w2v_args`.
 
     `heads` and `symbols` are those that are given; without symbols, 32 are taken for fairseq's
-    letters.
-    `notes` gets a line for everything that was inferred.
+    letters. `notes` gets a line for everything that was inferred.
 
     Raises:
       UserError: The dictionary is not known, or has another size; or tensors are missing.

@@ -82,8 +82,7 @@ def infer(
     """The unparsed configuration of a checkpoint, by config.json beside it, else by its shapes.
 
     `heads` and `objective` are values for what neither has; `notes` gets a line for everything that
-    is
-    not sure.
+    is not sure.
 
     Raises:
       UserError: The file is no JSON, or tensors that tell the shape are missing.

@@ -42,8 +42,7 @@ def implementation(
     """The implementation of `model.attention` on a device, of heads of a width over so many frames.
 
     'auto' is 'fused' on TPU where the kernel takes the heads and the frames, and 'xla' elsewhere.
-    The
-    `capability` is CUDA's of a GPU, such as '8.0', if known.
+    The `capability` is CUDA's of a GPU, such as '8.0', if known.
 
     Raises:
       UserError: The device cannot run it.
@@ -100,8 +99,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with biases on q, k, v and output; softmax in float32.
 
     Probabilities are dropped by position, the same entries whoever computes. cuDNN cannot do that:
-    where
-    probabilities are dropped, XLA computes in its place.
+    where probabilities are dropped, XLA computes in its place.
     """
 
     num_heads: int

@@ -103,8 +103,7 @@ def _grouped_wide(x: Array, kernel: Array, groups: int) -> Array:
     """The same with neighbouring groups made one, whose kernel has zeros between them.
 
     A TPU multiplies 128 channels of a group at a time, whether they are there or not: 16 groups of
-    48
-    cost twice as much as 8 of 96.
+    48 cost twice as much as 8 of 96.
     """
     width, each = kernel.shape[1], kernel.shape[2] // groups
     fit = [n for n in range(1, groups + 1) if groups % n == 0 and n * width <= _LANES]

@@ -27,8 +27,7 @@ def num_frames(num_samples, conv_layers: ConvLayers):
     """Number of frames that the feature encoder makes of a number of samples.
 
     `num_samples` is an int or an integer array; the result, of the same type, is 0 where the audio
-    is
-    shorter than the receptive field. `conv_layers` has (channels, kernel, stride) of each
+    is shorter than the receptive field. `conv_layers` has (channels, kernel, stride) of each
     convolution.
     """
     for _, kernel, stride in conv_layers:
@@ -104,8 +103,8 @@ def _cut_waveforms(waveforms: Array, conv_layers: ConvLayers, *, pieces: int) ->
     """Cuts waveforms [B, S] into [B * pieces, samples of a piece], of equally many frames each.
 
     Neighbours overlap, and zeros follow the last where the frames cannot be dealt equally. The
-    frames
-    of the pieces of a waveform, one after the other, are its own, and then those of the zeros.
+    frames of the pieces of a waveform, one after the other, are its own, and then those of the
+    zeros.
     """
     if pieces == 1:
         return waveforms

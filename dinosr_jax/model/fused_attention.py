@@ -4,8 +4,7 @@ The keys of one utterance and of a few heads stay in VMEM while blocks of querie
 all its keys at once, so that the softmax needs no rescaling; the backward pass, one kernel for all
 three gradients, recomputes it. Probabilities, their gradients and what dropout kept
 (`positional_dropout`) exist for one block of queries at a time, transposed, [K, Q]: four of the
-five
-large products then read them as they lie. Softmax and accumulators are float32, products have
+five large products then read them as they lie. Softmax and accumulators are float32, products have
 operands of the type of the input. Heads stay side by side in the last axis.
 
 Shapes: B batch, T frames, H heads, W width of a head, D = H W, P frames padded to blocks, Q queries

@@ -288,9 +288,8 @@ def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
     """Inverted dropout of x, of two axes at least; without a key the identity.
 
     A share `rate`, rounded to a multiple of 1 / 65,536, becomes zero. One random word decides on
-    two
-    entries, one in each half of the last but one axis, which no mesh cuts: threefry is most of the
-    cost.
+    two entries, one in each half of the last but one axis, which no mesh cuts: threefry is most of
+    the cost.
     """
     threshold = min(round(rate * 2**16), 2**16 - 1)
     if key is None or threshold == 0:

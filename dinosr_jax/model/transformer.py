@@ -53,9 +53,8 @@ class PositionalConvolution(nn.Module):
     """A stack of grouped convolutions, each with a LayerNorm without affine and a GELU.
 
     `padding_mode='zero'` zeroes padded frames before every convolution: an utterance's features do
-    not
-    depend on its neighbours in the batch; 'fairseq' zeroes them once, before the first, as fairseq
-    does.
+    not depend on its neighbours in the batch; 'fairseq' zeroes them once, before the first, as
+    fairseq does.
     """
 
     depth: int

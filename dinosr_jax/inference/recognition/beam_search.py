@@ -121,8 +121,7 @@ def lexicon_of(vocabulary: Vocabulary, settings: BeamSettings) -> Lexicon | None
       None where symbols are searched for: without either, or with an n-gram of symbols.
 
     Raises:
-      UserError: A setting is out of range, a file cannot be read, or it does not fit the
-        vocabulary;
+      UserError: A setting is out of range, a file cannot be read or does not fit the vocabulary,
         or the n-gram has none of the words of the lexicon; or the package is not there.
     """
     check(settings)

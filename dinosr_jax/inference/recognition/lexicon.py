@@ -34,8 +34,7 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Lexicon:
     """Words and their spellings, as librispeech_lexicon.lst has them.
 
     A line is a word, then its symbols with spaces between; | at the end of each. Spellings with
-    symbols
-    that the vocabulary has not are left out.
+    symbols that the vocabulary has not are left out.
 
     Raises:
       UserError: It cannot be read, or no word fits the vocabulary.

@@ -140,8 +140,7 @@ def plan(
 
     `layer` 'all' is those with a codebook, or in the k-means file. The head of layer l predicts the
     codes of layer l, from the student's last layer (objective 'dinosr') or from its layer l
-    ('spidr').
-    `tensor` and `network` are for k-means; None is what it was fitted on.
+    ('spidr'). `tensor` and `network` are for k-means; None is what it was fitted on.
 
     Raises:
       UserError: No such source, layer or codebook; or k-means is of other features.

@@ -54,8 +54,7 @@ def to_line(name: str, codes: np.ndarray, *, key: Key, form: Form, format: Forma
     """One utterance with codes [T], as text with its line end.
 
     `key` is the field of the name. `form` 'frames' has one unit a frame, 'runs' one a run, and in
-    JSON
-    lines `durations`, in frames. `format` is 'jsonl'; 'text', name, tab, units; or 'km', units
+    JSON lines `durations`, in frames. `format` is 'jsonl'; 'text', name, tab, units; or 'km', units
     alone.
     """
     units, durations = run_lengths(codes) if form == "runs" else (codes, None)

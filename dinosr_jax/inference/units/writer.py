@@ -86,9 +86,8 @@ def write_units(
     """Writes units of recordings; what is there already is replaced at the end.
 
     `inputs`, `split`, `shard` and `bad` are as of `Chosen`; `run` has `options`, `say` and
-    `progress`
-    of `batched.run`. `output` is the file of units, as of `paths_of`, and beside it STEM.stats.json
-    and skipped.tsv; None where k-means is fitted and nothing else.
+    `progress` of `batched.run`. `output` is the file of units, as of `paths_of`, and beside it
+    STEM.stats.json and skipped.tsv; None where k-means is fitted and nothing else.
 
     Raises:
       AudioError: A recording cannot be used, or none can; or two have the same name.
