@@ -21,17 +21,24 @@ from dinosr_jax.recipes import published_recipe
 SIDE_FILE = "dinosr.safetensors"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PREFIX = "data2vec_audio."  # of a model with a head
+# Field of Data2VecAudioConfig -> ours, and its default, which a config.json may leave out
 _FIELDS = {
-    "num_hidden_layers": "num_layers",
-    "hidden_size": "width",
-    "intermediate_size": "ffn_dim",
-    "num_attention_heads": "num_heads",
-    "num_conv_pos_embeddings": "pos_conv_depth",
-    "num_conv_pos_embedding_groups": "pos_conv_groups",
-    "hidden_dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "layerdrop": "layerdrop",
+    "num_hidden_layers": ("num_layers", 12),
+    "hidden_size": ("width", 768),
+    "intermediate_size": ("ffn_dim", 3072),
+    "num_attention_heads": ("num_heads", 12),
+    "num_conv_pos_embeddings": ("pos_conv_depth", 5),
+    "num_conv_pos_embedding_groups": ("pos_conv_groups", 16),
+    "hidden_dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.1),
+    "layerdrop": ("layerdrop", 0.1),
+}
+_DEFAULTS = {name: default for name, (_, default) in _FIELDS.items()} | {
+    "conv_pos_kernel_size": 19,
+    "conv_dim": (512,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
 }
 _FIXED = {
     "hidden_act": "gelu",
@@ -39,22 +46,6 @@ _FIXED = {
     "conv_bias": False,
     "layer_norm_eps": 1e-5,
     "add_adapter": False,
-}
-_DEFAULTS = {  # of Data2VecAudioConfig; a config.json may leave them out
-    "num_hidden_layers": 12,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_conv_pos_embeddings": 5,
-    "num_conv_pos_embedding_groups": 16,
-    "conv_pos_kernel_size": 19,
-    "conv_dim": (512,) * 7,
-    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
-    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
-    "hidden_dropout": 0.1,
-    "attention_dropout": 0.1,
-    "activation_dropout": 0.1,
-    "layerdrop": 0.1,
 }
 
 
@@ -183,7 +174,7 @@ def config_from_fields(fields: dict[str, Any]) -> ml_collections.ConfigDict:
     fields = _DEFAULTS | fields
     config = published_recipe()
     model = config.model
-    for theirs, ours in _FIELDS.items():
+    for theirs, (ours, _) in _FIELDS.items():
         model[ours] = type(model[ours])(fields[theirs])
     if type(fields["conv_pos_kernel_size"]) is not int:
         wrong = f"{fields['conv_pos_kernel_size']!r:.99}"
@@ -202,7 +193,7 @@ def fields_of_config(config: Any) -> dict[str, Any]:
     return {
         "architectures": ["Data2VecAudioModel"],
         "model_type": "data2vec-audio",
-        **{theirs: model[ours] for theirs, ours in _FIELDS.items()},
+        **{theirs: model[ours] for theirs, (ours, _) in _FIELDS.items()},
         **_FIXED,
         "conv_dim": dims,
         "conv_kernel": kernels,
