@@ -70,6 +70,7 @@ def split(function: Callable) -> Callable:
 # (iteratively reweighted least squares on [0, 14], weight max(1, a) exp(-a^2 / 2)).
 _TAIL_N = (0.49999999956800295, 0.30091351104540387, 0.08788439685565652, 0.010211565570936077)
 _TAIL_M = (1.0, 1.3997114942753726, 0.7925784181507329, 0.21890619190218616, 0.025669649514233003)
+_EPSILON = 1e-5  # of normalisations, PyTorch's; Flax's 1e-6 moves the features by 1.7e-5
 
 
 @jax.custom_vjp
@@ -115,7 +116,6 @@ def layer_norm(
     *,
     scale: Array | None = None,
     bias: Array | None = None,
-    eps: float = 1e-5,
     activate: bool = False,
 ) -> Array:
     """Layer normalisation over the last axis, in float32, with a GELU after it on demand.
@@ -124,7 +124,6 @@ def layer_norm(
       x: [..., D], any float type.
       scale: [D] float32, or None for none.
       bias: [D] float32, or None for none.
-      eps: Added to the variance; 1e-5 is PyTorch's (Flax's 1e-6 moves the features by 1.7e-5).
       activate: Apply `gelu` to the result (in float32).
 
     Returns:
@@ -133,25 +132,25 @@ def layer_norm(
     scale = jnp.ones(x.shape[-1:]) if scale is None else scale
     bias = jnp.zeros(x.shape[-1:]) if bias is None else bias
     if platform() == "cpu":
-        return _normalise(x.astype(jnp.float32), scale, bias, eps, activate).astype(x.dtype)
-    return _normalise_narrow(x, scale, bias, eps, activate)
+        return _normalise(x.astype(jnp.float32), scale, bias, activate).astype(x.dtype)
+    return _normalise_narrow(x, scale, bias, activate)
 
 
 # On GPU and TPU a normalisation waits for memory: the backward pass reads x and the gradient of the
 # result twice, in their own type. XLA's own gradient keeps several float32 copies of them.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalise_narrow(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise_narrow(x: Array, scale: Array, bias: Array, activate: bool) -> Array:
     """Maps x [..., D] of any float type to `layer_norm` of it, in that type."""
-    return _narrow_forward(x, scale, bias, eps, activate)[0]
+    return _narrow_forward(x, scale, bias, activate)[0]
 
 
-def _narrow_forward(x, scale, bias, eps, activate):
-    mean, inverse = _statistics(x.astype(jnp.float32), eps, fast=x.dtype.itemsize == 2)
+def _narrow_forward(x, scale, bias, activate):
+    mean, inverse = _statistics(x.astype(jnp.float32), fast=x.dtype.itemsize == 2)
     y = (x.astype(jnp.float32) - mean) * inverse * _row(scale, x) + _row(bias, x)
     return (gelu(y) if activate else y).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _narrow_backward(eps, activate, saved, g):
+def _narrow_backward(activate, saved, g):
     x, mean, inverse, scale, bias = saved
 
     def terms(x, g):
@@ -173,18 +172,18 @@ _normalise_narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 # The barriers keep XLA from computing an operand anew for each of the sums over it.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalise(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
-    return _normalise_forward(x, scale, bias, eps, activate)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x: Array, scale: Array, bias: Array, activate: bool) -> Array:
+    return _normalise_forward(x, scale, bias, activate)[0]
 
 
-def _normalise_forward(x, scale, bias, eps, activate):
-    mean, inverse = jax.lax.optimization_barrier(_statistics(x, eps))
+def _normalise_forward(x, scale, bias, activate):
+    mean, inverse = jax.lax.optimization_barrier(_statistics(x))
     y = (x - mean) * inverse * _row(scale, x) + _row(bias, x)
     return gelu(y) if activate else y, (x, mean, inverse, scale, bias)
 
 
-def _normalise_backward(eps, activate, saved, g):
+def _normalise_backward(activate, saved, g):
     (x, mean, inverse, scale, bias), g = _anew((saved, g))
     if activate:
         slope = _gelu_slope((x - mean) * inverse * _row(scale, x) + _row(bias, x))
@@ -202,7 +201,7 @@ def _normalise_backward(eps, activate, saved, g):
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _statistics(x: Array, eps: float, *, fast: bool = False) -> tuple[Array, Array]:
+def _statistics(x: Array, *, fast: bool = False) -> tuple[Array, Array]:
     """Mean and inverse standard deviation [..., 1] of x [..., D] over its last axis.
 
     `fast` reads x once, for sum and sum of squares: for bfloat16, whose rounding costs more.
@@ -213,7 +212,7 @@ def _statistics(x: Array, eps: float, *, fast: bool = False) -> tuple[Array, Arr
     else:
         mean = jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return mean, jax.lax.rsqrt(variance + eps)
+    return mean, jax.lax.rsqrt(variance + _EPSILON)
 
 
 def _two_means(a: Array, b: Array) -> list[Array]:
