@@ -126,20 +126,20 @@ class TorchFile:
     def _read_legacy(self) -> Any:
         with self.path.open("rb") as file:
             self._data = data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        position, values = 0, []
+        position, values, storages = 0, [], {}
         for _ in range(5):  # magic number, protocol, system, content, keys of the storages
-            value, position = load(data, self.path, position)
+            value, position, named = load(data, self.path, position)
             values.append(value)
+            storages |= named
         _, _, system, content, keys = values
         if not (isinstance(system, dict) and system.get("little_endian") is True):
             raise TorchFileError(f"{self.path}: written on a big-endian machine; not supported")
-        storages = _storages(content)
-        for key in keys:
+        for key in map(str, keys):
             (numel,) = struct.unpack_from("<q", data, position)
-            size = numel * _DTYPES[storages[key]].itemsize
+            size = numel * _dtype(storages[key]).itemsize
             if not 0 <= size <= len(data) - position - 8:
                 raise TorchFileError(f"{self.path}: truncated: storage {key} is cut off")
-            self._legacy[str(key)] = (position + 8, size)
+            self._legacy[key] = (position + 8, size)
             position += 8 + size
         return content
 
@@ -196,25 +196,6 @@ def _is(value: Any, module: str, *names: str) -> bool:
     return isinstance(value, Inert) and value.module == module and value.name in names
 
 
-def _storages(value: Any) -> dict[str, str]:
-    """Key -> type of every storage that is named in a content."""
-    storages, seen, todo = {}, set(), [value]
-    while todo:
-        value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, tuple) and len(value) == 2 and value[0] == "storage":
-            storages[value[1][2]] = value[1][1].name.removesuffix("Storage")
-        elif isinstance(value, dict):
-            todo += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | set):
-            todo += list(value)
-        elif isinstance(value, Inert):
-            todo += [value.args, value.state]
-    return storages
-
-
 def _resolve(value: Any, path: Path, memo: dict[int, Any]) -> Any:
     """`value` with a `Tensor` for every call that makes one; what is shared stays shared."""
     if id(value) in memo:
@@ -240,13 +221,18 @@ def _resolve(value: Any, path: Path, memo: dict[int, Any]) -> Any:
     return result
 
 
+def _dtype(storage: Any) -> np.dtype:
+    """The type of the numbers of a storage, by its class."""
+    return _DTYPES[storage.name.removesuffix("Storage")]
+
+
 def _tensor(args: tuple, path: Path) -> Tensor:
     try:
         (mark, pid), offset, shape, strides = args[:4]
         _, kind, key, _, numel = pid[:5]
         if mark != "storage" or (len(pid) > 5 and pid[5] is not None):
             raise ValueError("a view of a storage")
-        dtype = _DTYPES[kind.name.removesuffix("Storage")]
+        dtype = _dtype(kind)
         numbers = [offset, numel, *shape, *strides]
         if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError("sizes that are not numbers from 0")

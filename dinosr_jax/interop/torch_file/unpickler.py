@@ -115,6 +115,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: Any):
         super().__init__(file, encoding="latin1")
         self._classes: dict[tuple[str, str], Any] = {}
+        self.storages: dict[str, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] in _RUNNING_MODULES or name.split(".")[-1] in _RUNNING_NAMES:
@@ -125,6 +126,10 @@ class _Unpickler(pickle._Unpickler):
         return self._classes.setdefault((module, name), type("Inert", (base,), names))
 
     def persistent_load(self, pid: Any) -> Any:
+        key = pid[2]
+        if not isinstance(key, str):  # any other may be too deep to hash
+            raise TorchFileError("damaged: the key of a storage is no text")
+        self.storages[key] = pid[1]
         return ("storage", pid)
 
 
@@ -147,11 +152,11 @@ for _opcode, _keys in (
     _Unpickler.dispatch[_opcode[0]] = _with_checked_keys(_method, _keys)
 
 
-def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int]:
+def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int, dict[str, Any]]:
     """Unpickles data, from `start` on, without running anything.
 
     Returns:
-      The value, with stand-ins in it, and where the pickle ends.
+      The value, with stand-ins in it; where the pickle ends; the class of each storage, by key.
 
     Raises:
       TorchFileError: It is refused, or larger than a checkpoint's.
@@ -168,7 +173,8 @@ def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int]
                 f"{MAX_BYTES >> 20} MB, which no checkpoint of DinoSR has"
             )
     end = stream.tell()
+    unpickler = _Unpickler(io.BytesIO(data[start:end]))
     try:
-        return _Unpickler(io.BytesIO(data[start:end])).load(), end
+        return unpickler.load(), end, unpickler.storages
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from None

@@ -134,6 +134,19 @@ def test_broken_pickles_are_errors(name, tmp_path):
         TorchFile(written(tmp_path / "bad.pt", BROKEN[name]))
 
 
+@pytest.mark.parametrize("place", ["storage", "list of storages"])
+def test_keys_of_storages_are_not_hashed_before_they_are_checked(place, tmp_path):
+    """A tuple as deep would end the process; in the format of before torch 1.6."""
+    head = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+    head += pickle.dumps({"little_endian": True}, protocol=2)
+    deep, key = b")" + b"\x85" * 300_000, b"X\x01\x00\x00\x000"
+    first, second = (deep, b"") if place == "storage" else (key, deep + b"a")
+    storage = b"\x80\x02(" + TOUCH + b"ctorch\nFloatStorage\n" + first + TOUCH + b"K\x01tQ."
+    (tmp_path / "x.pt").write_bytes(head + storage + b"\x80\x02]" + second + b"." + bytes(12))
+    with pytest.raises(TorchFileError, match=r"x\.pt: damaged"):
+        TorchFile(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
