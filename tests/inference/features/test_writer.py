@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 import dinosr_jax
+from dinosr_jax.cli import cli
 from dinosr_jax.data import audio
 from dinosr_jax.evaluation.features.in_memory import untrained
 from dinosr_jax.inference.features.writer import extract_files
@@ -116,19 +118,10 @@ def test_inputs(recordings, tmp_path):
         open_inputs(tmp_path / "gone")
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "dinosr_jax", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-
-
 def test_commands_write_what_they_promise(run, trained, recordings, tmp_path):
-    given = ("--layer=3", "--layer=1", f"--output={tmp_path}", "--skip-bad")
-    done = command("extract", run, recordings, *given)
+    command = [sys.executable, "-m", "dinosr_jax", "extract", run, recordings]
+    command += ["--layer=3", "--layer=1", f"--output={tmp_path}", "--skip-bad"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "2 left out" in done.stdout and "Trace" not in done.stderr
     listed = (tmp_path / "skipped.tsv").read_text()
@@ -144,9 +137,10 @@ def test_commands_write_what_they_promise(run, trained, recordings, tmp_path):
 
 
 def test_a_wrong_layer_is_one_line(run, recordings, tmp_path):
-    done = command("extract", run, recordings, "--layer=4", f"--output={tmp_path / 'features'}")
-    assert done.returncode == 1 and "layers 1 to 3" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "features").exists()
+    command = ["extract", str(run), str(recordings), "--layer=4", f"--output={tmp_path}/features"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 1 and "layers 1 to 3" in done.output
+    assert "Traceback" not in done.output and not (tmp_path / "features").exists()
 
 
 @pytest.mark.slow
