@@ -42,7 +42,7 @@ def flashlight(arguments, *, log_add=False):
         word_score=arguments.word_score,
         log_add=log_add,
     )
-    decode = beam_search.beam_search(letters(), CLOCK, settings)
+    decode = beam_search.BeamSearch(letters(), CLOCK, settings)
     return lambda emissions: decode(emissions).text
 
 

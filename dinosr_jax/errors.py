@@ -1,5 +1,5 @@
 """Errors whose text is for the person who runs a command."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """What that person can mend: it says what was found, where, and what was expected."""

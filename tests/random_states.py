@@ -1,6 +1,7 @@
 """States of random numbers, made without compiling anything."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinosr_jax.config import parse
@@ -18,6 +19,17 @@ def random_network(config, *, step=7):
     moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.opt_state)
     state = at_step(state.replace(opt_state=moments), step)
     return Imported(config, state, step, "run", [], {"fingerprint": "abc"})
+
+
+def random_params(shapes, *, scale):
+    """Parameters of these shapes: normal, around 1 where they scale a LayerNorm, else around 0."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        mean = float(path[-1].key == "scale")
+        return jnp.asarray(mean + scale * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def same_network(a, b):

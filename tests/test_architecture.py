@@ -176,7 +176,7 @@ def test_all_errors_are_for_users():
         for node in nodes(text)
         if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
     }
-    assert len(bases) > 20 and bases.pop("dinosr_jax.errors.UserError") == {"Exception"}
+    assert len(bases) > 20 and bases.pop("dinosr_jax.errors.UserError") == {"ValueError"}
     assert [name for name, of in bases.items() if "UserError" not in of] == []
 
 

@@ -63,13 +63,13 @@ def evaluate_units(context: click.Context, **options: Any) -> None:
 def _evaluate_units(options: dict[str, Any], command: str) -> None:
     from dinosr_jax.evaluation import result_files
     from dinosr_jax.evaluation.units import quality as unit_quality
-    from dinosr_jax.inference.units import reader
+    from dinosr_jax.inference.units import unit_file
 
     alignment = shared.read_given_alignment(options)
     given = {name: options[name] for name in ("num_units", "unit_seconds")}
     rows, files, notes, data, rules = [], [], [], [], []
     for path in options["units"]:
-        file = reader.read_units(path, **given)
+        file = unit_file.read_units(path, **given)
         rule = unit_quality.Rule(
             unit_seconds=file.unit_seconds,
             offset_seconds=options["offset_seconds"],

@@ -117,7 +117,7 @@ def units(
     if given and fit is None:
         raise click.UsageError(f"--{sorted(given)[0]} is for --fit")
     take = lambda *fields: {field: options.pop(field) for field in fields}
-    wish = writer.UnitOptions(
+    units_of = writer.UnitOptions(
         fit=fit,
         network=options.pop("model"),
         kmeans_file=options.pop("kmeans"),
@@ -125,7 +125,7 @@ def units(
     )
     form = "runs" if deduplicate else "frames"
     style = writer.Style(form=form, textgrids=options.pop("textgrid"), **take("key", "format"))
-    options |= {"wish": wish, "style": style}
+    options |= {"units": units_of, "style": style}
     with network(checkpoint, options, skip_bad) as (trained, settings):
         done = writer.write_units(trained, inputs, **settings)
     click.echo(writer.to_text(done))

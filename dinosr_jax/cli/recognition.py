@@ -73,7 +73,7 @@ def _decoding(vocabulary: Any, clock: Any, decoder: dict[str, Any]) -> Any:
         make = functools.partial(decoding.greedy, vocabulary, clock)
         return Decoding(make, {"decoder": "greedy"})
     settings = beam_settings(decoder, vocabulary, say=functools.partial(click.echo, err=True))
-    make = functools.partial(beam_search.beam_search, vocabulary, clock, settings)
+    make = functools.partial(beam_search.BeamSearch, vocabulary, clock, settings)
     return Decoding(make, {"decoder": "beam", **beam_search.describe(settings)}, by="processes")
 
 

@@ -23,10 +23,9 @@ def tune(
     Without a `reference` the input's own transcripts are. Returns `inference.sweep.to_dict`.
     """
     from dinosr_jax.evaluation.wer import references
-    from dinosr_jax.inference.features.writer import of_shard, parse_shard
     from dinosr_jax.inference.recognition import beam_search, sweep
     from dinosr_jax.inference.recognition.emissions import check_recogniser, clock_of, emissions
-    from dinosr_jax.inference.recordings import open_inputs, refuse
+    from dinosr_jax.inference.recordings import of_shard, open_inputs, parse_shard, refuse
     from dinosr_jax.progress import progress_bar
 
     check_recogniser(trained)

@@ -1,9 +1,7 @@
-"""What `extract` writes: one .npy an utterance, or fairseq's shards; features.json, skipped.tsv.
+"""Files of results: arrays, texts, what describes a folder, and skipped.tsv.
 
 Everything is written under a temporary name, which no pattern such as *.npy matches, and renamed
 when it is whole.
-
-Shapes: T frames, D model.
 """
 
 import contextlib
@@ -14,15 +12,21 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from dinosr_jax import files
 from dinosr_jax.errors import UserError
-from dinosr_jax.inference.recordings import printable
+from dinosr_jax.inference.recordings import Chosen, printable
 
-SKIPPED = "skipped.tsv"
+
+class Summary(NamedTuple):
+    """What was done: recordings written now, there before, left out (name, reason)."""
+
+    written: int
+    there_before: int
+    skipped: tuple[tuple[str, str], ...]
 
 
 def remove_stale(folder: Path, *, where: Literal["tree", "folder"] = "tree") -> int:
@@ -50,15 +54,11 @@ def _is_alive(process: int) -> bool:
 
 
 class OutputError(UserError, RuntimeError):
-    """Output cannot be written, or belongs to something else; the message says what to do."""
+    """Output cannot be written, or belongs to something else."""
 
 
 def inside(folder: Path, id_: str) -> Path:
-    """FOLDER/ID, for the id of a recording.
-
-    Raises:
-      OutputError: The id leads out of the folder.
-    """
+    """FOLDER/ID, for the id of a recording; raises OutputError where it leads out of the folder."""
     if ".." in Path(id_).parts or Path(id_).is_absolute():
         raise OutputError(f"{printable(id_)!r} would be written outside of {folder}")
     return folder / id_
@@ -68,12 +68,8 @@ def inside(folder: Path, id_: str) -> Path:
 def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A new binary file, which becomes `path` at the end, or is removed where that fails.
 
-    Args:
-      path: Its folder is made if missing.
-      sync: As of `files.replacing`: whole after a power cut, too.
-
-    Raises:
-      OutputError: The disk is full, or the folder cannot be written to.
+    Its folder is made if missing; `sync` is as of `files.replacing`. OutputError: it cannot be
+    written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +80,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def failed(path: Path, error: OSError) -> OutputError:
-    """What to tell of a disk that is full, or a folder that cannot be written to."""
+    """The error of a disk that is full, or a folder that cannot be written to."""
     folder = next(parent for parent in path.parents if parent.exists())
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     free = shutil.disk_usage(folder).free / 2**20
@@ -99,20 +95,15 @@ def failed(path: Path, error: OSError) -> OutputError:
 class ArrayFile:
     """An .npy file [T, ...] that is written a part at a time, and is there when it is whole.
 
-    It is on disk some time after: many files are synced together, with os.sync(), because to wait
-    for each takes longer than to compute it.
-
-    Its methods raise OutputError where the disk is full or the folder cannot be written to; what
-    was written is removed then.
+    It is not synced: call os.sync() once after many files. Methods raise OutputError where the disk
+    is full or the folder cannot be written to; what was written is removed then.
     """
 
     def __init__(self, path: Path, *, shape: tuple[int, ...], dtype: np.dtype):
-        self._path, self._dtype, self._file = path, dtype, None
-        self._temporary = files.temporary_path(path.parent)
+        self._dtype, self._opened = dtype, contextlib.ExitStack()
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
         with self._discarding():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("xb")
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+            self._file = self._opened.enter_context(replacing(path, sync=False))
             np.lib.format.write_array_header_1_0(self._file, header | {"shape": shape})
 
     def write(self, array: np.ndarray) -> None:
@@ -122,27 +113,19 @@ class ArrayFile:
 
     def close(self) -> None:
         """Gives the file its name."""
-        with self._discarding():
-            self._file.close()
-            self._temporary.replace(self._path)
+        self._opened.close()
 
     def discard(self) -> None:
         """Removes what was written."""
-        with contextlib.suppress(OSError):
-            if self._file is not None:
-                self._file.close()
-        with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OutputError), self._discarding():
+            raise OutputError("discarded")
 
     @contextlib.contextmanager
     def _discarding(self) -> Iterator[None]:
-        try:
+        with contextlib.ExitStack() as failing:
+            failing.push(self._opened)
             yield
-        except BaseException as error:
-            self.discard()
-            if isinstance(error, OSError):
-                raise failed(self._path, error) from error
-            raise
+            failing.pop_all()  # nothing failed: the file stays open
 
 
 def is_whole(path: Path) -> bool:
@@ -172,32 +155,43 @@ def claim(
 ) -> None:
     """Writes the description of a folder's arrays, or checks that it is that of those there.
 
-    What killed processes left half-written in the folder is removed.
-
-    Raises:
-      OutputError: The folder holds other arrays; each field that differs is named.
+    What killed processes left half-written in the folder is removed. OutputError: the folder holds
+    other arrays; each field that differs is named.
     """
     path = folder / name
     plain = json.loads(json.dumps(description))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        there = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         write_text(path, json.dumps(plain, indent=2) + "\n")
         return
     except ValueError as error:
         raise OutputError(f"{path} is damaged ({error}); choose another --output") from None
-    names = [name for name in plain if name != "checkpoint" and found.get(name) != plain[name]]
-    if names:
-        lines = [
-            f"  {name}: there {found.get(name)!r}, asked for {plain[name]!r}" for name in names
-        ]
+    lines = [
+        f"  {name}: there {there.get(name)!r}, asked for {plain[name]!r}"
+        for name in plain
+        if name != "checkpoint" and there.get(name) != plain[name]
+    ]
+    if lines:
         raise OutputError(
             "\n".join([f"{path} belongs to other {what}:", *lines, "Choose another --output."])
         )
     remove_stale(folder)
 
 
-def write_skipped(folder: Path, rows: Sequence[tuple[str, str]], *, name: str = SKIPPED) -> None:
+def summary(written: int, there_before: int, chosen: Chosen, *, folder: Path) -> Summary:
+    """What was done; writes the list of what was left out."""
+    list_skipped(folder, chosen)
+    return Summary(written, there_before, tuple(chosen.skipped.items()))
+
+
+def list_skipped(folder: Path, chosen: Chosen) -> None:
+    """Writes skipped.tsv, which every shard has for itself."""
+    name = "skipped.tsv" if chosen.shard[1] == 1 else "skipped_{}_{}.tsv".format(*chosen.shard)
+    write_skipped(folder, tuple(chosen.skipped.items()), name=name)
+
+
+def write_skipped(folder: Path, rows: Sequence[tuple[str, str]], *, name: str) -> None:
     """Writes the files that were left out: file, tab, reason; removes the list where none was."""
     if not rows:
         (folder / name).unlink(missing_ok=True)
@@ -205,18 +199,3 @@ def write_skipped(folder: Path, rows: Sequence[tuple[str, str]], *, name: str = 
     clean = lambda text: printable(text).replace("\t", " ").replace("\n", " ")
     lines = [f"{clean(file)}\t{clean(reason)}" for file, reason in rows]
     write_text(folder / name, "\n".join(["file\treason", *lines]) + "\n")
-
-
-def join_shards(path: Path, parts: Sequence[Path], *, width: int, dtype: np.dtype) -> None:
-    """Joins arrays [T, D] in order to fairseq's PATH.npy [sum T, D] and PATH.len.
-
-    A part that is not there has 0 frames.
-    """
-    there = [part for part in parts if part.exists()]
-    frames = dict.fromkeys(parts, 0) | {part: len(np.load(part, mmap_mode="r")) for part in there}
-    whole = path.with_name(path.name + ".npy")
-    file = ArrayFile(whole, shape=(sum(frames.values()), width), dtype=dtype)
-    for part in there:
-        file.write(np.load(part))
-    file.close()
-    write_text(path.with_name(path.name + ".len"), "".join(f"{frames[part]}\n" for part in parts))

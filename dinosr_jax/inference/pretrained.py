@@ -5,7 +5,6 @@ Shapes: S samples, C channels, T frames, D model, L layers.
 
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ import jax
 import numpy as np
 
 from dinosr_jax import files
-from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.data.vocabulary import Vocabulary
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference.forward import batched
 from dinosr_jax.inference.recordings import Recording, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
 from dinosr_jax.interop import runs
+from dinosr_jax.interop.formats import InteropError
 from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.objective.codebook import Codebook
 from dinosr_jax.training.checkpoint import CheckpointError
@@ -36,8 +36,8 @@ class Pretrained:
 
     `fresh` heads and codebooks are those of a student that came without any.
 
-    `path` and `source` say where it came from: 'run', or the format of another project; `notes`
-    what that did not say, and was assumed or left out.
+    `path` and `source` are its origin: 'run', or the format of another project; `notes` have what
+    was assumed or left out there.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Pretrained:
         """Parameters of the student, or of the teacher with what it shares with the student.
 
         Raises:
-          ValueError: A recogniser has no teacher.
+          UserError: A recogniser has no teacher.
         """
         if network == "teacher" and not self.teacher_params:
-            raise ValueError(f"{self.path}: a fine-tuned network has no teacher; expected student")
+            raise UserError(f"{self.path}: a fine-tuned network has no teacher; expected student")
         return self.params if network == "student" else {**self.params, **self.teacher_params}
 
     @functools.cached_property
@@ -122,19 +122,19 @@ class Pretrained:
           of them, in the order of the waveforms, where a list is given.
 
         Raises:
-          ValueError: No such layer, tensor or network.
+          UserError: No such layer, tensor or network.
           AudioError: A waveform cannot be used; its place in the list is named.
         """
         recordings, several = self._recordings(waveforms, sample_rate)
         layers = parse_layers(layer, num_layers=self.config.model.num_layers, tensor=tensor)
         select = Selection(layers, tensor)
         forward = batched.Forward(self, select, depth=max(layers), network=model, options=options)
-        found = {}
-        for result in batched.whole(batched.run(forward, recordings, on_bad=refuse)):
-            arrays = dict(zip(layers, result.arrays, strict=True))
+        features = {}
+        for part in batched.whole(batched.run(forward, recordings, on_bad=refuse)):
+            arrays = dict(zip(layers, part.arrays, strict=True))
             one = isinstance(layer, (int, np.integer))
-            found[int(result.recording.id)] = arrays[layers[0]] if one else arrays
-        ordered = [found[i] for i in range(len(recordings))]
+            features[part.recording.id] = arrays[layers[0]] if one else arrays
+        ordered = [features[recording.id] for recording in recordings]
         return ordered if several else ordered[0]
 
     def units(
@@ -167,18 +167,18 @@ class Pretrained:
           in the order of the waveforms, where a list is given.
 
         Raises:
-          ValueError: The layer has no units, or k-means is of other features.
+          UserError: The layer has no units, or k-means is of other features.
           AudioError: A waveform cannot be used; its place in the list is named.
         """
         from dinosr_jax.inference.units import quantise
 
         which = {"layer": layer, "source": source, "kmeans_file": kmeans}
-        wanted = quantise.plan(self, **which, tensor=tensor, network=model)
+        plan = quantise.plan(self, **which, tensor=tensor, network=model)
         recordings, several = self._recordings(waveforms, sample_rate)
-        found = quantise.of_waveforms(wanted, recordings, options=options)
+        units = quantise.of_waveforms(plan, recordings, options=options)
         if isinstance(layer, (int, np.integer)):
-            found = [codes[int(layer)] for codes in found]
-        return found if several else found[0]
+            units = [codes[int(layer)] for codes in units]
+        return units if several else units[0]
 
     def transcribe(
         self,
@@ -188,7 +188,7 @@ class Pretrained:
         decoder: Any = None,
         options: batched.Options | None = None,
     ) -> Any:
-        """What is said in one utterance, or in many.
+        """Text of one utterance, or of many.
 
         Args:
           waveforms: As `extract` takes them.
@@ -200,7 +200,7 @@ class Pretrained:
           Text; a list of texts, in the order of the waveforms, where a list is given.
 
         Raises:
-          ValueError: The network was not fine-tuned.
+          UserError: The network was not fine-tuned.
           AudioError: A waveform cannot be used; its place in the list is named.
         """
         from dinosr_jax.inference.recognition import decoding, emissions
@@ -216,20 +216,16 @@ class Pretrained:
         several = isinstance(waveforms, (list, tuple))
         if several and waveforms and np.ndim(waveforms[0]) == 0:
             waveforms, several = np.asarray(waveforms), False
-        names = [f"waveform {i}" for i in range(len(waveforms))] if several else ["the waveform"]
-        given = waveforms if several else [waveforms]
-        ready = [
-            self._prepare(waveform, sample_rate, name)
-            for waveform, name in zip(given, names, strict=True)
-        ]
-        return [
-            Recording(str(i), name, wave, len(wave))
-            for i, (name, wave) in enumerate(zip(names, ready, strict=True))
-        ], several
+        recordings = []
+        for i, waveform in enumerate(waveforms if several else [waveforms]):
+            name = f"waveform {i}" if several else "the waveform"
+            wave = self._prepare(waveform, sample_rate, name)
+            recordings.append(Recording(str(i), name, wave, len(wave)))
+        return recordings, several
 
     def _prepare(self, waveform: Any, sample_rate: int, name: str) -> np.ndarray:
         """A waveform of any type as [S] float32 at 16 kHz."""
-        wave = as_mono(waveform, name=name)
+        wave = _as_mono(waveform, name=name)
         if sample_rate != audio.SAMPLE_RATE:
             if not (isinstance(sample_rate, (int, np.integer)) and sample_rate > 0):
                 raise audio.AudioError(
@@ -251,12 +247,8 @@ def _digest(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def as_mono(waveform: Any, *, name: str) -> np.ndarray:
-    """[S] float32 of [S] or [S, C], in floating point or integers (scaled to full scale 1).
-
-    Raises:
-      AudioError: Another shape or type; more channels than samples; channels that cancel.
-    """
+def _as_mono(waveform: Any, *, name: str) -> np.ndarray:
+    """[S] float32 of [S] or [S, C], in floating point or integers (scaled to full scale 1)."""
     array = np.asarray(waveform)
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
         raise audio.AudioError(
@@ -285,8 +277,8 @@ def load(path: str | Path, *, heads: int | None = None) -> Pretrained:
       path: A run (the --workdir of main.py; its last checkpoint, of a recogniser its best), one
         step of it (RUN/checkpoints/STEP, RUN/best/STEP), an exported folder, or a checkpoint of
         fairseq, spidr or Hugging Face.
-      heads: Attention heads of another project's checkpoint that does not say them (spidr's); None
-        for width / 64, as published.
+      heads: Attention heads of another project's checkpoint that does not have their number
+        (spidr's); None for width / 64, as published.
 
     Returns:
       The network, on the first device.
@@ -297,13 +289,6 @@ def load(path: str | Path, *, heads: int | None = None) -> Pretrained:
     """
     files.refuse_url("the checkpoint", path)
     path = Path(path).expanduser()
-    if (path / "checkpoints").is_dir() and (path / "config.json").is_file():
-        config = _read_config(path / "config.json")
-        return _restore(runs.checkpoints_of(path, config), config, step=None, path=path)
-    metadata = path / "config" / "metadata"
-    if path.absolute().name.isdigit() and metadata.is_file() and (path / "state").is_dir():
-        step = int(path.absolute().name)
-        return _restore(path.absolute().parent, _read_config(metadata), step=step, path=path)
     expected = (
         "expected a run (the --workdir of main.py, with config.json and checkpoints/), a step of "
         "one (RUN/checkpoints/STEP), an exported folder, or a checkpoint of fairseq, spidr or "
@@ -311,48 +296,18 @@ def load(path: str | Path, *, heads: int | None = None) -> Pretrained:
     )
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; {expected}")
-    return _import(path, expected, heads)
-
-
-def _import(path: Path, expected: str, heads: int | None) -> Pretrained:
-    """Reads the checkpoint of another project."""
-    from dinosr_jax.interop.formats import Choices, InteropError, read_checkpoint
-
     try:
-        found = read_checkpoint(path, choices=Choices(heads=heads))
+        read = runs.read(path, heads=heads)
     except InteropError as error:
         raise CheckpointError(f"{error}\n{path} is not a run either: {expected}") from None
-    state = found.state
     return Pretrained(
-        found.config,
-        params=state.params,
-        teacher_params=state.teacher_params,
-        codebook=state.codebook,
-        step=int(found.step),
+        read.config,
+        params=read.state.params,
+        teacher_params=read.state.teacher_params,
+        codebook=read.state.codebook,
+        step=int(read.step),
         path=str(path),
-        source=found.source,
-        notes=found.notes,
-        fresh=bool(found.data.get("fresh")),
-    )
-
-
-def _read_config(path: Path) -> Any:
-    try:
-        return parse(json.loads(path.read_text()))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as a configuration: {error}") from None
-
-
-def _restore(checkpoints: Path, config: Any, *, step: int | None, path: Path) -> Pretrained:
-    restored = runs.restore(checkpoints, config, step=step)
-    state = restored.state
-    return Pretrained(
-        config,
-        params=state.params,
-        teacher_params=state.teacher_params,
-        codebook=state.codebook,
-        step=int(restored.step),
-        path=str(path),
-        notes=restored.data.get("assumed", ()),
-        fresh=bool(restored.data.get("fresh")),
+        source=read.source,
+        notes=read.notes or read.data.get("assumed", ()),
+        fresh=bool(read.data.get("fresh")),
     )

@@ -7,15 +7,17 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.prepare.sources import is_audio, unique_ids
 from dinosr_jax.data.text_files import TextError, on_disk, read_text
+from dinosr_jax.errors import UserError
 from dinosr_jax.files import walk
 
+T = TypeVar("T")
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # control characters
 _EXPECTED = (
     "expected a list of recordings: their folder in the first line, then a path below it, tab, "
@@ -26,9 +28,9 @@ _EXPECTED = (
 class Recording(NamedTuple):
     """One recording.
 
-    `id` names what is written for it; `name` is what errors call it; `source` is a path, a
-    function that reads the bytes of an audio file, or samples [S] float32 at 16 kHz; `num_samples`
-    is the length at 16 kHz, where it is known.
+    `id` names what is written for it; `name` is for messages; `source` is a path, a function that
+    reads the bytes of an audio file, or samples [S] float32 at 16 kHz; `num_samples` is the length
+    at 16 kHz, where it is known.
     """
 
     id: str
@@ -88,23 +90,65 @@ def open_inputs(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     on_bad = on_bad or refuse
-    found: list[Recording] = []
+    recordings: list[Recording] = []
     for path in map(Path, paths):
         if split:
-            found += _records(path, split=split)
+            recordings += _records(path, split=split)
         elif path.is_dir():
-            found += _folder(path, on_bad)
+            recordings += _folder(path, on_bad)
         elif _is_list(path):
-            found += _manifest(path)
+            recordings += _manifest(path)
         elif os.path.lexists(path):
-            found.append(Recording(path.name, printable(str(path)), path))
+            recordings.append(Recording(path.name, printable(str(path)), path))
         else:
             raise audio.AudioError(f"{printable(str(path))}: no such file or folder")
-    _check_unique(found)
+    _check_unique(recordings)
     if split:
-        return found
-    ids = unique_ids([recording.id for recording in found])
-    return [recording._replace(id=ids[recording.id]) for recording in found]
+        return recordings
+    ids = unique_ids([recording.id for recording in recordings])
+    return [recording._replace(id=ids[recording.id]) for recording in recordings]
+
+
+class Chosen:
+    """The recordings that a command is to use, and those that it leaves out.
+
+    `recordings` are part i of n of the input; `shard` is (i, n); `skipped` has the reasons for
+    those that were left out, by name. The first that is bad raises AudioError, if `bad` is 'raise'.
+    """
+
+    def __init__(
+        self,
+        inputs: str | Path | Sequence[str | Path],
+        *,
+        split: str,
+        shard: str,
+        bad: Literal["raise", "skip"],
+    ):
+        self.shard, self._bad = parse_shard(shard), bad
+        self.skipped: dict[str, str] = {}
+        everything = open_inputs(inputs, split=split, on_bad=self.on_bad)
+        self.recordings = of_shard(everything, self.shard)
+
+    def on_bad(self, recording: Recording, reason: str) -> None:
+        """Leaves a recording out, or raises AudioError."""
+        if self._bad == "raise":
+            refuse(recording, reason)
+        self.skipped.setdefault(recording.name, reason)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """'i/n', with i from 0 to n - 1, as numbers."""
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise UserError(f"shard: found {text!r}, expected i/n with i from 0 to n - 1, such as 0/4")
+    return int(first), int(second)
+
+
+def of_shard(recordings: Sequence[T], shard: tuple[int, int]) -> list[T]:
+    """The recordings of part i of n: neighbours, in order; the same cuts as fairseq's scripts."""
+    i, n = shard
+    size = len(recordings) / n
+    return list(recordings[round(size * i) : round(size * (i + 1))])
 
 
 def refuse(recording: Recording, reason: str) -> None:
@@ -113,9 +157,9 @@ def refuse(recording: Recording, reason: str) -> None:
     raise audio.AudioError(reason)
 
 
-def _check_unique(found: Iterable[Recording]) -> None:
+def _check_unique(recordings: Iterable[Recording]) -> None:
     names: dict[str, str] = {}
-    for recording in found:
+    for recording in recordings:
         if recording.id in names:
             raise audio.AudioError(
                 f"{names[recording.id]} and {recording.name} would both be written as "
@@ -132,17 +176,17 @@ def _folder(folder: Path, on_bad: Bad) -> list[Recording]:
         reason = f"{printable(str(where))}: cannot be listed ({error.strerror}). Check its "
         on_bad(Recording(where.name, printable(str(where)), where), reason + "permissions.")
 
-    found = [
+    recordings = [
         Recording(path.relative_to(folder).as_posix(), printable(str(path)), path)
         for path in walk(folder, report)
         if is_audio(path.name)
     ]
-    if not found:
+    if not recordings:
         raise audio.AudioError(
             f"{printable(str(folder))}: no audio file in this folder; for a prepared dataset, "
             "name its --split"
         )
-    return sorted(found, key=lambda recording: recording.id)
+    return sorted(recordings, key=lambda recording: recording.id)
 
 
 def _is_list(path: Path) -> bool:
@@ -179,11 +223,11 @@ def read_manifest(path: Path) -> tuple[Path, list[tuple[int, str]]]:
         raise audio.AudioError(f"{printable(str(error))}; {_EXPECTED}") from None
     (first, root), *rows = [(n, t) for n, t in enumerate(text.split("\n"), 1) if t.strip()]
     if "\t" in root or root.lstrip().startswith(("{", "[")):
-        found = f"found {printable(root[:60])!r} in place of a folder"
-        raise audio.AudioError(f"{where}, line {first}: {found}; {_EXPECTED}")
+        wrong = f"found {printable(root[:60])!r} in place of a folder"
+        raise audio.AudioError(f"{where}, line {first}: {wrong}; {_EXPECTED}")
     if not rows:
         raise audio.AudioError(f"{where}: found no line below line {first}; {_EXPECTED}")
-    found = []
+    names = []
     for number, line in rows:
         name, *counts = line.split("\t")
         if len(counts) > 1 or not all(re.fullmatch(r"\d+\s*", count) for count in counts):
@@ -195,22 +239,22 @@ def read_manifest(path: Path) -> tuple[Path, list[tuple[int, str]]]:
                 f"{where}, line {number}: {printable(name)!r} leaves the root; expected paths "
                 "below it"
             )
-        found.append((number, name))
-    return path.parent / root, found
+        names.append((number, name))
+    return path.parent / root, names
 
 
 def _manifest(path: Path) -> list[Recording]:
     """The recordings of a manifest, in its order; what is not there fails when it is read."""
     root, rows = read_manifest(path)
-    found = []
+    recordings = []
     for number, name in rows:
         source = on_disk(root / name)  # absolute names stay what they are
         where = printable(str(source))
         if not os.path.lexists(source):
-            told = f"{printable(str(path))}, line {number}: no file {where}; {_EXPECTED}"
-            source = partial(refuse, None, told)
-        found.append(Recording(name.lstrip("/"), where, source))
-    return found
+            message = f"{printable(str(path))}, line {number}: no file {where}; {_EXPECTED}"
+            source = partial(refuse, None, message)
+        recordings.append(Recording(name.lstrip("/"), where, source))
+    return recordings
 
 
 def _records(data_dir: Path, *, split: str) -> list[Recording]:

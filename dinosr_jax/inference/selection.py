@@ -1,4 +1,4 @@
-"""Which tensors of which layers are wanted.
+"""Which tensors of which layers are computed.
 
 Shapes: B batch, T frames, D model, L layers.
 """
@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.model.transformer import Layers
 
 Array = jax.Array
@@ -24,46 +25,43 @@ class Selection(NamedTuple):
     def __call__(self, arrays: Any, layers: Layers, padding_mask: Array) -> tuple[Array, ...]:
         """[B, T, D] of each layer."""
         del arrays, padding_mask
-        found = getattr(layers, self.tensor)
-        top = len(found)
-        last = layers.output if self.tensor == "block" else found[-1]
-        pick = lambda i: layers.input if i == 0 else last if i == top else found[i - 1]
+        stacked = getattr(layers, self.tensor)
+        top = len(stacked)
+        last = layers.output if self.tensor == "block" else stacked[-1]
+        pick = lambda i: layers.input if i == 0 else last if i == top else stacked[i - 1]
         return tuple(pick(i) for i in self.layers)
 
 
 def parse_layers(
     layer: int | str | Sequence[int], *, num_layers: int, tensor: Tensor = "block"
 ) -> tuple[int, ...]:
-    """Layers of a wish.
+    """Layers, in the order given.
 
     Args:
       layer: A number, several, 'all' (1 to L), or text such as '5', '1,5,9', '4-6'.
       num_layers: L.
       tensor: 'block' or 'ffn'; layer 0 has a block only.
 
-    Returns:
-      Layers in the order given.
-
     Raises:
-      ValueError: There is no such layer or tensor; or one is named twice.
+      UserError: There is no such layer or tensor; or one is named twice.
     """
     if tensor not in get_args(Tensor):
-        raise ValueError(f"tensor: found {tensor!r}, expected 'block' or 'ffn'")
+        raise UserError(f"tensor: found {tensor!r}, expected 'block' or 'ffn'")
     try:
         numbers = _numbers(layer, num_layers)
     except (TypeError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"layer: found {layer!r}, expected a number, several (1,5,9 or 4-6), or 'all'"
         ) from None
     for number in numbers:
         if not 0 <= number <= num_layers:
-            raise ValueError(
+            raise UserError(
                 f"layer {number}: this network has layers 1 to {num_layers} (0 is their input)"
             )
     if 0 in numbers and tensor == "ffn":
-        raise ValueError("layer 0 is the encoder's input; it has no ffn: use tensor block")
+        raise UserError("layer 0 is the encoder's input; it has no ffn: use tensor block")
     if not numbers or len(set(numbers)) != len(numbers):
-        raise ValueError(f"layer: found {layer!r}, expected each layer once")
+        raise UserError(f"layer: found {layer!r}, expected each layer once")
     return tuple(numbers)
 
 

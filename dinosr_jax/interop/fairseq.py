@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.objective.codebook import Codebook
 from dinosr_jax.objective.objectives import OBJECTIVES
 from dinosr_jax.recipes import FIELDS, published_recipe
@@ -33,7 +34,7 @@ _FIELDS = {
     and name.startswith(("model.", "mask.", "teacher.", "codebook."))
     and name != "model.conv_layers"  # a text there
 }
-# What the network of this project is; a checkpoint that says otherwise is another network.
+# Fields of this project's network; a checkpoint with other values is another network.
 _FIXED = {
     "extractor_mode": "layer_norm",
     "conv_bias": False,
@@ -63,23 +64,12 @@ Naming = Callable[[str], Place]
 
 
 def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Configuration with the values of fairseq's model fields; the others are the published ones.
-
-    Args:
-      fields: The `model` section of a fairseq configuration, or a part of it.
-
-    Returns:
-      Unparsed ConfigDict, computing in float32.
+    """The unparsed configuration of fairseq's model fields, else as published, in float32.
 
     Raises:
-      ValueError: The fields describe another network than DinoSR's.
+      UserError: The fields describe another network than DinoSR's.
     """
-    for name, expected in _FIXED.items():
-        if fields.get(name, expected) != expected:
-            raise ValueError(
-                f"fairseq field {name}: found {fields[name]!r}, expected {expected!r}; this is "
-                "not the network of DinoSR"
-            )
+    check_fixed(fields, _FIXED, where="fairseq field ")
     config = published_recipe()
     config.compute_dtype = "float32"
     for name, ours in _FIELDS.items():
@@ -94,27 +84,37 @@ def config_from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return config
 
 
+def check_fixed(fields: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str) -> None:
+    """Raises UserError where a field has another value than the one that DinoSR's network has."""
+    for name, expected in fixed.items():
+        if fields.get(name, expected) != expected:
+            raise UserError(
+                f"{where}{name}: found {fields[name]!r}, expected {expected!r}; this is not the "
+                "network of DinoSR"
+            )
+
+
 def _conv_layers(text: str) -> tuple[tuple[int, int, int], ...]:
     """Reads '[(512, 10, 5)] + [(512, 3, 2)] * 4' without evaluating code."""
 
     def read(node: ast.AST) -> list[Any]:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            found = read(node.left) + read(node.right)
+            layers = read(node.left) + read(node.right)
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             times = ast.literal_eval(node.right)
             if type(times) is not int or times > _MAX_CONV_LAYERS:
                 raise ValueError  # before a list of that length is made
-            found = read(node.left) * times
+            layers = read(node.left) * times
         else:
-            found = ast.literal_eval(node)
-        if not isinstance(found, list) or len(found) > _MAX_CONV_LAYERS:
+            layers = ast.literal_eval(node)
+        if not isinstance(layers, list) or len(layers) > _MAX_CONV_LAYERS:
             raise ValueError
-        return found
+        return layers
 
     try:
         return tuple(tuple(layer) for layer in read(ast.parse(text, mode="eval").body))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        raise ValueError(
+        raise UserError(
             f"fairseq field conv_feature_layers: found {repr(text)[:200]}, expected a list of "
             f"(channels, kernel, stride), {_MAX_CONV_LAYERS} at most"
         ) from None
@@ -132,7 +132,7 @@ def _affine(
     yield Entry(f"{name}.bias", (*path, "bias"), index, "plain")
 
 
-def front_end_entries(model: Any) -> Iterator[Entry]:
+def _front_end_entries(model: Any) -> Iterator[Entry]:
     """Feature encoder, its LayerNorm and the projection."""
     for i in range(len(model.conv_layers)):
         name, path = f"feature_extractor.conv_layers.{i}", ("feature_encoder", f"conv_{i}")
@@ -142,7 +142,7 @@ def front_end_entries(model: Any) -> Iterator[Entry]:
     yield from _affine("post_extract_proj", ("feature_projection", "linear"), "linear")
 
 
-def encoder_entries(model: Any) -> Iterator[Entry]:
+def _encoder_entries(model: Any) -> Iterator[Entry]:
     """Positional convolution, LayerNorm and layers; names without fairseq's `encoder.`."""
     for i in range(model.pos_conv_depth):
         yield from _affine(f"pos_conv.{i}.0", ("encoder", "pos_conv"), "conv", i)
@@ -163,8 +163,8 @@ def encoder_entries(model: Any) -> Iterator[Entry]:
 def student_entries(config: Any) -> Iterator[Entry]:
     """Every parameter of the student; where targets are regressed, the map to them is heads.0."""
     yield Entry("mask_emb", ("mask_embedding", "embedding"), None, "plain")
-    yield from front_end_entries(config.model)
-    for entry in encoder_entries(config.model):
+    yield from _front_end_entries(config.model)
+    for entry in _encoder_entries(config.model):
         yield entry._replace(name=f"encoder.{entry.name}")
     for k in range(config.model.num_codebooks if _has_codes(config) else 1):
         yield from _affine(f"heads.{k}", ("heads",), "linear", k)
@@ -174,23 +174,23 @@ def _has_codes(config: Any) -> bool:
     return OBJECTIVES[config.objective].predicts == "codes"
 
 
-def teacher_entries(config: Any) -> Iterator[Entry]:
+def _teacher_entries(config: Any) -> Iterator[Entry]:
     """Every parameter of the teacher, under fairseq's `_ema.`."""
     full = config.teacher.scope == "full"
     if full:
-        for entry in front_end_entries(config.model):
+        for entry in _front_end_entries(config.model):
             yield entry._replace(name=f"_ema.{entry.name}")
-    for entry in encoder_entries(config.model):
+    for entry in _encoder_entries(config.model):
         yield entry._replace(name=f"_ema.encoder.{entry.name}" if full else f"_ema.{entry.name}")
 
 
-def recogniser_entries(config: Any) -> Iterator[Entry]:
+def _recogniser_entries(config: Any) -> Iterator[Entry]:
     """Every parameter of a recogniser: the student without heads, and the output layer."""
     yield from (e for e in student_entries(config) if not e.name.startswith("heads."))
     yield from _affine(PROJ, ("output",), "linear")
 
 
-def codebook_entries(model: Any) -> Iterator[Entry]:
+def _codebook_entries(model: Any) -> Iterator[Entry]:
     """Sums and counts of every codebook."""
     for k in range(model.num_codebooks):
         yield Entry(f"_codebook{k}", ("sums",), k, "plain")
@@ -201,21 +201,21 @@ def _entries(config: Any) -> dict[str, Iterator[Entry]]:
     """The entries of each part of a TrainState; a recogniser has parameters only."""
     if config.task == "ctc":
         return {
-            "params": recogniser_entries(config),
+            "params": _recogniser_entries(config),
             "teacher_params": iter(()),
             "codebook": iter(()),
         }
     return {
         "params": student_entries(config),
-        "teacher_params": teacher_entries(config),
-        "codebook": codebook_entries(config.model) if _has_codes(config) else iter(()),
+        "teacher_params": _teacher_entries(config),
+        "codebook": _codebook_entries(config.model) if _has_codes(config) else iter(()),
     }
 
 
 def to_state(
     tensors: Mapping[str, Any], *, config: Any, naming: Naming = Place, source: str = "fairseq"
 ) -> TrainState:
-    """Makes a TrainState of a checkpoint's tensors, at step 0 with a fresh optimizer.
+    """Makes a TrainState, float32, of a checkpoint's tensors, at step 0 with a fresh optimizer.
 
     Args:
       tensors: fairseq name -> array; the teacher under '_ema.NAME' or as a mapping '_ema'.
@@ -223,11 +223,8 @@ def to_state(
       naming: Where the tensors of another format are, by their fairseq names.
       source: Name of the format, for messages.
 
-    Returns:
-      TrainState, float32.
-
     Raises:
-      ValueError: Tensors are missing, unknown, of another shape than the configuration says, or
+      UserError: Tensors are missing, unknown, of another shape than the configuration says, or
         not finite; all of them are named.
     """
     tensors = dict(tensors)
@@ -236,14 +233,12 @@ def to_state(
         tensors |= {f"_ema.{name}": value for name, value in teacher.items()}
     optimizer = make_optimizer(config)
     abstract = jax.eval_shape(lambda: init_state(config, optimizer=optimizer))
-    parts = {name: (getattr(abstract, name), entries) for name, entries in _entries(config).items()}
-    if abstract.codebook is not None:
-        parts["codebook"] = (abstract.codebook._asdict(), parts["codebook"][1])
     errors: list[str] = []
     known: set[str] = set()
     trees = {}
-    for part, (tree, entries) in parts.items():
-        entries = list(entries)
+    for part, entries in _entries(config).items():
+        tree, entries = getattr(abstract, part), list(entries)
+        tree = tree._asdict() if isinstance(tree, Codebook) else tree
         known |= {naming(entry.name).name for entry in entries}
         trees[part] = _fill(tree, entries, tensors, errors, naming)
     for name in sorted(set(tensors) - known):
@@ -251,7 +246,7 @@ def to_state(
         errors.append(f"  {name}: unknown" + (f"; the nearest name is {close[0]}" if close else ""))
     if errors:
         title = f"{source} tensors do not fit the configuration, or are damaged:"
-        raise ValueError("\n".join([title, *errors]))
+        raise UserError("\n".join([title, *errors]))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trees["params"],
@@ -262,34 +257,29 @@ def to_state(
 
 
 def add_recipe(config: ml_collections.ConfigDict, cfg: Mapping[str, Any]) -> list[str]:
-    """Puts the optimization of a whole fairseq configuration into ours, as far as it tells.
+    """Copies the recipe of a fairseq configuration into ours; returns the fields that it has.
 
-    Args:
-      config: Unparsed; changed here.
-      cfg: fairseq's `cfg`, with sections, or its older flat `args`.
-
-    Returns:
-      The names of the fields that were taken.
+    `config` is unparsed; `cfg` is fairseq's, with sections, or its older flat `args`.
     """
-    sections = ("optimization", "optimizer", "lr_scheduler", "common")
     fields = dict(cfg)
-    for section in sections:
+    for section in ("optimization", "optimizer", "lr_scheduler", "common"):
         fields |= cfg[section] if isinstance(cfg.get(section), dict) else {}
-    found = {"num_steps": fields.get("max_update"), "seed": fields.get("seed")}
-    rate = fields.get("lr")
-    found["optimizer.learning_rate"] = rate[0] if isinstance(rate, list) and rate else rate
-    found |= {"optimizer.eps": fields.get("adam_eps")}
-    found |= {f"optimizer.{name}": fields.get(name) for name in ("weight_decay", "clip_norm")}
-    for name, whole, unit in (("b", "adam_betas", 1.0), ("phase", "phase_ratio", None)):
-        values = fields.get(whole)
-        values = ast.literal_eval(values) if isinstance(values, str) else values
-        names = ("b1", "b2") if name == "b" else ("warmup_steps", "hold_steps", "decay_steps")
-        if isinstance(values, list | tuple) and len(values) == len(names):
-            unit = found["num_steps"] if unit is None else unit
-            scaled = [value * unit for value in values] if _number(unit) else []
-            found |= {f"optimizer.{n}": v for n, v in zip(names, scaled, strict=False)}
+    rate, steps = fields.get("lr"), fields.get("max_update")
+    values = {"num_steps": steps, "seed": fields.get("seed")}
+    values["optimizer.learning_rate"] = rate[0] if isinstance(rate, list) and rate else rate
+    values["optimizer.eps"] = fields.get("adam_eps")
+    values |= {f"optimizer.{name}": fields.get(name) for name in ("weight_decay", "clip_norm")}
+    for whole, names, unit in (
+        ("adam_betas", ("b1", "b2"), 1.0),
+        ("phase_ratio", ("warmup_steps", "hold_steps", "decay_steps"), steps),
+    ):
+        parts = fields.get(whole)
+        parts = ast.literal_eval(parts) if isinstance(parts, str) else parts
+        if isinstance(parts, list | tuple) and len(parts) == len(names) and _number(unit):
+            scaled = (part * unit for part in parts)
+            values |= {f"optimizer.{n}": v for n, v in zip(names, scaled, strict=True)}
     taken = []
-    for field, value in found.items():
+    for field, value in values.items():
         *section, name = field.split(".")
         place = config[section[0]] if section else config
         if _number(value):
@@ -315,10 +305,10 @@ def fields_of_config(config: Any) -> dict[str, Any]:
 
 def from_state(state: Any, *, config: Any, naming: Naming = Place) -> dict[str, np.ndarray]:
     """The inverse of `to_state`: name -> float32 array; step and optimizer stay behind."""
-    parts = [(getattr(state, name), entries) for name, entries in _entries(config).items()]
     tensors: dict[str, np.ndarray] = {}
     thirds: dict[str, list[np.ndarray]] = {}
-    for tree, entries in parts:
+    for part, entries in _entries(config).items():
+        tree = getattr(state, part)
         tree = jax.device_get(tree._asdict() if isinstance(tree, Codebook) else tree)
         for entry in entries:
             value = _leaf(tree, entry.path)
@@ -358,25 +348,24 @@ def _fill(
         leaf = _leaf(tree, entry.path)
         place = leaf if entry.index is None else leaf[entry.index]
         axes = _AXES[entry.kind]
-        wanted = tuple(place.shape[axis] for axis in axes) if axes else place.shape
+        shape = tuple(place.shape[axis] for axis in axes) if axes else place.shape
         name, third = naming(entry.name)
-        expected = wanted if third is None else (3 * wanted[0], *wanted[1:])
-        if name not in tensors:
+        expected = shape if third is None else (3 * shape[0], *shape[1:])
+        value = np.asarray(tensors[name]) if name in tensors else None
+        if value is None:
             error = f"  {name}: missing, expected shape {list(expected)}"
-        elif np.shape(tensors[name]) != expected:
-            found = list(np.shape(tensors[name]))
-            error = f"  {name}: found shape {found}, expected {list(expected)}"
-        elif not jnp.issubdtype(np.asarray(tensors[name]).dtype, jnp.floating):
-            error = f"  {name}: found {np.asarray(tensors[name]).dtype}, expected floating point"
+        elif value.shape != expected:
+            error = f"  {name}: found shape {list(value.shape)}, expected {list(expected)}"
+        elif not jnp.issubdtype(value.dtype, jnp.floating):
+            error = f"  {name}: found {value.dtype}, expected floating point"
         else:
-            value = tensors[name]
             if third is not None:
-                value = value[third * wanted[0] : (third + 1) * wanted[0]]
+                value = value[third * shape[0] : (third + 1) * shape[0]]
             value = np.asarray(value, np.float32)
             place[...] = np.transpose(value, axes) if axes else value
-            if not (found := not_finite(value)):
+            if not (wrong := not_finite(value)):
                 continue
-            error = f"  {name}: {found}"
+            error = f"  {name}: {wrong}"
         if error not in errors:
             errors.append(error)
     # zeros that nothing was written to take no memory; a copy of them would

@@ -33,11 +33,7 @@ _UNUSED_BY_TEACHER = re.compile(r"_ema\.(_codebook|heads\.|mask_emb$|_?pre_encod
 
 
 def network(config: Any) -> dict[str, Any]:
-    """The `cfg` of a pre-trained network as plain values.
-
-    Args:
-      config: Parsed configuration.
-    """
+    """The `cfg` of a pre-trained network, as plain values."""
     # 'data' is a folder that the loaders fill in
     task = {"_name": "audio_pretraining", "data": "", "normalize": True, "sample_rate": 16_000}
     return {
@@ -49,16 +45,11 @@ def network(config: Any) -> dict[str, Any]:
 
 
 def around(cfg: dict[str, Any], step: int, *, criterion: str) -> dict[str, Any]:
-    """All of a checkpoint but its `model`.
+    """All of a checkpoint but its `model`, as plain values.
 
-    Args:
-      cfg: Of `network`, or of a recogniser.
-      step: Finished updates.
-      criterion: Name of fairseq's class.
-
-    Returns:
-      Plain values. The history of the optimizer tells the step; without it, and without the place
-      in the data, the loaders take the file for one of the first versions, and fail.
+    `cfg` is that of `network` or of a recogniser, `step` the finished updates, `criterion` the name
+    of fairseq's class. The step is in the history of the optimizer; without it, and without the
+    place in the data, the loaders take the file for one of the first versions, and fail.
     """
     last = {"criterion_name": criterion, "optimizer_name": "FairseqAdam"}
     last |= {"lr_scheduler_state": {}, "num_updates": step}
@@ -72,13 +63,9 @@ def around(cfg: dict[str, Any], step: int, *, criterion: str) -> dict[str, Any]:
 
 
 def finished_updates(rest: Mapping[str, Any]) -> tuple[str, int | None]:
-    """The number of updates that a checkpoint tells.
+    """The number of updates of a checkpoint, by all of it but its `model`; None where it has none.
 
-    Args:
-      rest: All of it but its `model`, as plain values.
-
-    Returns:
-      The entry that is of no other use than this, or ''; and the number, None where there is none.
+    Before it the entry that is of no other use than this, or ''.
     """
     history = rest.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}
@@ -101,10 +88,8 @@ def _is_count(value: Any) -> bool:
 def with_teacher(tensors: Mapping[str, np.ndarray], *, config: Any) -> dict[str, Any]:
     """The `model` of a pre-trained network: its tensors, those of the teacher in `_ema`.
 
-    Args:
-      tensors: Of `fairseq.from_state`.
-      config: Parsed configuration. Of scope 'full' the teacher is an average of the whole model,
-        in which the plug-in expects the codebooks as well.
+    Of scope 'full' the teacher is an average of the whole model, in which the plug-in expects the
+    codebooks as well.
     """
     student = {name: value for name, value in tensors.items() if not name.startswith("_ema.")}
     teacher = {
@@ -118,17 +103,13 @@ def with_teacher(tensors: Mapping[str, np.ndarray], *, config: Any) -> dict[str,
 def used_tensors(
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tensors of a pre-trained network without those that it never reads, and their names.
-
-    Args:
-      tensors: By fairseq's names; the teacher's begin with '_ema.'.
-    """
+    """Tensors of a pre-trained network that it reads, and the names of the others."""
     unused = [n for n in tensors if _UNUSED.match(n) or _UNUSED_BY_TEACHER.match(n)]
     return {name: value for name, value in tensors.items() if name not in unused}, unused
 
 
 def warnings(config: Any) -> list[str]:
-    """What fairseq cannot do with an exported network; empty where it can do all."""
+    """What fairseq cannot do with an exported network."""
     layers, codebooks = config.model.num_layers, config.model.num_codebooks
     if config.task == "ctc" or config.teacher.scope == "encoder" or codebooks == layers:
         return []

@@ -5,6 +5,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +37,8 @@ _DAMAGE += (MemoryError, RecursionError, SyntaxError)
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
-class InteropError(UserError, ValueError):
-    """A checkpoint cannot be read; the message says what was found and what was expected."""
+class InteropError(UserError):
+    """A checkpoint cannot be read."""
 
 
 class Imported(NamedTuple):
@@ -47,13 +48,13 @@ class Imported(NamedTuple):
     state: TrainState  # float32, with a fresh optimizer; its step is `step`
     step: int  # finished updates
     source: str  # name of the format
-    notes: list[str]  # what was inferred, what was not used; for people
+    notes: list[str]  # messages: what was inferred, what was not used
     data: dict[str, Any]  # identity of the training data where known, else {}
     num_tensors: int = 0  # that were used
 
 
 class Choices(NamedTuple):
-    """What a checkpoint may leave open, and a person may say."""
+    """Values for what a checkpoint may leave open."""
 
     heads: int | None = None
     num_codebooks: int | None = None
@@ -68,28 +69,29 @@ def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Impo
 
     Args:
       path: fairseq's or spidr's file, a folder of Hugging Face's, or one that we exported.
-      choices: Values for what the checkpoint does not say.
+      choices: Values for what the checkpoint does not have.
 
     Returns:
-      Configuration, state, step, format and notes. The student alone (Hugging Face) gets a teacher
-      that is its copy, and fresh heads and codebooks; a note says so.
+      The student alone (Hugging Face) gets a teacher that is its copy, and fresh heads and
+      codebooks; there is a note about it.
 
     Raises:
       InteropError: The format is not known, or the checkpoint is damaged, refused, or does not fit
-        the network that it says it is; all tensors that do not are named.
+        its own configuration; all tensors that do not are named.
     """
     path, choices = Path(path), choices or Choices()
     try:
         if not path.exists():
             raise InteropError(f"{path}: no such file or folder")
-        found = _read_folder(path, choices) if path.is_dir() else _read_file(path, choices)
-        _check_vocabulary(found, choices)
-        if choices.objective not in (None, found.config.objective):
+        imported = _read_folder(path, choices) if path.is_dir() else _read_file(path, choices)
+        _check_vocabulary(imported, choices)
+        objective = imported.config.objective
+        if choices.objective not in (None, objective):
             raise InteropError(
                 f"--objective: found {choices.objective!r}, but {path} is a checkpoint of "
-                f"config.objective {found.config.objective!r}; leave it out"
+                f"config.objective {objective!r}; leave it out"
             )
-        return found
+        return imported
     except InteropError:
         raise
     except _DAMAGE as error:
@@ -97,14 +99,14 @@ def read_checkpoint(path: str | Path, *, choices: Choices | None = None) -> Impo
         raise InteropError(text if str(path) in text else f"{path}: {text}") from None
 
 
-def _check_vocabulary(found: Imported, choices: Choices) -> None:
+def _check_vocabulary(imported: Imported, choices: Choices) -> None:
     """Raises where a dictionary was given that the checkpoint has no use for."""
-    symbols = tuple(found.config.ctc.symbols)
+    symbols = tuple(imported.config.ctc.symbols)
     if choices.symbols is not None and tuple(choices.symbols) != symbols:
-        says = "says itself which symbols it has, and they are others" if symbols else "has none"
+        wrong = "says itself which symbols it has, and they are others" if symbols else "has none"
         raise InteropError(
-            f"--vocabulary: found {len(choices.symbols)} symbols, but this {found.source} "
-            f"checkpoint {says}; leave it out"
+            f"--vocabulary: found {len(choices.symbols)} symbols, but this {imported.source} "
+            f"checkpoint {wrong}; leave it out"
         )
 
 
@@ -126,10 +128,9 @@ def _read_file(path: Path, choices: Choices) -> Imported:
     if beside is not None:
         del rest["dinosr_jax_teacher"]
     notes = [f"not used: {name}, which is no tensor" for name in others]
-    if any(name.startswith(recognisers.FAIRSEQ_PREFIX) for name in tensors):
-        return _recogniser_of_fairseq(tensors, rest, choices, notes)
-    if "mask_emb" in tensors:
-        return _from_fairseq(tensors, rest, choices, notes)
+    recogniser = any(name.startswith(recognisers.FAIRSEQ_PREFIX) for name in tensors)
+    if recogniser or "mask_emb" in tensors:
+        return _from_fairseq(tensors, rest, choices, notes, recogniser=recogniser)
     if "mask_embedding" in tensors:
         return _from_spidr(tensors, rest, choices, notes, path)
     some = ", ".join(list(tensors)[:3])
@@ -166,25 +167,35 @@ def _unused(rest: dict[str, Any], *used: str) -> list[str]:
 
 
 def _from_fairseq(
-    tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices, notes: list[str]
+    tensors: dict[str, np.ndarray],
+    rest: dict[str, Any],
+    choices: Choices,
+    notes: list[str],
+    *,
+    recogniser: bool,
 ) -> Imported:
     source = "cfg" if rest.get("cfg") else "args"
     whole = rest.get(source)
     whole = whole if isinstance(whole, dict) else {}
-    fields = whole.get("model") if isinstance(whole.get("model"), dict) else whole
     ours = _saved(rest.get("extra_state"))
-    if ours.get("config"):
-        config = ml_collections.ConfigDict(json.loads(ours["config"]))
-    else:
-        config = infer_config(tensors, lambda name: name, choices.heads, notes, said=fields)
+    config = _own_config(ours)
+    if config is None and recogniser:
+        given = {"heads": choices.heads, "symbols": choices.symbols, "notes": notes}
+        config = recognisers.fairseq_config(tensors, whole, **given)
+    elif config is None:
+        fields = whole.get("model") if isinstance(whole.get("model"), dict) else whole
+        config = infer_config(tensors, lambda name: name, choices.heads, notes, fields=fields)
         if {"encoder_layers", "conv_pos"} & fields.keys():
             notes.append(f"network: as its {source} says")
         taken = fairseq.add_recipe(config, whole)
-        notes.append(f"recipe: {', '.join(taken)} of its {source}" if taken else _PUBLISHED)
-    full = "_ema.encoder.layer_norm.weight" in tensors
-    config.teacher.scope = "full" if full else "encoder"
-    tensors, unused = fairseq_files.used_tensors(tensors)
-    state = _state(tensors, config)
+        recipe = f"{', '.join(taken)} of its {source}" if taken else "published"
+        notes.append(f"recipe: {recipe}")
+    if not recogniser:
+        full = "_ema.encoder.layer_norm.weight" in tensors
+        config.teacher.scope = "full" if full else "encoder"
+    tensors, unused = (recognisers if recogniser else fairseq_files).used_tensors(tensors)
+    places = recognisers.fairseq_place if recogniser else fairseq.Place
+    state = _state(tensors, config, naming=places)
     notes += [f"not used: {name}" for name in unused]
     place, step = fairseq_files.finished_updates(rest)
     if step is None:
@@ -194,33 +205,16 @@ def _from_fairseq(
     return _imported(config, state, step or 0, "fairseq", notes, ours, len(tensors))
 
 
-def _recogniser_of_fairseq(
-    tensors: dict[str, np.ndarray], rest: dict[str, Any], choices: Choices, notes: list[str]
-) -> Imported:
-    source = "cfg" if rest.get("cfg") else "args"
-    whole = rest.get(source)
-    ours = _saved(rest.get("extra_state"))
-    if ours.get("config"):
-        config = ml_collections.ConfigDict(json.loads(ours["config"]))
-    else:
-        said = {"heads": choices.heads, "symbols": choices.symbols, "notes": notes}
-        whole = whole if isinstance(whole, dict) else {}
-        config = recognisers.fairseq_config(tensors, whole, **said)
-    tensors, unused = recognisers.used_tensors(tensors)
-    state = _state(tensors, config, naming=recognisers.fairseq_place)
-    notes += [f"not used: {name}" for name in unused]
-    place, step = fairseq_files.finished_updates(rest)
-    used = [place, source, "extra_state" if ours else ""]
-    notes += _unused({k: v for k, v in rest.items() if v is not None}, *used)
-    return _imported(config, state, step or 0, "fairseq", notes, ours, len(tensors))
-
-
-_PUBLISHED = "recipe: published"
-
-
 def _saved(extra: Any) -> dict[str, Any]:
-    found = extra.get("dinosr_jax") if isinstance(extra, dict) else None
-    return found if isinstance(found, dict) else {}
+    """What `export` wrote into a checkpoint beside what is the format's own."""
+    ours = extra.get("dinosr_jax") if isinstance(extra, dict) else None
+    return ours if isinstance(ours, dict) else {}
+
+
+def _own_config(ours: Mapping[str, Any]) -> Any:
+    """The configuration that `export` wrote, unparsed; None where there is none."""
+    text = ours.get("config")
+    return ml_collections.ConfigDict(json.loads(text)) if text else None
 
 
 def _from_spidr(
@@ -233,11 +227,10 @@ def _from_spidr(
     ours = _saved(rest)
     step = tensors.pop("current_step", None)
     tensors, added = spidr.add_missing_biases(tensors, notes)
-    if ours.get("config"):
-        config = ml_collections.ConfigDict(json.loads(ours["config"]))
-    else:
-        said = {"heads": choices.heads, "objective": choices.objective}
-        config = spidr.infer(tensors, checkpoint=path, notes=notes, **said)
+    config = _own_config(ours)
+    if config is None:
+        given = {"heads": choices.heads, "objective": choices.objective}
+        config = spidr.infer(tensors, checkpoint=path, notes=notes, **given)
         config.model.qkv_bias = not added
     shared = config.teacher.scope == "encoder"
     places = naming.spidr_of_shared_teacher if shared else naming.spidr
@@ -248,7 +241,7 @@ def _from_spidr(
     elif step.size == 1 and step.dtype.kind in "iu" and 0 <= step.item() < 2**31:
         number = int(step.item())
     else:
-        raise ValueError(
+        raise UserError(
             f"current_step: found {step.dtype}{list(step.shape)}, expected one number from 0"
         )
     notes += _unused(rest, "dinosr_jax" if ours else "")
@@ -258,14 +251,12 @@ def _from_spidr(
 def _state(tensors: dict[str, np.ndarray], config: Any, **kwargs: Any) -> TrainState:
     """As `fairseq.to_state`; a configuration beyond all tensors is refused before it is built."""
     config = parse(config)
-    numbers = sum(value.size for value in tensors.values())
-    model = config.model
-    limits = {"num_layers": len(tensors), "num_codebooks": len(tensors)}
-    limits |= {"pos_conv_depth": len(tensors), "codebook_size": numbers}
-    limits |= {"width": numbers, "ffn_dim": numbers}
+    model, numbers = config.model, sum(value.size for value in tensors.values())
+    limits = dict.fromkeys(("num_layers", "num_codebooks", "pos_conv_depth"), len(tensors))
+    limits |= dict.fromkeys(("codebook_size", "width", "ffn_dim"), numbers)
     absurd = [f"{name} {model[name]}" for name in limits if model[name] > limits[name]]
     if absurd:
-        raise ValueError(
+        raise UserError(
             f"its configuration says {', '.join(absurd)}; it holds {len(tensors)} tensors with "
             f"{numbers:,} numbers"
         )
@@ -283,9 +274,8 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     folder, notes = huggingface.with_mask_embedding(folder)
     if "lm_head.weight" in folder.tensors and (path / "vocab.json").is_file():
         return _recogniser_of_huggingface(path, folder, notes)
-    if folder.metadata.get("config"):
-        config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
-    else:
+    config = _own_config(folder.metadata)
+    if config is None:
         config = huggingface.config_from_fields(folder.fields)
         config.model.num_codebooks = choices.num_codebooks or config.model.num_codebooks
         config.model.codebook_size = choices.codebook_size or config.model.codebook_size
@@ -299,17 +289,15 @@ def _read_folder(path: Path, choices: Choices) -> Imported:
     notes += [f"not used: {name}" for name in unused]
     if "lm_head.weight" in unused:
         notes.append("without vocab.json it is no recogniser: nothing says what lm_head's rows are")
-    count = len(tensors)
-    if not folder.side:
-        notes.append(
-            "STUDENT ONLY: the teacher is its copy; heads and codebooks are fresh, from seed "
-            f"{config.seed}: units mean nothing before it is trained on"
-        )
-        tensors = _complete(tensors, config, places)
-    state = _state(tensors, config, naming=places, source="Hugging Face")
-    step, saved = int(folder.metadata.get("step", 0)), {"data": folder.metadata.get("data")}
-    found = _imported(config, state, step, "huggingface", notes, saved, count)
-    return found if folder.side else found._replace(data=found.data | {"fresh": True})
+    if folder.side:
+        return _of_folder(folder, tensors, config, places, notes, len(tensors))
+    notes.append(
+        "STUDENT ONLY: the teacher is its copy; heads and codebooks are fresh, from seed "
+        f"{config.seed}: units mean nothing before it is trained on"
+    )
+    whole = _complete(tensors, config, places)
+    imported = _of_folder(folder, whole, config, places, notes, len(tensors))
+    return imported._replace(data=imported.data | {"fresh": True})
 
 
 def _recogniser_of_huggingface(
@@ -318,24 +306,34 @@ def _recogniser_of_huggingface(
     notes += [f"not used: {name}, which is no tensor" for name in folder.others]
     tensors = folder.tensors
     size = tensors["lm_head.weight"].shape[:1]
-    told = tokenizers.read(path, folder.fields, size=size[0] if size else 0)
-    if folder.metadata.get("config"):
-        config = ml_collections.ConfigDict(json.loads(folder.metadata["config"]))
-        if tuple(config.ctc.symbols) != told.symbols:
-            where = f"{path}: vocab.json and {huggingface.SIDE_FILE}"
-            raise ValueError(f"{where} say other symbols; remove the latter if it is out of date")
-    else:
-        found = huggingface.config_from_fields(folder.fields)
-        config = recognisers.recogniser(found, told.symbols)
-        tensors = tokenizers.reorder(tensors, told.rows)
-        notes += told.notes
+    tokenizer = tokenizers.read(path, folder.fields, size=size[0] if size else 0)
+    config = _own_config(folder.metadata)
+    if config is None:
+        network = huggingface.config_from_fields(folder.fields)
+        config = recognisers.recogniser(network, tokenizer.symbols)
+        tensors = tokenizers.reorder(tensors, tokenizer.rows)
+        notes += tokenizer.notes
         if huggingface.not_normalised(path):
             notes.append(recognisers.NOT_NORMALISED)
+    elif tuple(config.ctc.symbols) != tokenizer.symbols:
+        where = f"{path}: vocab.json and {huggingface.SIDE_FILE}"
+        raise UserError(f"{where} say other symbols; remove the latter if it is out of date")
     tensors |= {f"{huggingface.SIDE_FILE}: {name}": value for name, value in folder.side.items()}
     places = recognisers.huggingface_place
+    return _of_folder(folder, tensors, config, places, notes, len(tensors))
+
+
+def _of_folder(
+    folder: huggingface.Folder,
+    tensors: dict[str, np.ndarray],
+    config: Any,
+    places: fairseq.Naming,
+    notes: list[str],
+    count: int,
+) -> Imported:
     state = _state(tensors, config, naming=places, source="Hugging Face")
     step, saved = int(folder.metadata.get("step", 0)), {"data": folder.metadata.get("data")}
-    return _imported(config, state, step, "huggingface", notes, saved, len(tensors))
+    return _imported(config, state, step, "huggingface", notes, saved, count)
 
 
 def _complete(
@@ -366,17 +364,12 @@ def _imported(
 ) -> Imported:
     data = saved.get("data")
     data = json.loads(data) if isinstance(data, str) else {}
-    return Imported(
-        parse(config), at_step(state, step), step, source, notes, data, num_tensors=count
-    )
+    return Imported(parse(config), at_step(state, step), step, source, notes, data, count)
 
 
 def at_step(state: TrainState, step: int) -> TrainState:
     """The state as after `step` updates: schedules of the fresh optimizer go on from there."""
     number = jnp.asarray(step, jnp.int32)
-
-    def count(path: Any, leaf: Any) -> Any:
-        return number if getattr(path[-1], "name", "") == "count" else leaf
-
+    count = lambda path, leaf: number if getattr(path[-1], "name", "") == "count" else leaf
     optimizer = jax.tree_util.tree_map_with_path(count, state.opt_state)
     return state.replace(step=number, opt_state=optimizer)

@@ -12,25 +12,33 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import naming
-from dinosr_jax.interop.fairseq import Naming, Place, student_entries
+from dinosr_jax.interop.fairseq import Naming, Place, check_fixed, student_entries
 from dinosr_jax.interop.torch_file.reader import Tensor, TorchFile
 from dinosr_jax.recipes import published_recipe
 
 SIDE_FILE = "dinosr.safetensors"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PREFIX = "data2vec_audio."  # of a model with a head
+# Field of Data2VecAudioConfig -> ours, and its default, which a config.json may leave out
 _FIELDS = {
-    "num_hidden_layers": "num_layers",
-    "hidden_size": "width",
-    "intermediate_size": "ffn_dim",
-    "num_attention_heads": "num_heads",
-    "num_conv_pos_embeddings": "pos_conv_depth",
-    "num_conv_pos_embedding_groups": "pos_conv_groups",
-    "hidden_dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "layerdrop": "layerdrop",
+    "num_hidden_layers": ("num_layers", 12),
+    "hidden_size": ("width", 768),
+    "intermediate_size": ("ffn_dim", 3072),
+    "num_attention_heads": ("num_heads", 12),
+    "num_conv_pos_embeddings": ("pos_conv_depth", 5),
+    "num_conv_pos_embedding_groups": ("pos_conv_groups", 16),
+    "hidden_dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.1),
+    "layerdrop": ("layerdrop", 0.1),
+}
+_DEFAULTS = {name: default for name, (_, default) in _FIELDS.items()} | {
+    "conv_pos_kernel_size": 19,
+    "conv_dim": (512,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
 }
 _FIXED = {
     "hidden_act": "gelu",
@@ -38,22 +46,6 @@ _FIXED = {
     "conv_bias": False,
     "layer_norm_eps": 1e-5,
     "add_adapter": False,
-}
-_DEFAULTS = {  # of Data2VecAudioConfig; a config.json may leave them out
-    "num_hidden_layers": 12,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_conv_pos_embeddings": 5,
-    "num_conv_pos_embedding_groups": 16,
-    "conv_pos_kernel_size": 19,
-    "conv_dim": (512,) * 7,
-    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
-    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
-    "hidden_dropout": 0.1,
-    "attention_dropout": 0.1,
-    "activation_dropout": 0.1,
-    "layerdrop": 0.1,
 }
 
 
@@ -68,37 +60,26 @@ class Folder(NamedTuple):
 
 
 def read_folder(path: Path) -> Folder:
-    """Reads a folder with `config.json` and weights.
-
-    Args:
-      path: With model.safetensors or pytorch_model.bin, whole or in shards with an index.
-
-    Returns:
-      Its configuration and tensors.
+    """Reads a folder with `config.json` and weights, whole or in shards with an index.
 
     Raises:
-      ValueError: A file is missing, damaged or refused.
+      UserError: A file is missing, damaged or refused.
       OSError: A file cannot be read.
     """
     fields = read_json(path / "config.json")
     if fields.get("model_type") != "data2vec-audio":
-        raise ValueError(
+        raise UserError(
             f"{path}/config.json: found model_type {fields.get('model_type')!r}, expected "
             "'data2vec-audio', the only one that is DinoSR's network"
         )
-    for name, expected in _FIXED.items():
-        if fields.get(name, expected) != expected:
-            raise ValueError(
-                f"{path}/config.json: {name}: found {fields[name]!r}, expected {expected!r}; this "
-                "is not the network of DinoSR"
-            )
+    check_fixed(fields, _FIXED, where=f"{path}/config.json: ")
     tensors: dict[str, np.ndarray] = {}
     others: list[str] = []
     for file in _weight_files(path):
-        found, no_tensors = read_tensors(file)
-        if twice := sorted(found.keys() & tensors.keys()):
-            raise ValueError(f"{file}: {twice[0]} is in another file of {path} as well")
-        tensors |= found
+        of_file, no_tensors = _read_tensors(file)
+        if twice := sorted(of_file.keys() & tensors.keys()):
+            raise UserError(f"{file}: {twice[0]} is in another file of {path} as well")
+        tensors |= of_file
         others += no_tensors
     side, metadata = {}, {}
     if (path / SIDE_FILE).exists():
@@ -107,14 +88,19 @@ def read_folder(path: Path) -> Folder:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file with one JSON object; raises ValueError where it is none."""
+    """Reads a file with one JSON object; raises UserError where it is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: found {type(value).__name__}, expected a JSON object")
+        raise UserError(f"{path}: found {type(value).__name__}, expected a JSON object")
     return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a file with one JSON object."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def holds_weights(path: Path) -> bool:
@@ -132,25 +118,19 @@ def _weight_files(path: Path) -> Iterator[Path]:
             shards = read_json(index).get("weight_map")
             shards = sorted(set(shards.values())) if isinstance(shards, dict) else [""]
             if any(not isinstance(s, str) or s != Path(s).name or not s for s in shards):
-                raise ValueError(f"{index}: weight_map must name files of this folder")
+                raise UserError(f"{index}: weight_map must name files of this folder")
             return iter([path / shard for shard in shards])
-    raise ValueError(f"{path}: found config.json, but no model.safetensors or pytorch_model.bin")
+    raise UserError(f"{path}: found config.json, but no model.safetensors or pytorch_model.bin")
 
 
 def with_mask_embedding(folder: Folder) -> tuple[Folder, list[str]]:
-    """A folder with the mask embedding that transformers leaves out where nothing is masked.
+    """A folder with the mask embedding, zeros where transformers left it out: nothing was masked.
 
-    Args:
-      folder: Of `read_folder`.
-
-    Returns:
-      The folder, where it has none and says so with zeros; and a note of that.
+    With a note where it was so.
     """
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in folder.tensors) else ""
-    name, norm = (
-        f"{prefix}masked_spec_embed",
-        folder.tensors.get(f"{prefix}encoder.layer_norm.weight"),
-    )
+    name = f"{prefix}masked_spec_embed"
+    norm = folder.tensors.get(f"{prefix}encoder.layer_norm.weight")
     masked = folder.fields.get("mask_time_prob", 0.05), folder.fields.get("mask_feature_prob", 0.0)
     if name in folder.tensors or norm is None or any(masked):
         return folder, []
@@ -164,7 +144,7 @@ def not_normalised(path: Path) -> bool:
     return file.is_file() and read_json(file).get("do_normalize") is False
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Tensors of a .safetensors or .bin file, by its content; names of what is no tensor."""
     with path.open("rb") as file:
         head = file.read(9)
@@ -172,10 +152,10 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         return _read_safetensors(path)[0], []
     with TorchFile(path) as file:
         if not isinstance(file.content, dict):
-            raise ValueError(f"{path}: expected a mapping of names to tensors")
-        found = {k: v for k, v in file.content.items() if isinstance(v, Tensor)}
-        tensors = {str(name): file.array(value) for name, value in found.items()}
-        return tensors, [str(name) for name in file.content if name not in found]
+            raise UserError(f"{path}: expected a mapping of names to tensors")
+        named = {k: v for k, v in file.content.items() if isinstance(v, Tensor)}
+        tensors = {str(name): file.array(value) for name, value in named.items()}
+        return tensors, [str(name) for name in file.content if name not in named]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -186,7 +166,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, file.metadata() or {}
     except (safetensors.SafetensorError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged, or not a safetensors file: {error}") from None
+        raise UserError(f"{path}: damaged, or not a safetensors file: {error}") from None
 
 
 def config_from_fields(fields: dict[str, Any]) -> ml_collections.ConfigDict:
@@ -194,11 +174,11 @@ def config_from_fields(fields: dict[str, Any]) -> ml_collections.ConfigDict:
     fields = _DEFAULTS | fields
     config = published_recipe()
     model = config.model
-    for theirs, ours in _FIELDS.items():
+    for theirs, (ours, _) in _FIELDS.items():
         model[ours] = type(model[ours])(fields[theirs])
     if type(fields["conv_pos_kernel_size"]) is not int:
-        found = f"{fields['conv_pos_kernel_size']!r:.99}"
-        raise ValueError(f"conv_pos_kernel_size: found {found}, expected a number")
+        wrong = f"{fields['conv_pos_kernel_size']!r:.99}"
+        raise UserError(f"conv_pos_kernel_size: found {wrong}, expected a number")
     parts = [fields[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
     model.conv_layers = tuple(tuple(layer) for layer in zip(*parts, strict=True))
     model.pos_conv_width = fields["conv_pos_kernel_size"] * model.pos_conv_depth
@@ -213,7 +193,7 @@ def fields_of_config(config: Any) -> dict[str, Any]:
     return {
         "architectures": ["Data2VecAudioModel"],
         "model_type": "data2vec-audio",
-        **{theirs: model[ours] for theirs, ours in _FIELDS.items()},
+        **{theirs: model[ours] for theirs, (ours, _) in _FIELDS.items()},
         **_FIXED,
         "conv_dim": dims,
         "conv_kernel": kernels,
@@ -230,14 +210,9 @@ def fields_of_config(config: Any) -> dict[str, Any]:
 
 
 def naming_of(folder: Folder, *, config: Any) -> Naming:
-    """Where a folder has each of fairseq's tensors.
+    """Where a folder has each of fairseq's tensors: the file's own name, by fairseq's.
 
-    Args:
-      folder: Of `read_folder`.
-      config: Parsed configuration of its network.
-
-    Returns:
-      fairseq's name -> the file's own name; of the side file, with that file's name before it.
+    That of a tensor of the side file begins with the file's name.
     """
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in folder.tensors) else ""
     teacher, full = folder.metadata.get("model") == "teacher", config.teacher.scope == "full"

@@ -1,24 +1,49 @@
-"""The names that spidr and Hugging Face give to fairseq's tensors."""
+"""The names that spidr and Hugging Face give to fairseq's tensors, as tables of modules."""
 
 import re
 
 from dinosr_jax.interop.fairseq import Place
 
-_NORMS = {"self_attn_layer_norm": "layer_norm", "final_layer_norm": "final_layer_norm"}
-_FFN = {"fc1": "feed_forward.intermediate_dense", "fc2": "feed_forward.output_dense"}
-_FRONT = {"layer_norm": "feature_projection.layer_norm"}
-_FRONT |= {"post_extract_proj": "feature_projection.projection"}
+# what is not in these tables has the same name there
+_FRONT_END = {
+    r"feature_extractor\.conv_layers\.(\d+)\.0": r"feature_extractor.conv_layers.\1.conv",
+    r"feature_extractor\.conv_layers\.(\d+)\.2\.1": r"feature_extractor.conv_layers.\1.layer_norm",
+    r"layer_norm": r"feature_projection.layer_norm",
+    r"post_extract_proj": r"feature_projection.projection",
+}
+_ENCODER = {
+    r"layers\.(\d+)\.self_attn_layer_norm": r"layers.\1.layer_norm",
+    r"layers\.(\d+)\.fc1": r"layers.\1.feed_forward.intermediate_dense",
+    r"layers\.(\d+)\.fc2": r"layers.\1.feed_forward.output_dense",
+}
+_SPIDR_ENCODER = _ENCODER | {
+    r"pos_conv\.(\d+)\.0": r"pos_conv_embed.convs.\1",
+    r"layers\.(\d+)\.self_attn\.[qkv]_proj": r"layers.\1.attention.qkv",
+    r"layers\.(\d+)\.self_attn\.out_proj": r"layers.\1.attention.proj",
+}
+_HUGGINGFACE_ENCODER = _ENCODER | {
+    r"pos_conv\.(\d+)\.0": r"pos_conv_embed.layers.\1.conv",
+    r"layers\.(\d+)\.self_attn\.(\w+)": r"layers.\1.attention.\2",
+}
+_SPIDR_REST = {
+    r"mask_emb": r"mask_embedding",
+    r"_codebook(\d+)": r"codebooks.\1.codebook",
+    r"_codebook_cnts(\d+)": r"codebooks.\1.counts",
+    r"heads\.(\d+)\.(\w+)": r"heads.\1.0.\2",
+}
 
 
-def _front_end(name: str) -> str | None:
-    """Both formats' name of a tensor before the encoder, or None."""
+def _translate(name: str, table: dict[str, str]) -> str | None:
+    for pattern, theirs in table.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(theirs)
+    return None
+
+
+def _tensor(name: str, table: dict[str, str]) -> str:
+    """Their name of a tensor, by that of its module."""
     module, _, leaf = name.rpartition(".")
-    if module in _FRONT:
-        return f"{_FRONT[module]}.{leaf}"
-    found = re.fullmatch(r"(feature_extractor\.conv_layers\.\d+)\.(0|2\.1)", module)
-    if found is None:
-        return None
-    return f"{found[1]}.{'conv' if found[2] == '0' else 'layer_norm'}.{leaf}"
+    return f"{_translate(module, table) or module}.{leaf}"
 
 
 def spidr(name: str) -> Place:
@@ -31,33 +56,15 @@ def spidr(name: str) -> Place:
       spidr's name; query, key and value are thirds of one tensor. The front end of a teacher
       that has its own is under 'teacher.', which spidr itself does not know.
     """
-    if name == "mask_emb":
-        return Place("mask_embedding")
-    if found := re.fullmatch(r"_codebook(_cnts)?(\d+)", name):
-        return Place(f"codebooks.{found[2]}.{'counts' if found[1] else 'codebook'}")
-    if found := re.fullmatch(r"heads\.(\d+)\.(\w+)", name):
-        return Place(f"heads.{found[1]}.0.{found[2]}")
-    teacher = name.startswith("_ema.")
-    name = name.removeprefix("_ema.")
-    if name.startswith(("layers.", "pos_conv.")) or (teacher and name.startswith("encoder.")):
-        return _spidr_encoder(name.removeprefix("encoder."), "teacher")
-    if not teacher and name.startswith("encoder."):
-        return _spidr_encoder(name.removeprefix("encoder."), "student")
-    return Place(f"teacher.{_front_end(name)}" if teacher else f"{_front_end(name)}")
-
-
-def _spidr_encoder(name: str, network: str) -> Place:
-    module, _, leaf = name.rpartition(".")
-    third = None
-    if found := re.fullmatch(r"pos_conv\.(\d+)\.0", module):
-        module = f"pos_conv_embed.convs.{found[1]}"
-    elif found := re.fullmatch(r"(layers\.\d+)\.(?:self_attn\.)?(\w+)", module):
-        layer, part = found[1], found[2]
-        if part in ("q_proj", "k_proj", "v_proj"):
-            third, part = "qkv".index(part[0]), "attention.qkv"
-        part = "attention.proj" if part == "out_proj" else (_NORMS | _FFN).get(part, part)
-        module = f"{layer}.{part}"
-    return Place(f"{network}.{module}.{leaf}", third)
+    if rest := _translate(name, _SPIDR_REST):
+        return Place(rest)
+    inner = name.removeprefix("_ema.")
+    if not inner.startswith(("encoder.", "layers.", "pos_conv.")):
+        return Place(("teacher." if inner != name else "") + _tensor(inner, _FRONT_END))
+    network = "teacher" if inner != name else "student"
+    third = re.search(r"self_attn\.([qkv])_proj\.", inner)
+    place = _tensor(inner.removeprefix("encoder."), _SPIDR_ENCODER)
+    return Place(f"{network}.{place}", "qkv".index(third[1]) if third else None)
 
 
 def spidr_of_shared_teacher(name: str) -> Place:
@@ -68,20 +75,9 @@ def spidr_of_shared_teacher(name: str) -> Place:
 
 
 def huggingface(name: str) -> str:
-    """Hugging Face's name of a tensor of the student, without heads.
-
-    Args:
-      name: fairseq's name.
-
-    Returns:
-      The name in `Data2VecAudioModel`.
-    """
+    """The name in Hugging Face's `Data2VecAudioModel` of a tensor of the student, without heads."""
     if name == "mask_emb":
         return "masked_spec_embed"
-    module, _, leaf = name.rpartition(".")
-    if found := re.fullmatch(r"encoder\.pos_conv\.(\d+)\.0", module):
-        return f"encoder.pos_conv_embed.layers.{found[1]}.conv.{leaf}"
-    if found := re.fullmatch(r"(encoder\.layers\.\d+)\.(self_attn\.)?(\w+)", module):
-        part = f"attention.{found[3]}" if found[2] else (_NORMS | _FFN)[found[3]]
-        return f"{found[1]}.{part}.{leaf}"
-    return name if name.startswith("encoder.") else f"{_front_end(name)}"
+    if name.startswith("encoder."):
+        return f"encoder.{_tensor(name.removeprefix('encoder.'), _HUGGINGFACE_ENCODER)}"
+    return _tensor(name, _FRONT_END)

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import fairseq, fairseq_files, naming
 from dinosr_jax.interop.fairseq import PROJ, Place
 from dinosr_jax.interop.shapes import ASSUMED, infer_config
@@ -31,7 +32,7 @@ _RECIPE = {  # fields of fairseq's `wav2vec_ctc`
     "layerdrop": "model.layerdrop",
 }
 _MASKS = ("mask.prob", "ctc.channel_mask_prob")
-# What its w2v_args say that only pre-training asks for
+# Fields of its w2v_args that only pre-training needs
 _OF_PRETRAINING = ("discrete", "instance_norm_target_layer")
 _LEFT_BY_PRETRAINING = ("heads.", "_codebook", "_ema", "final_proj.", "pre_encoder", "_pre_encoder")
 NOT_NORMALISED = "it was trained on waveforms that were not normalised; here each one is"
@@ -58,17 +59,13 @@ def fairseq_config(
     symbols: tuple[str, ...] | None,
     notes: list[str],
 ) -> ml_collections.ConfigDict:
-    """Configuration of a `wav2vec_ctc` checkpoint.
+    """Configuration of a `wav2vec_ctc` checkpoint; the network's own fields are in `w2v_args`.
 
-    Args:
-      tensors: By fairseq's names, with their prefix.
-      cfg: Its `cfg` or `args`; the network's own is in `w2v_args`.
-      heads: Attention heads, where a person says them.
-      symbols: Of its dictionary, or None: 32 are taken for fairseq's letters.
-      notes: Gets a line for everything that was inferred.
+    `heads` and `symbols` are those that are given; without symbols, 32 are taken for fairseq's
+    letters. `notes` gets a line for everything that was inferred.
 
     Raises:
-      ValueError: The dictionary is not known, or has another size; or tensors are missing.
+      UserError: The dictionary is not known, or has another size; or tensors are missing.
     """
     outer = _section(cfg, "model") or cfg
     inner = _section(outer, "w2v_args") or _section(cfg, "w2v_args")
@@ -77,11 +74,11 @@ def fairseq_config(
     bare = {n.removeprefix(FAIRSEQ_PREFIX).removeprefix(_NETWORK): v for n, v in tensors.items()}
     rows = bare.get(f"{PROJ}.bias")
     if rows is None:
-        raise ValueError(f"{FAIRSEQ_PREFIX}{PROJ}.bias: missing; expected a wav2vec_ctc checkpoint")
+        raise UserError(f"{FAIRSEQ_PREFIX}{PROJ}.bias: missing; expected a wav2vec_ctc checkpoint")
     # a recogniser has no codebooks: any numbers that the configuration may have
     fields |= {"average_top_k_layers": 1, "codebook_size": 1}
-    found = infer_config(bare, lambda name: name, heads, notes, said=fields)
-    config = recogniser(found, _check_symbols(symbols, rows.size, notes))
+    network = infer_config(bare, lambda name: name, heads, notes, fields=fields)
+    config = recogniser(network, _check_symbols(symbols, rows.size, notes))
     taken = _add_recipe(config, outer) + fairseq.add_recipe(config, cfg)
     notes.append(f"recipe: {', '.join(taken)} of its configuration" if taken else "recipe: ours")
     if _section(cfg, "task").get("normalize", outer.get("normalize")) is False:
@@ -100,14 +97,14 @@ def used_tensors(
 
 
 def _section(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = fields.get(name)
-    return found if isinstance(found, dict) else {}
+    section = fields.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _check_symbols(symbols: tuple[str, ...] | None, size: int, notes: list[str]) -> tuple[str, ...]:
     if symbols is None:
         if size != len(_LETTERS):
-            raise ValueError(
+            raise UserError(
                 f"its output layer has {size} symbols, and fairseq's checkpoints do not hold their "
                 "names: give the dictionary, python -m dinosr_jax import CHECKPOINT "
                 "--vocabulary=dict.ltr.txt"
@@ -115,7 +112,7 @@ def _check_symbols(symbols: tuple[str, ...] | None, size: int, notes: list[str])
         notes.append(f"{ASSUMED} fairseq's 32 letters (--vocabulary=dict.ltr.txt says others)")
         return _LETTERS
     if len(symbols) != size:
-        raise ValueError(
+        raise UserError(
             f"--vocabulary: found {len(symbols)} symbols with the four special ones, the output "
             f"layer has {size}"
         )
@@ -123,26 +120,21 @@ def _check_symbols(symbols: tuple[str, ...] | None, size: int, notes: list[str])
 
 
 def recogniser(
-    found: ml_collections.ConfigDict, symbols: tuple[str, ...]
+    network: ml_collections.ConfigDict, symbols: tuple[str, ...]
 ) -> ml_collections.ConfigDict:
-    """The recipe of fine-tuning with the structure of a network.
-
-    Args:
-      found: Configuration of the network.
-      symbols: Of its output layer, in our order.
-    """
+    """The recipe of fine-tuning with the configuration of a network; `symbols` are in our order."""
     config = finetuning_recipe()
     config.compute_dtype = "float32"
     rates = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
     kept = {name: config.model[name] for name in rates}
-    config.model = found.model
+    config.model = network.model
     config.model.update(kept)
     config.ctc.symbols = symbols
     return config
 
 
 def _add_recipe(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> list[str]:
-    """Puts what a `wav2vec_ctc` configuration says of masks and dropout into ours."""
+    """Copies masks and dropout of a `wav2vec_ctc` configuration into ours."""
     taken = []
     for theirs, ours in _RECIPE.items():
         value, (section, field) = fields.get(theirs), ours.split(".")
@@ -164,13 +156,13 @@ def fairseq_fields(config: Any) -> dict[str, Any]:
     # no heads and codebooks; fairseq masks by the fields of the network
     masks = {name: recipe[name] for name in ("mask_channel_prob", "mask_channel_length")}
     network["model"] |= {"discrete": False, **masks}
-    told = {"_name": "wav2vec_ctc", "normalize": True, "apply_mask": True, "w2v_args": network}
+    model = {"_name": "wav2vec_ctc", "normalize": True, "apply_mask": True, "w2v_args": network}
     task = {"_name": "audio_finetuning", "data": "", "labels": "ltr", "normalize": True}
-    return {"task": task, "model": told | recipe}
+    return {"task": task, "model": model | recipe}
 
 
 def huggingface_fields(symbols: tuple[str, ...]) -> dict[str, Any]:
-    """What config.json of a recogniser says beside the network's fields."""
+    """The fields of a recogniser's config.json beside those of the network."""
     return {
         "architectures": ["Data2VecAudioForCTC"],
         "vocab_size": len(symbols),

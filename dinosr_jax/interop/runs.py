@@ -41,17 +41,13 @@ def get_config():
 
 @contextmanager
 def written_whole(output: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` when all is written.
+    """A temporary folder to write into, which becomes `output` when all is written.
 
-    Args:
-      output: Must not exist, or be an empty folder.
-
-    Yields:
-      A temporary folder beside it; removed where something fails. What a killed process left of
-      one is removed, too: a process holds a lock on its own.
+    It is removed where something fails; so is what a killed process left of one: a process holds a
+    lock on its own.
 
     Raises:
-      InteropError: There is something already.
+      InteropError: There is something already that is no empty folder.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -96,30 +92,26 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def write_run(found: Imported, output: Path, *, step: int | None = None) -> None:
+def write_run(imported: Imported, output: Path, *, step: int | None = None) -> None:
     """Makes a run: configuration and one checkpoint, with a fresh optimizer.
 
-    Args:
-      found: Of `read_checkpoint`.
-      output: Folder of the run.
-      step: Finished updates, where the checkpoint's number is not wanted.
+    `step` are the finished updates; None is the checkpoint's number.
 
     Raises:
       InteropError: The folder is not empty.
       CheckpointError: It cannot be written.
     """
-    step = found.step if step is None else step
-    values = found.config.to_dict() | {"workdir": str(output)}
-    config = parse(values)
-    data = {"fingerprint": IMPORTED, "next_step": step, "source": found.source}
-    if found.data.get("fresh"):  # heads and codebooks, until it is trained on
+    step = imported.step if step is None else step
+    config = parse(imported.config.to_dict() | {"workdir": str(output)})
+    data = {"fingerprint": IMPORTED, "next_step": step, "source": imported.source}
+    if imported.data.get("fresh"):  # heads and codebooks, until it is trained on
         data["fresh"] = True
-    data["assumed"] = [note for note in found.notes if note.startswith(ASSUMED)]
-    data["origin"] = found.data.get("origin") or found.data.get("fingerprint")
+    data["assumed"] = [note for note in imported.notes if note.startswith(ASSUMED)]
+    data["origin"] = imported.data.get("origin") or imported.data.get("fingerprint")
     with written_whole(output) as folder:
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
-            state = at_step(found.state, step)
+            state = at_step(imported.state, step)
             checkpoints.save(step, state, config=config.to_dict(), data=data)
             checkpoints.wait()
         finally:
@@ -129,12 +121,7 @@ def write_run(found: Imported, output: Path, *, step: int | None = None) -> None
 
 
 def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
-    """Reads a checkpoint of a run onto the first device, and leaves the folder alone.
-
-    Args:
-      folder: WORKDIR/checkpoints.
-      config: Parsed configuration of the run.
-      step: Which one; None for the newest.
+    """Reads a checkpoint of a run, None for the newest, onto the first device.
 
     Raises:
       CheckpointError: There is none that can be read, or its parameters are not finite.
@@ -152,10 +139,10 @@ def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
     tensors = {"params": state.params, "teacher_params": state.teacher_params}
     tensors["codebook"] = state.codebook._asdict() if state.codebook else {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
-        if found := fairseq.not_finite(np.asarray(leaf)):
+        if wrong := fairseq.not_finite(np.asarray(leaf)):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise CheckpointError(
-                f"{folder / str(restored.step)}: {name}: {found}: the checkpoint is damaged, or "
+                f"{folder / str(restored.step)}: {name}: {wrong}: the checkpoint is damaged, or "
                 f"training diverged. Take an earlier one ({folder}/STEP)."
             )
     return restored
@@ -164,24 +151,23 @@ def restore(folder: Path, config: Any, *, step: int | None = None) -> Restored:
 def checkpoints_of(workdir: Path, config: Any) -> Path:
     """The folder that a run is read from: of a recogniser that of its best, else of its last."""
     best = Path(workdir) / "best"
-    found = config.task == "ctc" and any(path.name.isdigit() for path in best.glob("*"))
-    return best if found else Path(workdir) / "checkpoints"
+    has_best = config.task == "ctc" and any(path.name.isdigit() for path in best.glob("*"))
+    return best if has_best else Path(workdir) / "checkpoints"
 
 
 def step_folder(path: Path, config: Any, step: int) -> Path:
-    """The folder of the checkpoint that is read where `path` is asked for; not of a run, `path`."""
+    """The folder of the checkpoint that `read` takes of a run; of anything else, `path`."""
     path = Path(path)
-    is_run = (path / "checkpoints").is_dir() and (path / "config.json").is_file()
-    return checkpoints_of(path, config) / str(step) if is_run else path
+    return checkpoints_of(path, config) / str(step) if is_run(path) else path
 
 
-def read_any(path: Path, *, heads: int | None = None) -> Imported:
+def read(path: Path, *, heads: int | None = None) -> Imported:
     """Reads a run, one of its checkpoints, or a checkpoint of another project.
 
     Args:
-      path: A workdir, a folder workdir/checkpoints/STEP or workdir/best/STEP, or what
-        `read_checkpoint` reads.
-      heads: Attention heads of another project's checkpoint that does not say them.
+      path: A workdir (its last checkpoint, of a recogniser its best), a step of one
+        (workdir/checkpoints/STEP or workdir/best/STEP), or what `read_checkpoint` reads.
+      heads: Attention heads of another project's checkpoint that does not have their number.
 
     Returns:
       As `read_checkpoint`; of a run, with its own optimizer state and data.
@@ -190,24 +176,47 @@ def read_any(path: Path, *, heads: int | None = None) -> Imported:
       InteropError: It is none of them.
       CheckpointError: The run has none that can be read.
     """
-    given, path, step, folder = Path(path), Path(path).absolute(), None, None
-    if path.name.isdigit() and path.parent.name in ("checkpoints", "best") and path.is_dir():
-        path, folder, step = path.parent.parent, path.parent, int(path.name)
-    if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
-        return read_checkpoint(given, choices=Choices(heads=heads))
-    config = parse(json.loads((path / "config.json").read_text()))
-    restored = restore(folder or checkpoints_of(path, config), config, step=step)
-    data = dict(restored.data)
-    data["metrics"] = _last_metrics(path / "metrics.jsonl", restored.step)
-    if restored.data.get("metrics"):  # those that made it the best
-        measured = {"step": restored.step, **restored.data["metrics"]}
-        data["metrics"]["held out"] = measured
-    return Imported(config, restored.state, restored.step, "run", [], data)
+    path = Path(path)
+    metadata = path / "config" / "metadata"
+    if is_run(path):
+        config, step = _read_config(path / "config.json"), None
+        folder = checkpoints_of(path, config)
+    elif path.absolute().name.isdigit() and metadata.is_file() and (path / "state").is_dir():
+        config, step = _read_config(metadata), int(path.absolute().name)
+        folder = path.absolute().parent
+    else:
+        return read_checkpoint(path, choices=Choices(heads=heads))
+    restored = restore(folder, config, step=step)
+    return Imported(config, restored.state, restored.step, "run", [], dict(restored.data))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a workdir of main.py."""
+    return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return parse(json.loads(path.read_text()))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as a configuration: {error}") from None
+
+
+def read_any(path: Path, *, heads: int | None = None) -> Imported:
+    """As `read`; of a run, `data` has its last `metrics`, too."""
+    imported = read(path, heads=heads)
+    if imported.source != "run":
+        return imported
+    workdir = Path(path) if is_run(Path(path)) else Path(path).absolute().parent.parent
+    metrics = _last_metrics(workdir / "metrics.jsonl", imported.step)
+    if imported.data.get("metrics"):  # those that made it the best
+        metrics["held out"] = {"step": imported.step, **imported.data["metrics"]}
+    return imported._replace(data=imported.data | {"metrics": metrics})
 
 
 def _last_metrics(path: Path, step: int) -> dict[str, dict[str, Any]]:
     """The last records up to `step`: of training, and of the held-out split where there is one."""
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
@@ -215,7 +224,7 @@ def _last_metrics(path: Path, step: int) -> dict[str, dict[str, Any]]:
             continue  # a line that a killed run did not finish
         if isinstance(record, dict) and record.get("step", 0) <= step:
             held_out = {k: v for k, v in record.items() if k.startswith("eval_")}
-            found["training"] = {k: v for k, v in record.items() if k not in held_out}
+            records["training"] = {k: v for k, v in record.items() if k not in held_out}
             if "eval_loss" in record:
-                found["held out"] = {"step": record.get("step"), **held_out}
-    return found
+                records["held out"] = {"step": record.get("step"), **held_out}
+    return records

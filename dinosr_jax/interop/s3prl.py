@@ -10,20 +10,14 @@ from dinosr_jax.interop import fairseq, fairseq_files
 from dinosr_jax.model.feature_encoder import receptive_field
 
 ENTRIES = {"task_cfg", "model_cfg", "model_weight"}
-_DOWNSAMPLING = 320  # samples a frame, whatever the network says
+_DOWNSAMPLING = 320  # samples a frame, whatever the network has
 _NOT_THERE = ("_ema.", "_codebook", "heads.")
 
 
 def content(state: Any, *, config: Any) -> dict[str, Any]:
-    """A checkpoint as plain values and arrays.
+    """A checkpoint as plain values and arrays: fairseq's fields, and the student's tensors.
 
-    Args:
-      state: TrainState of a pre-trained network.
-      config: Parsed configuration.
-
-    Returns:
-      fairseq's fields and the student's tensors by fairseq's names. `_ema` is empty: the loader
-      removes it, and fails where it is not there.
+    `_ema` is empty: the loader removes it, and fails where it is not there.
     """
     cfg = fairseq_files.network(config)
     tensors = fairseq.from_state(state, config=config)
@@ -32,13 +26,13 @@ def content(state: Any, *, config: Any) -> dict[str, Any]:
     return {"task_cfg": cfg["task"], "model_cfg": cfg["model"], "model_weight": weights}
 
 
-def is_content(found: Any) -> bool:
+def is_content(value: Any) -> bool:
     """Whether a file holds such a checkpoint, of whatever network."""
-    return isinstance(found, Mapping) and found.keys() >= ENTRIES
+    return isinstance(value, Mapping) and value.keys() >= ENTRIES
 
 
 def warnings(config: Any) -> list[str]:
-    """What s3prl takes otherwise; empty where it takes all as it is."""
+    """What s3prl takes otherwise."""
     hop = receptive_field(config.model.conv_layers)[1]
     if hop == _DOWNSAMPLING:
         return []

@@ -1,4 +1,4 @@
-"""The network that a checkpoint holds, of the shapes of its tensors."""
+"""The configuration of the network that a checkpoint holds, by the shapes of its tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import fairseq
 
 ASSUMED = "ASSUMED"  # begins the notes of what may be wrong
@@ -17,32 +18,25 @@ def infer_config(
     heads: int | None,
     notes: list[str],
     *,
-    said: dict[str, Any],
+    fields: dict[str, Any],
 ) -> ml_collections.ConfigDict:
-    """The configuration that tensors of these shapes have.
+    """The unparsed configuration of a checkpoint, by fairseq's `fields`, else by its shapes.
 
-    Args:
-      tensors: Name -> array.
-      name_of: The format's name of a fairseq tensor.
-      heads: Attention heads, where a person says them.
-      notes: Gets a line for everything that shapes do not tell.
-      said: fairseq's fields, where the checkpoint has them; they are believed.
-
-    Returns:
-      Unparsed configuration; the recipe is the published one where `said` does not say.
+    `name_of` gives the format's name of a fairseq tensor; `heads` are those that are given; `notes`
+    gets a line for everything that shapes do not tell. What neither tells is as published.
 
     Raises:
-      ValueError: Tensors that tell the shape are missing.
+      UserError: Tensors that tell the shape are missing.
     """
-    config = fairseq.config_from_fields({k: v for k, v in said.items() if v is not None})
+    config = fairseq.config_from_fields({k: v for k, v in fields.items() if v is not None})
     config.compute_dtype = "float32"
     model = config.model
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         value = tensors.get(name_of(name))
         if value is None or value.ndim != rank:
-            found = "missing" if value is None else f"found shape {list(value.shape)}"
-            raise ValueError(f"{name_of(name)}: {found}, expected {rank} axes")
+            wrong = "missing" if value is None else f"found shape {list(value.shape)}"
+            raise UserError(f"{name_of(name)}: {wrong}, expected {rank} axes")
         return value.shape
 
     def number(pattern: str) -> int:
@@ -51,28 +45,28 @@ def infer_config(
             k += 1
         return k
 
-    if "encoder_embed_dim" not in said:
+    if "encoder_embed_dim" not in fields:
         model.width = shape("mask_emb", 1)[0]
-    if "encoder_layers" not in said:
+    if "encoder_layers" not in fields:
         model.num_layers = number("encoder.layers.{}.fc1.weight")
-    if "encoder_ffn_embed_dim" not in said:
+    if "encoder_ffn_embed_dim" not in fields:
         model.ffn_dim = shape("encoder.layers.0.fc1.weight", 2)[0]
-    _infer_convolutions(model, shape, number, notes, said)
+    _infer_convolutions(model, shape, number, notes, fields)
     if heads is not None:
         model.num_heads = heads
-    elif "encoder_attention_heads" not in said:
+    elif "encoder_attention_heads" not in fields:
         model.num_heads = _published_heads(model.width, notes)
-    if "average_top_k_layers" not in said:
+    if "average_top_k_layers" not in fields:
         model.num_codebooks = number("_codebook{}")
-    if "codebook_size" not in said:
+    if "codebook_size" not in fields:
         model.codebook_size = shape("_codebook0", 2)[0]
     return config
 
 
 def _infer_convolutions(
-    model: Any, shape: Any, number: Any, notes: list[str], said: dict[str, Any]
+    model: Any, shape: Any, number: Any, notes: list[str], fields: dict[str, Any]
 ) -> None:
-    if "conv_feature_layers" not in said:
+    if "conv_feature_layers" not in fields:
         count = number("feature_extractor.conv_layers.{}.0.weight")
         layers = []
         for i in range(count):
@@ -82,20 +76,20 @@ def _infer_convolutions(
         strides = ", ".join(str(layer[2]) for layer in layers)
         notes.append(f"{ASSUMED} strides {strides}, as published: shapes do not tell")
     depth = number("encoder.pos_conv.{}.0.weight")
-    if "pos_conv_depth" not in said:
+    if "pos_conv_depth" not in fields:
         model.pos_conv_depth = depth
     _, inputs, kernel = shape("encoder.pos_conv.0.0.weight", 3)
-    if "conv_pos" not in said:
+    if "conv_pos" not in fields:
         model.pos_conv_width = kernel * model.pos_conv_depth
-    if "conv_pos_groups" not in said:
+    if "conv_pos_groups" not in fields:
         model.pos_conv_groups = model.width // max(inputs, 1)
 
 
 def _published_heads(width: int, notes: list[str]) -> int:
-    """Attention heads where nothing says them: 64 wide each, as published."""
+    """Attention heads where no field has them: 64 wide each, as published."""
     if width % 64:
-        raise ValueError(
-            f"the number of attention heads is not said, and a width of {width} is no multiple of "
+        raise UserError(
+            f"the number of attention heads is not known, and a width of {width} is no multiple of "
             "the published 64 a head: give it, --heads=N (load(path, heads=N))"
         )
     notes.append(

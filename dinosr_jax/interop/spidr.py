@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.interop import fairseq, naming
 from dinosr_jax.interop.shapes import ASSUMED, infer_config
 from dinosr_jax.objective.teacher import EXPONENTIAL_THRESHOLD
@@ -51,18 +52,10 @@ _SHARED_TEACHER = (
 
 
 def fields_beside(checkpoint: Path) -> dict[str, Any]:
-    """What the `config.json` beside a checkpoint of spidr says, where there is one of spidr's.
+    """Fields of the `config.json` beside a checkpoint of spidr, by fairseq's names.
 
-    Args:
-      checkpoint: The `.pt` file.
-
-    Returns:
-      Fields by fairseq's names; the heads are among them, since spidr has a default. Empty where
-      there is no such file, or it is another program's.
-
-    Raises:
-      ValueError: It is no JSON.
-      OSError: It cannot be read.
+    The heads are among them, since spidr has a default. Empty where there is no such file, or it is
+    another program's; UserError where it is no JSON.
     """
     whole = _read(checkpoint)
     if not whole:
@@ -86,26 +79,18 @@ def infer(
     objective: str | None,
     notes: list[str],
 ) -> ml_collections.ConfigDict:
-    """The configuration of a checkpoint, of the file beside it and of its shapes.
+    """The unparsed configuration of a checkpoint, by config.json beside it, else by its shapes.
 
-    Args:
-      tensors: By spidr's names.
-      checkpoint: The `.pt` file.
-      heads: Attention heads, where a person says them.
-      objective: 'dinosr' or 'spidr', where a person says it; the file beside is believed.
-      notes: Gets a line for everything that is not sure.
-
-    Returns:
-      Unparsed configuration.
+    `heads` and `objective` are values for what neither has; `notes` gets a line for everything that
+    is not sure.
 
     Raises:
-      ValueError: The file is no JSON, or tensors that tell the shape are missing.
-      OSError: It cannot be read.
+      UserError: The file is no JSON, or tensors that tell the shape are missing.
     """
-    said, whole = fields_beside(checkpoint), _read(checkpoint)
+    fields, whole = fields_beside(checkpoint), _read(checkpoint)
     name_of = lambda name: naming.spidr_of_shared_teacher(name).name
-    config = infer_config(tensors, name_of, heads, notes, said=said)
-    notes.append("network: as config.json beside it says" if said else "recipe: published")
+    config = infer_config(tensors, name_of, heads, notes, fields=fields)
+    notes.append("network: as config.json beside it says" if fields else "recipe: published")
     model, run = whole.get("model", whole), whole.get("run")
     is_spidr = isinstance(run, dict) and run.get("model_type") == "spidr"
     if whole:
@@ -117,12 +102,12 @@ def infer(
         )
     config.objective = objective or "dinosr"
     if config.objective == "spidr":
-        if config.model.layerdrop and "encoder_layerdrop" in said:
+        if config.model.layerdrop and "encoder_layerdrop" in fields:
             notes.append(f"model.layerdrop: {config.model.layerdrop} there, 0 here")
         config.model.layerdrop = 0.0
         timescale = model.get("ema_timescale", _DEFAULT_TIMESCALE)
         if not isinstance(timescale, int | float) or timescale % 1 or timescale <= 0:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint.parent}/config.json: ema_timescale: found {timescale!r}, expected "
                 "a whole number of updates"
             )
@@ -135,7 +120,7 @@ def add_missing_biases(
 ) -> tuple[dict[str, np.ndarray], int]:
     """The tensors with biases of query, key and value, which spidr has on demand, and how many."""
     layers = (re.match(r"student\.layers\.(\d+)\.", name) for name in tensors)
-    count = len({int(found[1]) for found in layers if found})
+    count = len({int(match[1]) for match in layers if match})
     names = {
         naming.spidr_of_shared_teacher(f"{net}layers.{i}.self_attn.q_proj.bias").name
         for i in range(count)
@@ -160,7 +145,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); it is read beside {checkpoint}") from None
+        raise UserError(f"{path}: not JSON ({error}); it is read beside {checkpoint}") from None
     whole = whole if isinstance(whole, dict) else {}
     model = whole.get("model", whole)
     known = isinstance(model, dict) and any(name in model for name in _MODEL if "_" in name)
@@ -170,14 +155,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 
 
 def fields_of_config(config: Any) -> dict[str, Any]:
-    """The inverse of `fields_beside`: what spidr's `config.json` says of a configuration of ours.
-
-    Args:
-      config: Parsed configuration.
-
-    Returns:
-      Its sections `model` and `masking`.
-    """
+    """The inverse of `fields_beside`: spidr's `config.json`, its sections `model` and `masking`."""
     fields = fairseq.fields_of_config(config)
     fields["conv_feature_layers"] = [list(layer) for layer in config.model.conv_layers]
     model = {name: fields[theirs] for name, theirs in _MODEL.items()}
@@ -190,12 +168,12 @@ def fields_of_config(config: Any) -> dict[str, Any]:
 
 
 def warnings(config: Any) -> list[str]:
-    """What spidr computes otherwise with an exported network; empty where it computes the same."""
-    found = [_SHARED_TEACHER] if config.teacher.scope == "full" else []
+    """What spidr computes otherwise with an exported network."""
+    texts = [_SHARED_TEACHER] if config.teacher.scope == "full" else []
     theirs = "exponential" if config.objective == "spidr" else "linear"
     if config.teacher.schedule != theirs:
-        found.append(
+        texts.append(
             f"where it is trained on there, its teacher slows down by another schedule: {theirs}, "
             f"not {config.teacher.schedule} (teacher.schedule)"
         )
-    return found
+    return texts

@@ -4,14 +4,14 @@ A row of the output layer is a symbol. Theirs may be in any order, with the blan
 token; ours begin with fairseq's four special ones, the blank first.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinosr_jax.interop.huggingface import read_json
+from dinosr_jax.errors import UserError
+from dinosr_jax.interop.huggingface import read_json, write_json
 
 BOUNDARY = "|"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the blank first, as fairseq numbers them
@@ -24,40 +24,36 @@ class Tokenizer(NamedTuple):
 
     symbols: tuple[str, ...]
     rows: list[int]
-    notes: list[str]  # for people
+    notes: list[str]
 
 
 def read(folder: Path, fields: Mapping[str, Any], *, size: int) -> Tokenizer:
     """Reads `vocab.json`, the tokens added to it, and which of them are special.
 
-    Args:
-      folder: Of a `Data2VecAudioForCTC`.
-      fields: Its config.json; `pad_token_id` is the blank.
-      size: Rows of its output layer.
+    `fields` are those of config.json, whose `pad_token_id` is the blank; `size` rows has lm_head.
 
     Raises:
-      ValueError: They are not the names of all rows.
-      OSError: A file cannot be read.
+      UserError: They are not the names of all rows.
     """
     settings = _settings(folder)
     names = _names(folder, settings, size)
     blank = fields.get("pad_token_id", 0)
     if len(names) != size or type(blank) is not int or blank not in names:
-        raise ValueError(
+        raise UserError(
             f"{folder}/vocab.json: found the names of {len(names)} symbols, expected one for each "
             f"of the {size} rows of lm_head, and among them pad_token_id, which is {blank!r}"
         )
     row_of = {name: row for row, name in names.items() if row != blank}
-    told = (settings.get(f"{kind}_token") for kind in ("bos", "eos", "unk"))
+    tokens = (settings.get(f"{kind}_token") for kind in ("bos", "eos", "unk"))
     special = [blank]
-    for name, usual in zip(told, _THEIRS[1:], strict=True):
+    for name, usual in zip(tokens, _THEIRS[1:], strict=True):
         special.append(row_of.get(name if isinstance(name, str) else usual, -1))
     rest = [row for row in sorted(names) if row not in special]
     delimiter = settings.get("word_delimiter_token", BOUNDARY)
     symbols = (*SPECIAL, *(BOUNDARY if names[r] == delimiter else names[r] for r in rest))
     twice = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
     if twice:
-        raise ValueError(
+        raise UserError(
             f"{folder}/vocab.json: {twice[0]!r} is a symbol, but tokenizer_config.json says that "
             "another one has its part"
         )
@@ -69,20 +65,20 @@ def read(folder: Path, fields: Mapping[str, Any], *, size: int) -> Tokenizer:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Of tokenizer_config.json, over special_tokens_map.json; tokens as plain strings."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            found |= read_json(folder / name)
+            settings |= read_json(folder / name)
     plain = lambda v: v["content"] if isinstance(v, dict) and "content" in v else v
-    return {name: plain(value) for name, value in found.items()}
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def _names(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, str]:
-    """Row -> symbol; added tokens without a row are left out, since nothing says them."""
+    """Row -> symbol; added tokens without a row are left out."""
     names: dict[int, str] = {}
     for number, name in _numbered(folder / "vocab.json"):
         if not 0 <= number < size or number in names:
-            raise ValueError(
+            raise UserError(
                 f"{folder}/vocab.json: {name!r} is number {number}, expected one of its own from "
                 f"0 to {size - 1}"
             )
@@ -101,7 +97,7 @@ def _names(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, st
 def _numbered(file: Path) -> Iterator[tuple[int, str]]:
     for name, number in (read_json(file) if file.is_file() else {}).items():
         if type(number) is not int:
-            raise ValueError(f"{file}: expected symbols and numbers, found {name!r}: {number!r}")
+            raise UserError(f"{file}: expected symbols and numbers, found {name!r}: {number!r}")
         yield number, name
 
 
@@ -124,21 +120,13 @@ def reorder(tensors: dict[str, np.ndarray], rows: list[int]) -> dict[str, np.nda
 def write(folder: Path, symbols: tuple[str, ...]) -> None:
     """Writes vocab.json and the configurations of tokenizer and processor.
 
-    Words of characters are told by the delimiter `|`; phones, which have none, by spaces
-    (Wav2Vec2PhonemeCTCTokenizer, which phonemizes nothing here).
-
-    Args:
-      folder: To write into.
-      symbols: All of them, the special ones first.
+    The delimiter `|` ends words of characters; phones are separated by spaces
+    (Wav2Vec2PhonemeCTCTokenizer, which phonemizes nothing here). The special symbols come first.
     """
-    put = lambda name, value: (folder / name).write_text(
-        json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
     names = [*_THEIRS, *symbols[len(SPECIAL) :]]
-    put("vocab.json", {name: number for number, name in enumerate(names)})
-    roles = zip(("pad_token", "bos_token", "eos_token", "unk_token"), _THEIRS, strict=True)
-    special = dict(roles)
-    put("special_tokens_map.json", special)
+    write_json(folder / "vocab.json", {name: number for number, name in enumerate(names)})
+    special = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), _THEIRS, strict=True))
+    write_json(folder / "special_tokens_map.json", special)
     characters = BOUNDARY in symbols
     kind = "Wav2Vec2CTCTokenizer" if characters else "Wav2Vec2PhonemeCTCTokenizer"
     settings = special | {
@@ -153,5 +141,5 @@ def write(folder: Path, symbols: tuple[str, ...]) -> None:
     else:
         settings |= {"do_phonemize": False, "phone_delimiter_token": " "}
         settings |= {"word_delimiter_token": None}
-    put("tokenizer_config.json", settings)
-    put("processor_config.json", {"processor_class": "Wav2Vec2Processor"})
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "processor_config.json", {"processor_class": "Wav2Vec2Processor"})

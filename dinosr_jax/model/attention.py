@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.model import fused_attention, layers, positional_dropout
 from dinosr_jax.model.positional_dropout import Seeds
 
@@ -17,7 +18,7 @@ Array = jax.Array
 Attention = Literal["auto", "xla", "fused", "cudnn"]
 Implementation = Literal["xla", "fused", "cudnn"]
 
-# What the fused kernel gives, which the backward pass of a layer then need not compute again.
+# What the fused kernel gives; the backward pass of a layer does not compute it again.
 FUSED_OUTPUT = "fused_attention"
 
 # Without dropout, attention over more frames than _LONG is computed by XLA for _QUERY_BLOCK queries
@@ -38,24 +39,13 @@ def implementation(
     dtype: jnp.dtype,
     capability: str | None = None,
 ) -> Implementation:
-    """What computes the attention of `model.attention` on a device.
+    """The implementation of `model.attention` on a device, of heads of a width over so many frames.
 
     'auto' is 'fused' on TPU where the kernel takes the heads and the frames, and 'xla' elsewhere.
-    Any other is that one, or an error.
-
-    Args:
-      attention: Of the configuration.
-      platform: 'cpu', 'gpu' or 'tpu'.
-      head_width: Width of a head.
-      frames: Of the longest utterance.
-      dtype: Of the computation.
-      capability: CUDA compute capability of a GPU, such as '8.0', if known.
-
-    Returns:
-      The implementation.
+    The `capability` is CUDA's of a GPU, such as '8.0', if known.
 
     Raises:
-      ValueError: The device cannot run it.
+      UserError: The device cannot run it.
     """
     if attention == "xla":
         return "xla"
@@ -66,7 +56,7 @@ def implementation(
     if problem and attention == "auto":
         return "xla"
     if problem:
-        raise ValueError(
+        raise UserError(
             f"config.model.attention: found {attention!r}, which {problem}; choose 'xla', or "
             "'auto' for what this device runs best"
         )
@@ -78,7 +68,7 @@ def _problem_of_fused(platform: str, head_width: int, frames: int) -> str:
     most = fused_attention.MOST_FRAMES
     if frames > most:
         return f"takes {most} frames at most, not {frames} (data.max_seconds)"
-    if fused_attention.is_interpreted():
+    if fused_attention.INTERPRETED:
         return ""
     if platform != "tpu":
         return f"needs a TPU, not a {platform.upper()}"
@@ -99,18 +89,17 @@ def _problem_of_cudnn(
     return _problem_of_heads(head_width, _HEADS_OF_CUDNN, "a multiple of 8 up to 128")
 
 
-def _problem_of_heads(head_width: int, taken: tuple[int, ...], wanted: str) -> str:
+def _problem_of_heads(head_width: int, taken: tuple[int, ...], expected: str) -> str:
     if head_width in taken:
         return ""
-    return f"takes heads of a width of {wanted}, not {head_width} (model.width / model.num_heads)"
+    return f"takes heads of a width of {expected}, not {head_width} (model.width / model.num_heads)"
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with biases on q, k, v and output; softmax in float32.
 
     Probabilities are dropped by position, the same entries whoever computes. cuDNN cannot do that:
-    its dropout counts its own calls, so that in a loop over layers the backward pass would drop
-    others than the forward pass did. Where probabilities are dropped, XLA computes in its place.
+    where probabilities are dropped, XLA computes in its place.
     """
 
     num_heads: int
@@ -144,11 +133,11 @@ class SelfAttention(nn.Module):
         drops = seeds is not None
         if not drops and frames > _LONG:
             return _attend_long(q, k, v, padding_mask)
-        asked: Attention = self.attention
-        if asked == "fused" and not drops and frames > fused_attention.MOST_FRAMES:
-            asked = "xla"  # a held-out recording that is longer than any crop
+        attention: Attention = self.attention
+        if attention == "fused" and not drops and frames > fused_attention.MOST_FRAMES:
+            attention = "xla"  # a held-out recording that is longer than any crop
         device = {"platform": layers.platform(), "dtype": q.dtype}
-        chosen = implementation(asked, head_width=width, frames=frames, **device)
+        chosen = implementation(attention, head_width=width, frames=frames, **device)
         if chosen == "fused":
             return _attend_fused(q, k, v, padding_mask, seeds, rate=self.dropout)
         if chosen == "cudnn" and not drops:

@@ -1,7 +1,7 @@
 """Convolutions over time, with gradients of their own on CPU.
 
 XLA on CPU takes many times as long for the textbook gradients of some of them as for the
-convolutions; on GPU and TPU, its own are used. Times: one core of an AMD EPYC, jax 0.10.2, float32.
+convolutions; on GPU and TPU, its own are used.
 
 Shapes: B batch, T frames in, U frames out, C channels in, D channels out, K kernel, G groups.
 """
@@ -17,15 +17,7 @@ _LANES = 128  # channels of a tile of a TPU
 
 
 def strided_conv(x: Array, kernel: Array, *, stride: int) -> Array:
-    """One-dimensional convolution without padding.
-
-    XLA's, also on CPU: as fast as PyTorch's, and 1.6 times as fast as a product with stacked
-    taps for the first layer.
-
-    Args:
-      x: [B, T, C].
-      kernel: [K, C, D], in the type of `x`.
-      stride: Hop in frames.
+    """One-dimensional convolution of x [B, T, C] with kernel [K, C, D], without padding.
 
     Returns:
       [B, U, D] with U = floor((T - K) / stride) + 1.
@@ -42,8 +34,7 @@ def _strided_plain(x: Array, kernel: Array, stride: int) -> Array:
 _LAYOUT = ("NWC", "WIO", "NWC")
 
 # XLA's gradient of x convolves with zeros between the frames, on one core; a convolution for each
-# phase of the stride does not: 245 ms instead of 340 for [4, 12799, 512], K 3, stride 2, and 53
-# instead of 111 for [8, 12799, 128].
+# phase of the stride does not, and takes half to three quarters of the time.
 _strided = jax.custom_vjp(_strided_plain, nondiff_argnums=(2,))
 
 
@@ -62,7 +53,7 @@ def _strided_backward(stride, saved, g):
     dx = jnp.stack([phase(first) for first in range(stride)], axis=2)
     dx = dx.reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]
     dx = jnp.pad(dx, ((0, 0), (0, x.shape[1] - dx.shape[1]), (0, 0)))  # frames that no window met
-    if x.shape[2] == 1:  # the waveform: 11 ms instead of 50
+    if x.shape[2] == 1:  # the waveform: a fifth of the time
         windows = [x[:, k::stride][:, : g.shape[1], 0] for k in range(kernel.shape[0])]
         return dx, jnp.einsum("kbu,bud->kd", jnp.stack(windows), g)[:, None]
     _, by_kernel = jax.vjp(lambda kernel: _strided_plain(x, kernel, stride), kernel)
@@ -75,20 +66,16 @@ _strided.defvjp(
 
 
 def grouped_conv(x: Array, kernel: Array, bias: Array, *, groups: int) -> Array:
-    """Grouped one-dimensional convolution, stride 1, as many frames out as in.
+    """Grouped one-dimensional convolution, stride 1, as many frames out as in (fairseq's SamePad).
 
-    Zero padding of K // 2 frames on both sides; with an even K the last frame out is left away
-    (fairseq's SamePad).
+    Zero padding of K // 2 frames on both sides; with an even K the last frame out is left away.
 
     Args:
       x: [B, T, C].
-      kernel: [K, C / groups, D], any float type; computed in that of `x`. A float32 kernel's
-        gradient is summed over the devices in float32.
+      kernel: [K, C / groups, D]; computed in the type of `x`. A float32 kernel's gradient is summed
+        over the devices in float32.
       bias: [D], in the type of `x`.
       groups: Divides C and D.
-
-    Returns:
-      [B, T, D].
     """
     own = _grouped if layers.platform() == "cpu" else _grouped_plain
     convolve = lambda x, kernel: own(x, kernel.astype(x.dtype), groups)
@@ -115,8 +102,8 @@ def _grouped_plain(x: Array, kernel: Array, groups: int, *, before: int | None =
 def _grouped_wide(x: Array, kernel: Array, groups: int) -> Array:
     """The same with neighbouring groups made one, whose kernel has zeros between them.
 
-    A TPU moves and multiplies 128 channels of a group at a time, whether they are there or not: 16
-    groups of 48 cost as much as 16 of 128, and twice as much as 8 of 96.
+    A TPU multiplies 128 channels of a group at a time, whether they are there or not: 16 groups of
+    48 cost twice as much as 8 of 96.
     """
     width, each = kernel.shape[1], kernel.shape[2] // groups
     fit = [n for n in range(1, groups + 1) if groups % n == 0 and n * width <= _LANES]
@@ -127,8 +114,8 @@ def _grouped_wide(x: Array, kernel: Array, groups: int) -> Array:
     return _grouped_plain(x, kernel, groups // merged)
 
 
-# On CPU XLA takes 20 times as long for the gradient of a grouped kernel as for the convolution
-# (530 ms for [4, 199, 768] with K 19, G 16); a product of frames and gradients a tap takes 30 ms.
+# On CPU XLA takes 20 times as long for the gradient of a grouped kernel as for the convolution; a
+# product of frames and gradients a tap takes no longer than that.
 _grouped = jax.custom_vjp(_grouped_plain, nondiff_argnums=(2,))
 
 

@@ -141,9 +141,6 @@ class DinoSR(nn.Module):
           key: PRNG key of dropout and LayerDrop; None evaluates.
           layerdrop_key: That of LayerDrop, where it is another: micro-batches drop the same layers.
           all_layers: Keep `ffn` and `block` of every layer.
-
-        Returns:
-          `Layers`.
         """
         x = projected if mask is None else self.mask_embedding(projected, mask)
         if channel_mask is not None:
@@ -166,15 +163,10 @@ class DinoSR(nn.Module):
 
 
 def padding_mask(num_samples: Array, *, samples: int, conv_layers) -> Array:
-    """Which frames are padding.
+    """Which frames are padding: [B, T] bool, True on padding.
 
-    Args:
-      num_samples: [B] int, real samples of each utterance.
-      samples: S, the length of the padded batch.
-      conv_layers: (channels, kernel, stride) of every convolution.
-
-    Returns:
-      [B, T] bool, True on padding.
+    `num_samples` [B] int are the real samples of each utterance, `samples` is the length of the
+    batch.
     """
     frames = jnp.arange(num_frames(samples, conv_layers))
     return frames[None, :] >= num_frames(num_samples, conv_layers)[:, None]

@@ -18,20 +18,17 @@ Array = jax.Array
 ConvLayers = Sequence[tuple[int, int, int]]  # (channels, kernel, stride) of each convolution
 FrontEnd = Literal["conv", "mfcc"]
 
-# A TPU keeps arrays in tiles, here of 8 utterances and 128 channels, and moves whole tiles: 11
-# utterances would cost as much as 16. Cut into 8 pieces each, any number of them fills its tiles.
+# A TPU moves whole tiles, here of 8 utterances and 128 channels: 11 utterances would cost as much
+# as 16. Cut into 8 pieces each, any number of them fills its tiles.
 _PIECES = 8
 
 
 def num_frames(num_samples, conv_layers: ConvLayers):
     """Number of frames that the feature encoder makes of a number of samples.
 
-    Args:
-      num_samples: int, or integer array of any shape.
-      conv_layers: (channels, kernel, stride) of every convolution.
-
-    Returns:
-      The same type as `num_samples`; 0 where the audio is shorter than the receptive field.
+    `num_samples` is an int or an integer array; the result, of the same type, is 0 where the audio
+    is shorter than the receptive field. `conv_layers` has (channels, kernel, stride) of each
+    convolution.
     """
     for _, kernel, stride in conv_layers:
         num_samples = (num_samples - kernel) // stride + 1
@@ -81,10 +78,7 @@ class FeatureEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, waveforms: Array) -> Array:
-        """Encodes waveforms.
-
-        Args:
-          waveforms: [B, S] float32, 16 kHz, normalised per utterance.
+        """Encodes waveforms [B, S] float32, 16 kHz, normalised per utterance.
 
         Returns:
           [B, T, C] in `dtype`; MFCC, which are not normalised yet, in float32.
@@ -95,7 +89,7 @@ class FeatureEncoder(nn.Module):
             return layers.place(mfcc(waveforms.astype(jnp.float32), **sizes), "batch")
         frames = num_frames(waveforms.shape[1], self.conv_layers)
         pieces = _PIECES if layers.platform() == "tpu" and frames else 1
-        x = cut_waveforms(waveforms, self.conv_layers, pieces=pieces)
+        x = _cut_waveforms(waveforms, self.conv_layers, pieces=pieces)
         x = x[..., None].astype(self.dtype)  # [B * pieces, samples of a piece, 1]
         for i, (channels, kernel, stride) in enumerate(self.conv_layers):
             x = ConvBlock(channels, kernel, stride, name=f"conv_{i}")(x)
@@ -105,18 +99,12 @@ class FeatureEncoder(nn.Module):
         return x
 
 
-def cut_waveforms(waveforms: Array, conv_layers: ConvLayers, *, pieces: int) -> Array:
-    """Cuts waveforms into pieces of equally many frames; each sees all that its frames see.
+def _cut_waveforms(waveforms: Array, conv_layers: ConvLayers, *, pieces: int) -> Array:
+    """Cuts waveforms [B, S] into [B * pieces, samples of a piece], of equally many frames each.
 
-    Args:
-      waveforms: [B, S].
-      conv_layers: (channels, kernel, stride) of every convolution.
-      pieces: Of each waveform.
-
-    Returns:
-      [B * pieces, samples of a piece]: neighbours overlap, and zeros follow the last where the
-      frames cannot be dealt equally. The frames of the pieces of a waveform, one after the other,
-      are its own, and then those of the zeros.
+    Neighbours overlap, and zeros follow the last where the frames cannot be dealt equally. The
+    frames of the pieces of a waveform, one after the other, are its own, and then those of the
+    zeros.
     """
     if pieces == 1:
         return waveforms

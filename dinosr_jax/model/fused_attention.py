@@ -1,26 +1,17 @@
 """Attention whose probabilities never leave the chip: a Pallas kernel for TPU.
 
-The keys of one utterance and of a few heads stay in VMEM while blocks of queries pass, so that a
-query sees all its keys at once: the softmax needs no rescaling, and the backward pass, one kernel
-for all three gradients, recomputes it from queries and keys alone. Probabilities, their gradients
-and what dropout kept (`positional_dropout`) exist for one block of queries at a time, transposed,
-[K, Q]: four of the five large products then read them as they lie, and a query's sums run down a
-column. Softmax and accumulators are float32, products have operands of the type of the input.
-
-Heads stay side by side in the last axis, as the linear maps leave them: no array is transposed in
-main memory, and heads of 64 share 128 lanes.
-
-Cost for an entry (query, key, head) on the vector unit, beside 256 + 640 FLOP of products with
-heads of 64: about 10 operations of softmax forward and 15 backward, 11 of dropout in each.
+The keys of one utterance and of a few heads stay in VMEM while blocks of queries pass: a query sees
+all its keys at once, so that the softmax needs no rescaling; the backward pass, one kernel for all
+three gradients, recomputes it. Probabilities, their gradients and what dropout kept
+(`positional_dropout`) exist for one block of queries at a time, transposed, [K, Q]: four of the
+five large products then read them as they lie. Softmax and accumulators are float32, products have
+operands of the type of the input. Heads stay side by side in the last axis.
 
 Shapes: B batch, T frames, H heads, W width of a head, D = H W, P frames padded to blocks, Q queries
 of a block, G heads of a block.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -39,22 +30,7 @@ _BLOCKS = ((1024, 256), (1792, 128))
 MOST_FRAMES = _BLOCKS[-1][0]
 _LANES = 128
 _LOWEST = float(np.finfo(np.float32).min)
-_INTERPRETED = contextvars.ContextVar("interpreted", default=False)
-
-
-@contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """While entered, what is traced runs on any platform, slowly: for tests."""
-    token = _INTERPRETED.set(True)
-    try:
-        yield
-    finally:
-        _INTERPRETED.reset(token)
-
-
-def is_interpreted() -> bool:
-    """Whether kernels that are traced now are interpreted."""
-    return _INTERPRETED.get()
+INTERPRETED = False  # for tests: what is traced then runs on any platform, slowly
 
 
 class _Shape(NamedTuple):
@@ -86,7 +62,7 @@ def attend(
     if seeds is None or not positional_dropout.threshold(rate):
         rate = 0.0
         seeds = Seeds(jnp.zeros((batch, heads), jnp.uint32), jnp.zeros(frames, jnp.uint32))
-    shape = _Shape(heads, rate, lengths is not None, _INTERPRETED.get())
+    shape = _Shape(heads, rate, lengths is not None, INTERPRETED)
     if lengths is None:
         lengths = jnp.full((batch,), frames, jnp.int32)
     flat = (x.reshape(batch, frames, heads * width) for x in (q, k, v))

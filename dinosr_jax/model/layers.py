@@ -1,9 +1,7 @@
 """The arithmetic that every part of the network shares.
 
 On CPU, XLA neither fuses nor vectorises the textbook forms of some of these well; they are written
-out there, with their gradients, so that each array passes through memory as rarely as possible.
-Times: one core of an AMD EPYC, jax 0.10.2, float32. On GPU and TPU, XLA's own gradients are used
-but for those of normalisations.
+out, with their gradients. On GPU and TPU, XLA's own gradients are used but for normalisations.
 
 Shapes: B batch, T frames, C channels in, D channels out.
 """
@@ -13,7 +11,7 @@ import contextvars
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,71 +20,64 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-class Target(NamedTuple):
-    """What the network is traced for: a platform, and how a mesh cuts activations.
+Axes = tuple[str | None, ...]  # names of an array's first axes: 'batch', 'heads', ...; or not cut
 
-    `place` takes an array and the names of its first axes ('batch', 'heads', 'ffn', 'codewords',
-    or None for one that is not cut). `split` takes a function (x [B, ...], parameters) -> [B, ...]
-    and gives the one that every device runs on its own part of the batch; `spread` the same for any
-    arrays (or None), by the axes of each and those of the result.
-    """
-
-    platform: str
-    place: Callable[[Array, tuple[str | None, ...]], Array]
-    split: Callable[[Callable], Callable]
-    spread: Callable[[Callable, tuple, tuple], Callable]
-
-
-_TARGET: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
+_MESH: contextvars.ContextVar[jax.sharding.Mesh | None] = contextvars.ContextVar(
+    "mesh", default=None
+)
 
 
 @contextlib.contextmanager
-def traced_for(target: Target) -> Iterator[None]:
-    """While entered, the network is traced for `target`, not for one device of jax's default."""
-    token = _TARGET.set(target)
+def traced_on(mesh: jax.sharding.Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
+    """While entered, the network is traced for a mesh; `rules` are flax's logical axis rules."""
+    token = _MESH.set(mesh)
     try:
-        yield
+        with nn.logical_axis_rules(rules):
+            yield
     finally:
-        _TARGET.reset(token)
-
-
-def place(x: Array, *axes: str | None) -> Array:
-    """Tells the compiler how x is cut by the mesh; without one, x as it is."""
-    target = _TARGET.get()
-    return x if target is None else target.place(x, axes)
-
-
-def split(function: Callable) -> Callable:
-    """A function that every device runs on its own part of the batch; without a mesh, itself."""
-    target = _TARGET.get()
-    return function if target is None else target.split(function)
-
-
-def spread(function: Callable, axes: tuple, result: tuple) -> Callable:
-    """The function that every device runs on its own part of arrays; without a mesh, as it is."""
-    target = _TARGET.get()
-    return function if target is None else target.spread(function, axes, result)
+        _MESH.reset(token)
 
 
 def platform() -> str:
     """The platform that the network is traced for: 'cpu', 'gpu' or 'tpu'."""
-    target = _TARGET.get()
-    return jax.default_backend() if target is None else target.platform
+    mesh = _MESH.get()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def place(x: Array, *axes: str | None) -> Array:
+    """Tells the compiler how x is cut by the mesh; without one, x as it is."""
+    return nn.with_logical_constraint(x, axes, mesh=_MESH.get())
+
+
+def spread(function: Callable, axes: tuple[Axes, ...], result: Axes, **options: Any) -> Callable:
+    """The function that every device runs on its own part of arrays; without a mesh, as it is."""
+    mesh, spec = _MESH.get(), nn.logical_to_mesh_axes
+    if mesh is None:
+        return function
+    specs = {"in_specs": tuple(map(spec, axes)), "out_specs": spec(result)}
+    return jax.shard_map(function, mesh=mesh, **specs, check_vma=False, **options)
+
+
+def split(function: Callable) -> Callable:
+    """A function of (x [B, ...], parameters) that every device runs on its part of the batch."""
+    if _MESH.get() is None:
+        return function
+    (cut,) = nn.logical_to_mesh_axes(("batch",))
+    return spread(function, (("batch",), ()), ("batch",), axis_names=set(cut))
 
 
 # Gaussian tail: Phi(-a) = exp(-a^2 / 2) * N(a) / M(a) to 5e-10 for a >= 0, a minimax fit
 # (iteratively reweighted least squares on [0, 14], weight max(1, a) exp(-a^2 / 2)).
 _TAIL_N = (0.49999999956800295, 0.30091351104540387, 0.08788439685565652, 0.010211565570936077)
 _TAIL_M = (1.0, 1.3997114942753726, 0.7925784181507329, 0.21890619190218616, 0.025669649514233003)
+_EPSILON = 1e-5  # of normalisations, PyTorch's; Flax's 1e-6 moves the features by 1.7e-5
 
 
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-    """Exact (erf) GELU; the tanh form of `jax.nn.gelu` moves the features by 1.4e-3.
+    """Exact (erf) GELU: x Phi(x) = max(x, 0) - |x| Phi(-|x|), within 2.4e-7 of float64 to |x| = 12.
 
-    x Phi(x) = max(x, 0) - |x| Phi(-|x|). Within 2.4e-7 of float64 to |x| = 12, `jax.nn.gelu` within
-    3.8e-7; 9 ms instead of 14 for [8, 12800, 128], with the gradient 18 instead of 34, because
-    XLA makes one loop of it. Only x is kept for the backward pass.
+    The tanh form moves the features by 1.4e-3. Only x is kept for the backward pass.
     """
     y = x.astype(jnp.float32)
     a, exponential, ratio = _tail(y)
@@ -116,10 +107,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _anew(arrays: Any) -> Any:
-    """The same arrays, from which XLA on CPU computes anew what the forward pass computed too.
-
-    Otherwise it keeps exp(-x^2 / 2) and the like from there: more memory, and two passes more.
-    """
+    """The same arrays; XLA on CPU computes anew what it would keep of the forward pass."""
     return jax.lax.optimization_barrier(arrays) if platform() == "cpu" else arrays
 
 
@@ -128,7 +116,6 @@ def layer_norm(
     *,
     scale: Array | None = None,
     bias: Array | None = None,
-    eps: float = 1e-5,
     activate: bool = False,
 ) -> Array:
     """Layer normalisation over the last axis, in float32, with a GELU after it on demand.
@@ -137,8 +124,7 @@ def layer_norm(
       x: [..., D], any float type.
       scale: [D] float32, or None for none.
       bias: [D] float32, or None for none.
-      eps: Added to the variance; 1e-5 is PyTorch's (Flax's 1e-6 moves the features by 1.7e-5).
-      activate: Apply `gelu` to the result (in float32); one pass over memory less than by itself.
+      activate: Apply `gelu` to the result (in float32).
 
     Returns:
       [..., D] in the type of `x`.
@@ -146,26 +132,25 @@ def layer_norm(
     scale = jnp.ones(x.shape[-1:]) if scale is None else scale
     bias = jnp.zeros(x.shape[-1:]) if bias is None else bias
     if platform() == "cpu":
-        return _normalise(x.astype(jnp.float32), scale, bias, eps, activate).astype(x.dtype)
-    return _normalise_narrow(x, scale, bias, eps, activate)
+        return _normalise(x.astype(jnp.float32), scale, bias, activate).astype(x.dtype)
+    return _normalise_narrow(x, scale, bias, activate)
 
 
-# On GPU and TPU a normalisation waits for memory. The backward pass reads x and the gradient
-# of the result in the type they have, twice: for the sums over channels, and for the gradient of x
-# and the sums over frames. XLA's own gradient keeps several float32 copies of them.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalise_narrow(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
+# On GPU and TPU a normalisation waits for memory: the backward pass reads x and the gradient of the
+# result twice, in their own type. XLA's own gradient keeps several float32 copies of them.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise_narrow(x: Array, scale: Array, bias: Array, activate: bool) -> Array:
     """Maps x [..., D] of any float type to `layer_norm` of it, in that type."""
-    return _narrow_forward(x, scale, bias, eps, activate)[0]
+    return _narrow_forward(x, scale, bias, activate)[0]
 
 
-def _narrow_forward(x, scale, bias, eps, activate):
-    mean, inverse = _statistics(x.astype(jnp.float32), eps, fast=x.dtype.itemsize == 2)
+def _narrow_forward(x, scale, bias, activate):
+    mean, inverse = _statistics(x.astype(jnp.float32), fast=x.dtype.itemsize == 2)
     y = (x.astype(jnp.float32) - mean) * inverse * _row(scale, x) + _row(bias, x)
     return (gelu(y) if activate else y).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _narrow_backward(eps, activate, saved, g):
+def _narrow_backward(activate, saved, g):
     x, mean, inverse, scale, bias = saved
 
     def terms(x, g):
@@ -186,27 +171,26 @@ def _narrow_backward(eps, activate, saved, g):
 _normalise_narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
-# With a GELU, forward and backward, 57 ms for [8, 12800, 128]; 92 ms by the gradient that XLA
-# derives. The barriers keep XLA from computing an operand anew for each of the sums over it.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalise(x: Array, scale: Array, bias: Array, eps: float, activate: bool) -> Array:
-    return _normalise_forward(x, scale, bias, eps, activate)[0]
+# The barriers keep XLA from computing an operand anew for each of the sums over it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x: Array, scale: Array, bias: Array, activate: bool) -> Array:
+    return _normalise_forward(x, scale, bias, activate)[0]
 
 
-def _normalise_forward(x, scale, bias, eps, activate):
-    mean, inverse = jax.lax.optimization_barrier(_statistics(x, eps))
+def _normalise_forward(x, scale, bias, activate):
+    mean, inverse = jax.lax.optimization_barrier(_statistics(x))
     y = (x - mean) * inverse * _row(scale, x) + _row(bias, x)
     return gelu(y) if activate else y, (x, mean, inverse, scale, bias)
 
 
-def _normalise_backward(eps, activate, saved, g):
+def _normalise_backward(activate, saved, g):
     (x, mean, inverse, scale, bias), g = _anew((saved, g))
     if activate:
         slope = _gelu_slope((x - mean) * inverse * _row(scale, x) + _row(bias, x))
         g = jax.lax.optimization_barrier(g * slope)
     product = jax.lax.optimization_barrier(g * ((x - mean) * inverse))
     frames = tuple(range(x.ndim - 1))
-    # sums over channels as products with a vector: 4 ms each instead of 7
+    # sums over channels as products with a vector, which are faster
     mean_g, mean_product = jax.lax.optimization_barrier(
         [(y @ scale)[..., None] / x.shape[-1] for y in (g, product)]
     )
@@ -217,11 +201,10 @@ def _normalise_backward(eps, activate, saved, g):
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _statistics(x: Array, eps: float, *, fast: bool = False) -> tuple[Array, Array]:
+def _statistics(x: Array, *, fast: bool = False) -> tuple[Array, Array]:
     """Mean and inverse standard deviation [..., 1] of x [..., D] over its last axis.
 
-    `fast` reads x once, for sum and sum of squares. It is for what was rounded to bfloat16: the
-    difference of the squares costs less than a tenth of what that rounding did.
+    `fast` reads x once, for sum and sum of squares: for bfloat16, whose rounding costs more.
     """
     if fast:
         mean, square = _two_means(x, jnp.square(x))
@@ -229,7 +212,7 @@ def _statistics(x: Array, eps: float, *, fast: bool = False) -> tuple[Array, Arr
     else:
         mean = jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return mean, jax.lax.rsqrt(variance + eps)
+    return mean, jax.lax.rsqrt(variance + _EPSILON)
 
 
 def _two_means(a: Array, b: Array) -> list[Array]:
@@ -301,19 +284,11 @@ def uniform_init(*, fan_in: int):
 
 
 def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
-    """Inverted dropout.
+    """Inverted dropout of x, of two axes at least; without a key the identity.
 
-    One random word decides on two entries, one in each half of the last but one axis, which no mesh
-    cuts: threefry is most of what dropout costs on CPU (8 of 38 ms for attention on [8, 199, 192],
-    forward and backward).
-
-    Args:
-      x: At least two axes.
-      rate: Probability of a zero, rounded to a multiple of 1 / 65,536.
-      key: PRNG key, or None for the identity (evaluation).
-
-    Returns:
-      `x` with a share `rate` of its entries zeroed and the others divided by 1 - rate.
+    A share `rate`, rounded to a multiple of 1 / 65,536, becomes zero. One random word decides on
+    two entries, one in each half of the last but one axis, which no mesh cuts: threefry is most of
+    the cost.
     """
     threshold = min(round(rate * 2**16), 2**16 - 1)
     if key is None or threshold == 0:

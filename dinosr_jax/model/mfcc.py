@@ -38,16 +38,12 @@ def _mfcc_matrices(num_coefficients: int, window: int) -> tuple[np.ndarray, ...]
 
 
 def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> Array:
-    """Mel-frequency cepstral coefficients.
+    """Mel-frequency cepstral coefficients of normalised waveforms [B, S] float32, 16 kHz.
 
-    Args:
-      waveforms: [B, S] float32, 16 kHz, normalised per utterance.
-      num_coefficients: C, of 40 at most; the first is the log energy.
-      window: K, in samples.
-      hop: In samples.
+    `window` and `hop` are in samples.
 
     Returns:
-      [B, T, C] float32.
+      [B, T, C] float32, C of 40 at most; the first is the log energy.
     """
     fourier, bands, cosines = _mfcc_matrices(num_coefficients, window)
     with jax.default_matmul_precision("highest"):  # log of small differences of large numbers
@@ -58,16 +54,10 @@ def mfcc(waveforms: Array, *, num_coefficients: int, window: int, hop: int) -> A
 
 
 def normalise(cepstra: Array, padding_mask: Array | None = None) -> Array:
-    """Cepstral mean and variance normalisation over the frames of an utterance.
+    """Cepstra [B, T, C] of mean 0 and variance 1 over the frames of an utterance; zero on padding.
 
-    It takes much of what is the speaker's and the recording's out of them.
-
-    Args:
-      cepstra: [B, T, C] float32.
-      padding_mask: [B, T] bool, True on padding, which does not count; None where there is none.
-
-    Returns:
-      [B, T, C] float32; zero on padding.
+    It takes much of what is the speaker's and the recording's out of them. `padding_mask` [B, T] is
+    True on padding, which does not count; None where there is none.
     """
     if padding_mask is None:
         return jax.nn.standardize(cepstra, axis=-2, epsilon=1e-5)

@@ -1,20 +1,13 @@
 """Dropout of attention probabilities by position: every entry's fate is a function of its place.
 
-Whether the probability of a query and a key is dropped depends on a PRNG key, the batch row, the
-head and the two positions, on nothing else: a fused kernel, its backward pass and plain XLA drop
-the same entries, and none of them stores which.
+It depends on a PRNG key, the batch row, the head and the two positions, on nothing else: a fused
+kernel, its backward pass and plain XLA drop the same entries, and none of them stores which.
 
 An entry's word is that of its query XOR that of its key, mixed; it is dropped where that, as a
 signed number, is among the lowest of all. The word of a query is its position, times an odd
 constant, plus a seed of the batch row and head, mixed; that of a key the same with one seed for
-all. The seeds are threefry's. Mixing is a bijection of 32 bits, so that over all words exactly the
-share that is asked for drops; each bit of its input flips each upper bit of its output half of the
-time (the constants are "lowbias32" of C. Wellons's search for integer hashes). The tests compare
-pairs of rows, columns, heads and batch rows, neighbours, and the four corners of squares with what
-independent entries would give.
-
-An entry costs 9 integer operations (XOR, 6 of mixing, a comparison, a selection); a word of
-threefry costs about 100.
+all. The seeds are threefry's. Mixing is a bijection of 32 bits (the constants are "lowbias32" of
+C. Wellons's search for integer hashes), so that over all words exactly the share `rate` drops.
 
 Shapes: B batch, H heads, T frames, Q queries, K keys.
 """
@@ -44,7 +37,7 @@ def threshold(rate: float) -> int:
 
 
 def scale(rate: float) -> float:
-    """What the kept entries are multiplied with."""
+    """The factor of the entries that are kept."""
     return 1.0 / (1.0 - threshold(rate) / 2**32)
 
 
@@ -82,16 +75,7 @@ def _mix_upper(x: Array) -> Array:
 
 
 def drop(probabilities: Array, seeds: Seeds, *, rate: float) -> Array:
-    """Inverted dropout by position.
-
-    Args:
-      probabilities: [B, H, Q, K], of all queries and all keys.
-      seeds: Of `draw_seeds`.
-      rate: Probability of a zero, to a multiple of 2^-32.
-
-    Returns:
-      `probabilities` with a share `rate` of the entries zeroed, the others divided by 1 - rate.
-    """
+    """Inverted dropout by position of probabilities [B, H, Q, K], of all queries and all keys."""
     places = jnp.arange(probabilities.shape[2], dtype=jnp.uint32)[None, None, :, None]
     queries = query_words(seeds.rows[:, :, None, None], places)
     keep = is_kept(queries, seeds.keys[None, None, None, :], rate=rate)

@@ -18,9 +18,8 @@ Array = jax.Array
 PaddingMode = Literal["zero", "fairseq"]
 Remat = Literal["none", "dots", "full"]
 
-# What the backward pass finds in memory of each layer; it computes the rest anew. 'none' computes
-# nothing anew, yet names its residuals too: without a policy, the branches of LayerDrop would
-# store a copy of each layer's weights.
+# What is stored of each layer for the backward pass, which computes the rest anew. Without a
+# policy, the branches of LayerDrop would store a copy of each layer's weights, also with 'none'.
 _SAVED = {
     "none": jax.checkpoint_policies.everything_saveable,
     # products with the weights, and what the fused kernel of attention gives
@@ -40,8 +39,8 @@ class Layers(NamedTuple):
     """
 
     input: Array  # [B, T, D] what the first layer reads
-    ffn: Array | None  # [L, B, T, D], None unless asked for
-    block: Array | None  # [L, B, T, D], None unless asked for
+    ffn: Array | None  # [L, B, T, D], None without `all_layers`
+    block: Array | None  # [L, B, T, D], None without `all_layers`
     output: Array  # [B, T, D] output of the last layer
 
 
@@ -53,9 +52,9 @@ def zero_padding(x: Array, padding_mask: Array | None) -> Array:
 class PositionalConvolution(nn.Module):
     """A stack of grouped convolutions, each with a LayerNorm without affine and a GELU.
 
-    `padding_mode='zero'` zeroes padded frames before every convolution, so that an utterance's
-    features do not depend on its neighbours in the batch; 'fairseq' zeroes them once, before the
-    first, as fairseq and Hugging Face do.
+    `padding_mode='zero'` zeroes padded frames before every convolution: an utterance's features do
+    not depend on its neighbours in the batch; 'fairseq' zeroes them once, before the first, as
+    fairseq does.
     """
 
     depth: int
@@ -114,7 +113,7 @@ class TransformerLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """Positional convolution, LayerNorm and the layers (fairseq TransformerEncoder, post-LN).
 
-    The parameters of the layers are stacked, [L, ...] a leaf, so that one layer is traced once.
+    The parameters of the layers are stacked, [L, ...] a leaf: one layer is traced once.
     """
 
     num_layers: int
@@ -142,17 +141,11 @@ class TransformerEncoder(nn.Module):
         layerdrop_key: Array | None = None,
         all_layers: bool = False,
     ) -> Layers:
-        """Encodes projected (and, in the student, masked) features.
+        """Encodes projected (and, in the student, masked) features x [B, T, D].
 
-        Args:
-          x: [B, T, D] projected features.
-          padding_mask: [B, T] bool, True on padding, or None where nothing is padded.
-          key: PRNG key of dropout and LayerDrop; None evaluates.
-          layerdrop_key: That of LayerDrop, if not `key`.
-          all_layers: Keep the two tensors of every layer.
-
-        Returns:
-          `Layers`.
+        `padding_mask` [B, T] is True on padding; `key` is of dropout and LayerDrop, None evaluates;
+        `layerdrop_key` that of LayerDrop, if another; `all_layers` keeps the two tensors of every
+        layer.
         """
         shape = (self.pos_conv_depth, self.pos_conv_kernel, self.pos_conv_groups)
         pos_conv = PositionalConvolution(*shape, self.padding_mode, name="pos_conv")

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinosr_jax.errors import UserError
-from dinosr_jax.model.layers import Target, traced_for
+from dinosr_jax.model.layers import traced_on
 from dinosr_jax.training.state import Batch
 
 DEVICE_PREFETCH = 2  # batches
@@ -39,8 +39,13 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*", P()),  # norms, other biases, counters: small
 )
 BATCH = P(("data", "fsdp"))
-# Name of an activation's axis (`layers.place`) -> axes of the mesh.
-ACTIVATIONS = {"batch": BATCH[0], "heads": "tensor", "ffn": "tensor", "codewords": "tensor"}
+# Name of an activation's axis (`layers.place`), and axes of the mesh: flax's logical axis rules.
+ACTIVATIONS = (
+    ("batch", BATCH[0]),
+    ("heads", "tensor"),
+    ("ffn", "tensor"),
+    ("codewords", "tensor"),
+)
 
 
 class MeshError(UserError, ValueError):
@@ -202,24 +207,9 @@ def _on(mesh: Mesh, step: Callable) -> Callable:
     XLA alone would cut activations like the parameters, and exchange them in place of these.
     """
 
-    def spec(axes):
-        return P(*(ACTIVATIONS.get(axis) for axis in axes))
-
-    def place(x, axes):
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
-
-    specs = {"in_specs": (BATCH, P()), "out_specs": BATCH, "axis_names": set(BATCH[0])}
-    split = functools.partial(jax.shard_map, mesh=mesh, **specs, check_vma=False)
-
-    def spread(function, axes, result):
-        specs = {"in_specs": tuple(map(spec, axes)), "out_specs": spec(result)}
-        return jax.shard_map(function, mesh=mesh, **specs, check_vma=False)
-
-    target = Target(mesh.devices.flat[0].platform, place, split, spread)
-
     @functools.wraps(step)
     def traced(*arguments):
-        with traced_for(target):
+        with traced_on(mesh, ACTIVATIONS):
             return step(*arguments)
 
     return traced

@@ -6,30 +6,23 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
-from configs import tiny
 from dinosr_jax import files
-from dinosr_jax.config import parse
 from dinosr_jax.data.audio import AudioError
 from dinosr_jax.inference import outputs
+from dinosr_jax.inference.features import feature_files
 from dinosr_jax.inference.features.writer import extract_files
-from dinosr_jax.inference.pretrained import Pretrained
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state
+from tests.tiny_runs import tiny_model
 
 NOISE = np.random.default_rng(0).standard_normal(16_000) / 10
 
 
 @pytest.fixture(scope="module")
 def model(compile_quickly):
-    config = parse(tiny.get_config())
-    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    fields = ("params", "teacher_params", "codebook")
-    return Pretrained(config, **{name: getattr(state, name) for name in fields})
+    return tiny_model()
 
 
 @pytest.fixture
@@ -131,7 +124,7 @@ def test_a_full_disk_leaves_nothing_half_written(model, folder, tmp_path, monkey
 def test_files_that_a_power_cut_left_short_are_written_again(model, folder, tmp_path, layout):
     options = {"output": tmp_path / "out", "layer": 1, "layout": layout}
     with pytest.MonkeyPatch.context() as stopped:  # before the parts are joined
-        stopped.setattr(outputs, "join_shards", lambda *_, **__: sys.exit())
+        stopped.setattr(feature_files, "join_shards", lambda *_, **__: sys.exit())
         with pytest.raises(SystemExit) if layout == "fairseq" else contextlib.nullcontext():
             extract_files(model, folder, **options)
     empty, short = sorted(p for p in (tmp_path / "out").rglob("*") if p.suffix in (".npy", ".part"))
@@ -146,7 +139,7 @@ def test_files_that_a_power_cut_left_short_are_written_again(model, folder, tmp_
 
 def test_a_shard_without_a_usable_recording_is_empty(tmp_path):
     parts = [tmp_path / f"{k}.part" for k in range(3)]
-    outputs.join_shards(tmp_path / "m_1_4", parts, width=5, dtype=np.dtype(np.float16))
+    feature_files.join_shards(tmp_path / "m_1_4", parts, width=5, dtype=np.dtype(np.float16))
     found = np.load(tmp_path / "m_1_4.npy")
     assert found.shape == (0, 5) and found.dtype == np.float16
     assert (tmp_path / "m_1_4.len").read_text() == "0\n0\n0\n"

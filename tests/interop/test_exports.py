@@ -10,7 +10,6 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from configs import tiny
 from dinosr_jax.cli import cli
 from dinosr_jax.config import parse
 from dinosr_jax.inference.pretrained import load
@@ -18,12 +17,12 @@ from dinosr_jax.interop import exports, runs
 from dinosr_jax.interop.formats import Choices, Imported, InteropError, at_step, read_checkpoint
 from dinosr_jax.objective.teacher import teacher_parts
 from dinosr_jax.training.checkpoint import CheckpointError
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state, make_model
+from dinosr_jax.training.state import make_model
 from dinosr_jax.training.step import apply
 from tests.interop import test_fairseq_files as of_fairseq
 from tests.interop.test_fairseq import GOLDEN
-from tests.random_states import random_network
+from tests.random_states import random_network, same_network
+from tests.tiny_runs import make_state, tiny_config
 
 pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 
@@ -43,8 +42,7 @@ def found(request):
 
 
 def same(a, b):
-    for part in ("params", "teacher_params", "codebook"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(a.state, part), getattr(b.state, part))
+    same_network(a, b)
     assert (a.step, a.config) == (b.step, b.config) and int(b.state.step) == a.step
 
 
@@ -95,7 +93,7 @@ def test_torch_reads_the_golden_layout(kind, tmp_path):
 @pytest.mark.parametrize("scope", ["encoder", "full"])
 def test_s3prl_finds_what_its_loader_looks_up(scope, tmp_path):
     """Three entries, the fields as plain dicts, and the tensors of its network, strictly."""
-    found = random_network(of_fairseq.tiny_config(**{"teacher.scope": scope}))
+    found = random_network(tiny_config(**{"teacher.scope": scope}))
     assert exports.export(found, tmp_path / "out", kind="s3prl") == []
     content = of_fairseq.read(tmp_path / "out/dinosr.pt")
     assert list(content) == ["task_cfg", "model_cfg", "model_weight"]
@@ -148,8 +146,7 @@ def test_what_is_for_s3prl_is_no_way_back(tmp_path):
 
 
 def test_another_frame_rate_is_told_for_s3prl(tmp_path):
-    config = of_fairseq.tiny_config()
-    config.model.conv_layers = ((16, 8, 4), (16, 4, 3), (16, 3, 2))
+    config = tiny_config(**{"model.conv_layers": ((16, 8, 4), (16, 4, 3), (16, 3, 2))})
     (warning,) = exports.export(random_network(config), tmp_path / "out", kind="s3prl")
     assert "320 samples a frame for granted, this network has 24" in warning
     assert warning in (tmp_path / "out/README.md").read_text()
@@ -201,13 +198,11 @@ def test_transformers_computes_the_same(tmp_path):
 
 @pytest.mark.parametrize(("width", "num_layers"), [(32, 2), (64, 1)])
 def test_transformers_computes_the_same_with_other_networks(width, num_layers, tmp_path):
-    config = tiny.get_config()
-    config.model.width, config.model.num_layers = width, num_layers
-    config.model.num_codebooks = 1
-    config.model.conv_layers = ((24, 8, 4), (16, 4, 3), (20, 3, 2))
-    config.model.pos_conv_depth, config.model.pos_conv_width = 2, 8  # an even kernel
-    config = parse(config)
-    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
+    changes = {"width": width, "num_layers": num_layers, "num_codebooks": 1}
+    changes |= {"conv_layers": ((24, 8, 4), (16, 4, 3), (20, 3, 2))}
+    changes |= {"pos_conv_depth": 2, "pos_conv_width": 8}  # an even kernel
+    config = tiny_config(**{f"model.{name}": value for name, value in changes.items()})
+    state = make_state(config)
     noise = lambda x: x + 0.1 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
     state = state.replace(teacher_params=jax.tree.map(noise, state.teacher_params))
     found = Imported(config, state, 0, "run", [], {})

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from configs import tiny
 from dinosr_jax.cli import cli
 from dinosr_jax.interop import exports, fairseq
 from dinosr_jax.interop.formats import InteropError, read_checkpoint
@@ -21,6 +20,7 @@ from dinosr_jax.interop.torch_file.writer import write_torch_file
 from dinosr_jax.recipes import published_recipe
 from tests.random_states import random_network, same_network
 from tests.recogniser_runs import recogniser_config
+from tests.tiny_runs import tiny_config
 
 TASK = {"_name": "audio_pretraining", "data": "", "normalize": True, "sample_rate": 16000}
 FIXED = {
@@ -47,12 +47,6 @@ TINY = PUBLISHED | {
     "average_top_k_layers": 2, "codebook_size": 16, "ema_anneal_end_step": 100,
 }  # fmt: skip
 CONVOLUTIONS = [(10, 5)] + [(3, 2)] * 4 + [(2, 2)] * 2
-
-
-def tiny_config(**changes):
-    config = tiny.get_config()
-    config.update_from_flattened_dict(changes)
-    return config
 
 
 def arrays(file, value):
@@ -206,8 +200,7 @@ def test_another_small_network(tmp_path):
         "model.num_codebooks": 1, "model.codebook_size": 5, "model.dropout": 0.25,
         "mask.length": 4, "mask.prob": 0.5, "codebook.decay": 0.75, "teacher.decay": 0.5,
     }  # fmt: skip
-    config = tiny_config(**changes)
-    config.model.conv_layers = convolutions
+    config = tiny_config(**changes | {"model.conv_layers": convolutions})
     fields = told_by(TINY, channels=16, scope="encoder") | {
         "encoder_layers": 2, "encoder_embed_dim": 48, "encoder_ffn_embed_dim": 40,
         "encoder_attention_heads": 3, "conv_pos": 8, "pos_conv_depth": 2, "conv_pos_groups": 1,

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.inference.pretrained import load
 from dinosr_jax.interop import exports, runs
@@ -17,6 +16,7 @@ from dinosr_jax.interop.torch_file.writer import write_torch_file
 from dinosr_jax.recipes import published_recipe
 from tests.interop.test_fairseq import GOLDEN
 from tests.random_states import random_network, same_network
+from tests.tiny_runs import tiny_config
 
 
 @pytest.fixture
@@ -138,9 +138,7 @@ NETWORKS = [
 
 
 def tiny_network(changes):
-    config = tiny.get_config()
-    config.update_from_flattened_dict(changes)
-    return random_network(config)
+    return random_network(tiny_config(**changes))
 
 
 @pytest.mark.parametrize(("changes", "fields"), NETWORKS)

@@ -1,5 +1,6 @@
 """Who computes attention, and that all of them compute the same, dropped entries included."""
 
+import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -22,6 +23,14 @@ from tests.training.test_step import tiny_config, train
 
 KEY = jax.random.key(11)
 TPU = {"platform": "tpu", "head_width": 64, "frames": 999, "dtype": jnp.bfloat16}
+
+
+@contextlib.contextmanager
+def interpreted():
+    """While entered, the kernels that are traced run on any platform."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_attention, "INTERPRETED", True)
+        yield
 
 
 def close(found, expected, tolerance=1e-5):
@@ -56,7 +65,7 @@ def compare(batch, frames, heads, width, *, rate, lengths=None, tolerance=1e-5, 
     run = lambda attend: outputs_and_gradients(
         lambda q, k, v: attend(q, k, v, padding, seeds, rate=rate), *inputs
     )
-    with fused_attention.interpreted():
+    with interpreted():
         found = run(attention._attend_fused)
     close(found, run(attention._attend), tolerance)
 
@@ -213,7 +222,7 @@ def test_a_mesh_changes_neither_values_nor_what_is_dropped(name, compile_quickly
         y, pull = jax.vjp(apply, params, x)
         return y, pull(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
-    with fused_attention.interpreted():
+    with interpreted():
         expected = jax.jit(run)(params, x)
         mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(AxisType.Auto,) * 3)
         cut = sharding.batch_sharding(mesh)
@@ -249,7 +258,7 @@ def test_fused_in_layers_that_drop_scan_and_compute_anew(options, compile_quickl
     def run(name):
         return jax.jit(jax.grad(functools.partial(loss, name), (0, 1), has_aux=True))(params, x)
 
-    with fused_attention.interpreted():
+    with interpreted():
         found = run("fused")
     close(found, run("xla"))
 
@@ -262,7 +271,7 @@ def test_a_layer_keeps_what_the_kernel_gave():
         network = encoder(attention="fused", attention_dropout=0.2, remat=remat, scan_layers=True)
         params = encoder().init(KEY, x, None)["params"]
         loss = lambda params: network.apply({"params": params}, x, None, key=KEY).output.sum()
-        with fused_attention.interpreted():
+        with interpreted():
             text = str(jax.make_jaxpr(jax.grad(loss))(params))
         return {name: text.count(f"name=attention_{name}") for name in ("forward", "backward")}
 
@@ -274,7 +283,7 @@ def test_losses_of_a_run_are_the_same(compile_quickly):
     """Some updates of the whole recipe on a mesh; attention's dropout, LayerDrop and all."""
     how = {"updates": 2, **MESH}
     expected = train(model__attention="xla", **how)
-    with fused_attention.interpreted():
+    with interpreted():
         found = train(model__attention="fused", start=expected.states[0], **how)
     losses = lambda run: np.array([metrics["loss"] for metrics in run.metrics])  # [updates, N]
     np.testing.assert_allclose(losses(found), losses(expected), rtol=0, atol=1e-5)

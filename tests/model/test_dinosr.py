@@ -1,8 +1,5 @@
 """The whole network: its size, its parts, padding, masking and precision."""
 
-import runpy
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,30 +11,17 @@ from dinosr_jax.model.feature_encoder import num_frames
 from dinosr_jax.training.optimizer import make_optimizer
 from dinosr_jax.training.state import Batch, init_state, make_model
 from dinosr_jax.training.step import apply, teacher_targets
-
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
-
+from tests.random_states import random_params
+from tests.tiny_runs import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
-def tiny_config(**fields):
-    config = runpy.run_path(str(TINY))["get_config"]()
-    config.update(fields)
-    return parse(config)
 
 
 @pytest.fixture(scope="module")
 def params():
     model = make_model(tiny_config())
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 400)))["params"]
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        mean = float(path[-1].key == "scale")  # of a LayerNorm
-        return jnp.asarray(mean + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return random_params(shapes, scale=0.2)
 
 
 def noise(*, size=2, samples=4000, seed=0):

@@ -8,7 +8,7 @@ from scipy.special import erf
 
 from dinosr_jax.model.feature_encoder import (
     FeatureEncoder,
-    cut_waveforms,
+    _cut_waveforms,
     num_frames,
     receptive_field,
 )
@@ -127,7 +127,7 @@ def test_pieces_of_a_waveform_have_its_frames(small, frames, more, monkeypatch):
 
 def test_pieces_overlap_by_what_a_frame_sees():
     conv_layers = ((4, 3, 2), (4, 2, 2))  # a frame sees 5 samples, every 4
-    cut = cut_waveforms(jnp.arange(2 * 16).reshape(2, 16), conv_layers, pieces=2)  # 3 frames
+    cut = _cut_waveforms(jnp.arange(2 * 16).reshape(2, 16), conv_layers, pieces=2)  # 3 frames
     np.testing.assert_array_equal(cut[0], np.arange(9))
     np.testing.assert_array_equal(cut[1], [*range(8, 16), 0])
     np.testing.assert_array_equal(cut[2], 16 + np.arange(9))

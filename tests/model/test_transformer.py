@@ -10,6 +10,7 @@ from scipy.special import erf
 
 from dinosr_jax.model import layers
 from dinosr_jax.model.transformer import PositionalConvolution, TransformerEncoder
+from tests.random_states import random_params
 
 L, B, T, D = 3, 2, 14, 8
 NONE = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0}
@@ -48,14 +49,7 @@ def run(network, params, x, padding=None, key=None):
 def params():
     shape = jax.ShapeDtypeStruct((1, T, D), jnp.float32)
     init = lambda key, x: encoder().init(key, x, None)["params"]
-    shapes = jax.eval_shape(init, jax.random.key(0), shape)
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        mean = float(path[-1].key == "scale")  # of a LayerNorm
-        return jnp.asarray(mean + 0.5 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return random_params(jax.eval_shape(init, jax.random.key(0), shape), scale=0.5)
 
 
 def inputs(seed=1, size=B, frames=T):

@@ -1,48 +1,36 @@
 """Features and units of recordings, read for the items of an item file.
 
-Features are what `extract` writes: a folder of [T, D] .npy, in layer_05/ and so on where there are
-several layers, or fairseq's .npy with .len. Units are JSON lines, or plain ones.
-
 Shapes: T frames, D numbers a frame, n items, F frames of all recordings.
 """
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dinosr_jax.data.audio import AudioError
-from dinosr_jax.data.text_files import nfc, read_text
-from dinosr_jax.errors import UserError
+from dinosr_jax.data.text_files import nfc
 from dinosr_jax.evaluation.abx import dtw
 from dinosr_jax.evaluation.abx.distances import Distance, Frames, equal_frames, prepare
 from dinosr_jax.evaluation.abx.items import Items, frame_slices
-from dinosr_jax.inference.features.writer import of_shard
-from dinosr_jax.inference.recordings import printable, read_manifest
-from dinosr_jax.inference.units import reader
+from dinosr_jax.inference.features import feature_files
+from dinosr_jax.inference.features.feature_files import (
+    FeatureError,
+    FileRows,
+    find_rows,
+    read_description,
+    read_rows,
+)
+from dinosr_jax.inference.recordings import printable
+from dinosr_jax.inference.units import unit_file
 
 MAX_PADDING = 2  # frames that may be missing at the end of a recording, with padding
 _LAYER = re.compile(r"layer_(\d+)")
-_SHARD = re.compile(r"(.+)_(\d+)_(\d+)")
 Short = Literal["raise", "skip"]
 End = Literal["raise", "repeat"]
-
-
-class FeatureError(UserError, ValueError):
-    """Features cannot be used; the message names the file and what was expected."""
-
-
-class FileRows(NamedTuple):
-    """Rows of a file of features; all where `last` is None."""
-
-    path: Path
-    first: int = 0
-    last: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +92,7 @@ def open_features(
         what = "a file" if path.exists() else "nothing"
         raise FeatureError(f"{path}: found {what}, expected a folder of .npy, or a file of units")
     else:
-        file = reader.read_units(path)
+        file = unit_file.read_units(path)
         about = {name: getattr(file, name) for name in ("checkpoint", "step", "source")}
         rate = frame_rate or 1 / Fraction(str(round(file.unit_seconds, 12)))
         sets = [FeatureSet(path, file.utterances, rate, file.layer, about)]
@@ -117,10 +105,10 @@ def _open_folders(
     path: Path, layer: int | None, frame_rate: Fraction | None, manifest: str | Path | None
 ) -> list[FeatureSet]:
     """The features in layer_05/ and so on, else those in the folder itself."""
-    about = _read_description(path)
-    rate = frame_rate or _rate(about, path)
+    about = read_description(path)
+    rate = frame_rate or feature_files.frame_rate(about, path)
     make = lambda folder, number: FeatureSet(
-        folder, _find_entries(folder, manifest), rate, number, about
+        folder, find_rows(folder, manifest), rate, number, about
     )
     folders = {
         int(match[1]): child
@@ -133,68 +121,6 @@ def _open_folders(
     layers = about.get("layers")
     only = layers[0] if isinstance(layers, list) and len(layers) == 1 else None
     return [make(path, only)] if layer in (None, only) else []
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / "features.json"
-    if not path.exists():
-        return {}
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FeatureError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(about, dict):
-        raise FeatureError(f"{path}: expected an object, as `extract` writes it")
-    return about
-
-
-def _rate(about: Mapping[str, Any], path: Path) -> Fraction:
-    rate = about.get("frame_rate", 50)
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1e6:
-        raise FeatureError(f"{path}/features.json: frame_rate: found {rate!r}, expected a number")
-    return Fraction(str(rate)).limit_denominator(10_000)  # 66.66666666666667 is 200 / 3
-
-
-def _find_entries(folder: Path, manifest: str | Path | None) -> dict[str, FileRows]:
-    files = sorted(path for path in folder.rglob("*.npy") if not path.name.startswith("."))
-    if not files:
-        raise FeatureError(f"{folder}: found no .npy, expected one a recording, [T, D]")
-    shards = [path for path in files if path.with_suffix(".len").exists()]
-    if manifest is not None:
-        return _find_in_shards(shards, folder, Path(manifest))
-    if shards:
-        raise FeatureError(
-            f"{shards[0]}: fairseq's files have no names of recordings; give --manifest=FILE.tsv "
-            "with the recordings in their order"
-        )
-    return {path.relative_to(folder).with_suffix("").as_posix(): FileRows(path) for path in files}
-
-
-def _find_in_shards(shards: Sequence[Path], folder: Path, manifest: Path) -> dict[str, FileRows]:
-    """Recordings of fairseq's NAME_i_n.npy and .len."""
-    try:
-        names = [str(Path(name).with_suffix("")) for _, name in read_manifest(manifest)[1]]
-    except AudioError as error:
-        raise FeatureError(str(error)) from None
-    entries: dict[str, FileRows] = {}
-    for path in shards:
-        match, lengths = _SHARD.fullmatch(path.stem), path.with_suffix(".len")
-        here = of_shard(names, (int(match[2]), int(match[3])) if match else (0, 1))
-        try:
-            counts = [int(line) for line in read_text(lengths, may_be_empty=True).split()]
-        except ValueError as error:
-            raise FeatureError(f"{lengths}: {error}") from None
-        if len(counts) != len(here):
-            raise FeatureError(
-                f"{lengths}: found {len(counts)} lengths, expected {len(here)}, one for each "
-                f"recording of {manifest}"
-            )
-        for name, end, count in zip(here, np.cumsum(counts).tolist(), counts, strict=True):
-            if count:
-                entries[name] = FileRows(path, end - count, end)
-    if not entries:
-        raise FeatureError(f"{folder}: found no .npy with a .len beside it")
-    return entries
 
 
 def gather(
@@ -307,24 +233,10 @@ def _match(names: Iterable[str], source: FeatureSet) -> dict[str, FileRows | np.
     return entries
 
 
-def _load(part: FileRows, name: str) -> np.ndarray:
-    try:
-        array = np.load(part.path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FeatureError(f"{name}: cannot be read as .npy ({error}); extract it again") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not 0 < array.ndim < 3:
-        what = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "no array"
-        raise FeatureError(f"{name}: found {what}, expected [T, D] numbers")
-    if part.last is not None and part.last > len(array):
-        raise FeatureError(f"{name}: found {len(array)} frames, expected {part.last} by its .len")
-    return np.asarray(array[part.first : part.last])
-
-
 def _read_values(entry: FileRows | np.ndarray, distance: Distance) -> Frames:
     if isinstance(entry, np.ndarray):
         raise FeatureError(f"units have no {distance} distance; expected 'identical'")
-    name = printable(str(entry.path))
-    array = _load(entry, name)
+    array, name = read_rows(entry), printable(str(entry.path))
     if array.ndim != 2 or not array.size:
         raise FeatureError(f"{name}: found the shape {list(array.shape)}, expected [T, D]")
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
@@ -344,7 +256,7 @@ def _read_units(entry: FileRows | np.ndarray) -> Frames:
     units = entry
     if not isinstance(entry, np.ndarray):
         name = printable(str(entry.path))
-        units = _load(entry, name)
+        units = read_rows(entry)
         units = units[:, 0] if units.ndim == 2 and units.shape[1] == 1 else units
         if units.ndim != 1 or (units != np.floor(units)).any() or np.abs(units).max() >= 2**31:
             raise FeatureError(

@@ -21,6 +21,7 @@ import numpy as np
 from dinosr_jax.data import audio
 from dinosr_jax.data.batches.padding import padded_lengths
 from dinosr_jax.data.threads import ahead
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference.forward import long_audio
 from dinosr_jax.inference.recordings import Bad, Recording
 from dinosr_jax.model import layers
@@ -52,9 +53,9 @@ class Options(NamedTuple):
     num_workers: int | None = None
 
     def check(self) -> None:
-        """Raises ValueError where chunks would not advance."""
+        """Raises UserError where chunks would not advance."""
         if not (self.chunk_seconds >= 1 and 0 <= self.overlap_seconds <= self.chunk_seconds / 2):
-            raise ValueError(
+            raise UserError(
                 f"chunk_seconds {self.chunk_seconds:g}, overlap_seconds {self.overlap_seconds:g}: "
                 "expected chunks of at least 1 s that overlap by half at most"
             )
@@ -98,11 +99,8 @@ _PRICE_SECONDS = {"cpu": 60.0, "other": 20_000.0}
 class Ladder:
     """Fixed lengths, each 2^(1/4) times the one before, or others that fit given recordings.
 
-    Args:
-      shortest: Samples that a pass needs at least.
-      longest_seconds: Of one pass.
-      exact: Nothing is padded.
-      platform: That computes.
+    `shortest`: samples that a pass needs at least; `longest_seconds`: of one pass; `exact`: nothing
+    is padded.
     """
 
     def __init__(self, *, shortest: int, longest_seconds: float, exact: bool, platform: str):
@@ -117,10 +115,10 @@ class Ladder:
         """Chooses lengths for these utterances: each saves more padding than compiling it takes."""
         self._fitted = ()
         longest = min(_LONGEST_FITTED_SECONDS * audio.SAMPLE_RATE, self._longest)
-        some = [n for n in lengths if self._needed <= n <= longest]
-        if some and not self._exact:
+        lengths = [n for n in lengths if self._needed <= n <= longest]
+        if lengths and not self._exact:
             how = {"max_rungs": _MOST_FITTED, "price": self._price}
-            self._fitted = padded_lengths(np.asarray(some), **how)
+            self._fitted = padded_lengths(np.asarray(lengths), **how)
 
     def rung(self, samples: int) -> int:
         """The length that audio of S samples is padded to."""
@@ -140,8 +138,7 @@ class Forward:
     Args:
       model: Of `load`.
       compute: Hashable function (arrays, Layers, padding_mask [B, T]) -> tree of [B, T, ...]; runs
-        on the devices. `Layers` has the first `depth` layers.
-      depth: Highest layer that is needed; 0 is the encoder's input.
+        on the devices. `Layers` has the first `depth` layers; 0 is the encoder's input.
       network: Student or teacher.
       arrays: Tree that `compute` is given, whole on every device: codebooks, centroids, ...
       options: Of the batches.
@@ -158,7 +155,7 @@ class Forward:
         options: Options | None = None,
     ):
         if network not in ("student", "teacher"):
-            raise ValueError(f"model: found {network!r}, expected 'student' or 'teacher'")
+            raise UserError(f"model: found {network!r}, expected 'student' or 'teacher'")
         self.options = options or Options()
         self.options.check()
         self.width, self.conv_layers = model.config.model.width, model.config.model.conv_layers
@@ -229,10 +226,10 @@ def _compile(config: Any, depth: int, compute: Callable, mesh: Any) -> Callable:
         padded = padding_mask(num_samples, samples=waveforms.shape[1], conv_layers=conv_layers)
         with jax.default_matmul_precision("highest"):
             x = _project(model, params, waveforms, padded)
-            found = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
+            encoded = apply(model, params, x, padding_mask=padded, all_layers=True, method="encode")
             # what is not finite in one layer is not finite in those above
-            finite = jnp.isfinite(found.output).all(axis=-1) | padded
-            return compute(arrays, found, padded), finite
+            finite = jnp.isfinite(encoded.output).all(axis=-1) | padded
+            return compute(arrays, encoded, padded), finite
 
     return sharding.jit_inference(mesh, forward)
 
@@ -283,28 +280,28 @@ def run(
       forward: What to compute.
       recordings: In any order; the results do not depend on it.
       on_bad: Called with a recording that cannot be used, and the reason; may raise. First with
-        those that cannot be read at all, in the given order; damage further inside, or features
-        that are not finite, show when they are computed, the longest first.
+        those that cannot be opened, in the given order; the others when they are computed.
       lengths: What batches are padded to: 'fixed' serves any later call without compiling again,
         'fitted' to these recordings pads them less.
-      say: Called once with what is resampled and mixed down, if anything is.
+      say: Called with messages: what is resampled or mixed down.
       progress: Called with the seconds of audio that more are done, and the total.
-      missing: Gets the seconds that recordings, by name, end too early; None says it at the end.
+      missing: Gets the seconds that recordings, by name, end too early; None: a message at the end.
 
     Yields:
-      `Part`s; those of one recording in the order of their frames. A recording that turns out to
-      be bad yields none, or none of its last.
+      `Part`s; those of one recording in the order of their frames, none of the last of a bad one.
     """
-    batch, running = [], collections.deque()
+    batch, running, bad = [], collections.deque(), set()
     order = long_audio.by_length(recordings, on_bad=on_bad, num_workers=forward.options.num_workers)
     for note in long_audio.notes([header for _, header in order]):
         say(note)
     known = [header.num_samples for _, header in order]
-    short = {} if missing is None else missing
     forward.ladder.fit(known if lengths == "fitted" else ())
-    total = sum(known) / audio.SAMPLE_RATE
+    short, total = {} if missing is None else missing, sum(known) / audio.SAMPLE_RATE
     progress(0.0, total)
-    pieces, bad = _pieces(forward, order, on_bad, short), set()
+    pieces = _pieces(forward, order, on_bad, short)
+
+    def submit() -> None:
+        running.append((batch, forward.submit([piece.waveform for piece in batch])))
 
     def fetch() -> Iterator[Part]:
         for part in _fetch(*running.popleft(), bad, on_bad):
@@ -314,13 +311,13 @@ def run(
     try:
         for piece in pieces:
             if batch and not _fits(forward, batch, piece):
-                running.append((batch, forward.submit([p.waveform for p in batch])))
+                submit()
                 batch = []
             batch.append(piece)
             while len(running) > 1:
                 yield from fetch()
         if batch:
-            running.append((batch, forward.submit([p.waveform for p in batch])))
+            submit()
         while running:
             yield from fetch()
     finally:
@@ -336,9 +333,9 @@ def _fits(forward: Forward, batch: list[_Piece], piece: _Piece) -> bool:
     return own <= rung <= 2 * own and len(batch) < forward.rows(rung)
 
 
-def _fetch(batch: list[_Piece], found: Any, bad: set[str], on_bad: Bad) -> Iterator[Part]:
+def _fetch(batch: list[_Piece], computed: Any, bad: set[str], on_bad: Bad) -> Iterator[Part]:
     """Parts of a batch; `bad` gets, by id, recordings whose features are not finite."""
-    host, finite = jax.tree.map(np.asarray, found)
+    host, finite = jax.tree.map(np.asarray, computed)
     for row, piece in enumerate(batch):
         if piece.recording.id in bad:
             continue
@@ -365,14 +362,11 @@ def whole(parts: Iterable[Part]) -> Iterator[Part]:
             held.clear()  # of a recording that turned out to be bad
         held.setdefault(part.recording.id, []).append(part)
         if part.first + _length(part) == part.num_frames:
-            found = held.pop(part.recording.id)
-            arrays = [part.arrays for part in found]
-            joined = (
-                arrays[0]
-                if len(arrays) == 1
-                else jax.tree.map(lambda *pieces: np.concatenate(pieces), *arrays)
-            )
-            yield found[0]._replace(arrays=joined, ends_batch=part.ends_batch and not held)
+            own = held.pop(part.recording.id)
+            arrays = own[0].arrays
+            if len(own) > 1:
+                arrays = jax.tree.map(lambda *some: np.concatenate(some), *(p.arrays for p in own))
+            yield own[0]._replace(arrays=arrays, ends_batch=part.ends_batch and not held)
 
 
 def _length(part: Part) -> int:
@@ -393,7 +387,7 @@ def _pieces(
             if header.num_samples > longest:
                 return long_audio.scan(recording, on_missing=keep)
             waveform = recording.load(on_missing=keep)
-            if len(waveform) > longest:  # the header said something else
+            if len(waveform) > longest:  # the header was wrong
                 return long_audio.scan(recording)
             return audio.normalise(waveform)
 
@@ -415,20 +409,10 @@ def _cut(forward: Forward, recording: Recording, ready: Any) -> Iterator[_Piece]
     if isinstance(ready, np.ndarray):
         yield _Piece(recording, ready, 0, frames, 0, frames, samples)
         return
-    chunk, overlap = (
-        int(seconds * audio.SAMPLE_RATE) // forward.hop * forward.hop
-        for seconds in (forward.options.chunk_seconds, forward.options.overlap_seconds)
-    )
-    overlap = max(overlap, -(-2 * forward.field // forward.hop) * forward.hop)
-    starts = long_audio.chunk_starts(samples, chunk=chunk, overlap=overlap, hop=forward.hop)
-    first = 0
-    for start, wave in zip(starts, long_audio.windows(recording, starts, chunk), strict=True):
-        begin = start // forward.hop
-        if start == starts[-1]:
-            last = frames
-        else:  # the middle of what it shares with the next one
-            following = starts[starts.index(start) + 1]
-            last = (following + start + chunk) // 2 // forward.hop
-        wave = (wave - ready.mean) * ready.factor
-        yield _Piece(recording, wave, first - begin, last - begin, first, frames, samples)
-        first = last
+    hop, options = forward.hop, forward.options
+    chunk = int(options.chunk_seconds * audio.SAMPLE_RATE) // hop * hop
+    overlap = int(options.overlap_seconds * audio.SAMPLE_RATE) // hop * hop
+    overlap = max(overlap, -(-2 * forward.field // hop) * hop)
+    sizes = {"frames": frames, "chunk": chunk, "overlap": overlap, "hop": hop}
+    for wave, begin, first, end in long_audio.chunks(recording, ready, **sizes):
+        yield _Piece(recording, wave, first - begin, end - begin, first, frames, samples)

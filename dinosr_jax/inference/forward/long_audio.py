@@ -19,7 +19,7 @@ _NUM_NAMED = 20
 
 
 class Header(NamedTuple):
-    """What the header of a file says, or decoding it where it says no length; at 16 kHz."""
+    """Of a file, or of decoding it where its header has no length; the length is at 16 kHz."""
 
     num_samples: int
     sample_rate: int
@@ -27,11 +27,7 @@ class Header(NamedTuple):
 
 
 def read_header(recording: Recording) -> Header:
-    """The header of a recording.
-
-    Raises:
-      AudioError: It cannot be opened, or holds no samples.
-    """
+    """The header of a recording; raises AudioError where it cannot be opened or is empty."""
     if isinstance(recording.source, np.ndarray):
         return Header(len(recording.source), audio.SAMPLE_RATE, 1)
     if callable(recording.source) and recording.num_samples is not None:
@@ -55,10 +51,6 @@ class Scan(NamedTuple):
 
 def scan(recording: Recording, *, on_missing: Callable[[float], None] | None = None) -> Scan:
     """Reads a recording once, block by block, for its statistics; as `audio.normalise` has them.
-
-    Args:
-      recording: What to read.
-      on_missing: As `audio.load`.
 
     Raises:
       AudioError: It is truncated, corrupt, silent, NaN, ...
@@ -85,16 +77,11 @@ def blocks(
 ) -> Iterator[np.ndarray]:
     """Decodes a recording: [S] float32 at 16 kHz, mixed down, half a minute at a time.
 
-    Args:
-      recording: What to read.
-      on_missing: As `audio.load`.
-
     Raises:
       AudioError: It cannot be decoded, ends too early, or its channels cancel each other.
     """
     if isinstance(recording.source, np.ndarray):
-        size = _BLOCK_SECONDS * audio.SAMPLE_RATE
-        wave = recording.source
+        size, wave = _BLOCK_SECONDS * audio.SAMPLE_RATE, recording.source
         yield from (wave[start : start + size] for start in range(0, len(wave), size))
         return
     with opened(recording.read(), name=recording.name) as sound:
@@ -117,24 +104,28 @@ def blocks(
         on_missing(missing / rate)
 
 
-def chunk_starts(samples: int, *, chunk: int, overlap: int, hop: int) -> list[int]:
-    """First samples of the chunks, multiples of `hop`; the last chunk ends with the recording."""
-    if samples <= chunk:
-        return [0]
-    step = chunk - overlap
-    starts = list(range(0, samples - chunk, step))
-    return [*starts, -(-(samples - chunk) // hop) * hop]
+def chunks(
+    recording: Recording, scanned: Scan, *, frames: int, chunk: int, overlap: int, hop: int
+) -> Iterator[tuple[np.ndarray, int, int, int]]:
+    """Normalised audio of overlapping chunks, read block by block.
 
+    A frame is of the chunk in whose middle it is. Sizes are in samples; `hop` divides the others.
 
-def windows(recording: Recording, starts: list[int], chunk: int) -> Iterator[np.ndarray]:
-    """Audio of the chunks, read block by block."""
-    held, offset = np.zeros(0, np.float32), 0
-    source = blocks(recording)
-    for start in starts:
+    Yields:
+      Audio, its first frame, and the frames of the recording that are taken of it: first, end.
+    """
+    samples = scanned.num_samples
+    starts = [*range(0, samples - chunk, chunk - overlap)]
+    starts.append(max(-(-(samples - chunk) // hop) * hop, 0))  # it ends with the recording
+    held, offset, source = np.zeros(0, np.float32), 0, blocks(recording)
+    first = 0
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
         while offset + len(held) < start + chunk and (block := next(source, None)) is not None:
             held = np.concatenate([held, block])
         held, offset = held[start - offset :], start
-        yield held[:chunk]
+        end = frames if following is None else (following + start + chunk) // 2 // hop
+        yield (held[:chunk] - scanned.mean) * scanned.factor, start // hop, first, end
+        first = end
 
 
 def _resampler(rate: int):
@@ -172,19 +163,19 @@ def by_length(
 
 
 def missing_note(missing: Mapping[str, float]) -> str:
-    """What to say of recordings, by name, at whose ends so many seconds are missing."""
+    """The message about recordings, by name, at whose ends so many seconds are missing."""
     names = ", ".join(sorted(missing)[:_NUM_NAMED]) + (", ..." if len(missing) > _NUM_NAMED else "")
     return f"{audio.missing_note(missing.values())}: {names}"
 
 
 def notes(headers: Sequence[Header]) -> list[str]:
-    """What is resampled and mixed down, to be said once."""
+    """Messages about what is resampled and mixed down."""
     rates = sorted({h.sample_rate for h in headers if h.sample_rate != audio.SAMPLE_RATE})
     stereo = sum(h.num_channels > 1 for h in headers)
-    found = []
+    texts = []
     if rates:
         count = sum(h.sample_rate in rates for h in headers)
-        found.append(f"{count} recordings are resampled to 16000 Hz, from {rates} Hz")
+        texts.append(f"{count} recordings are resampled to 16000 Hz, from {rates} Hz")
     if stereo:
-        found.append(f"{stereo} recordings have several channels, which are mixed down")
-    return found
+        texts.append(f"{stereo} recordings have several channels, which are mixed down")
+    return texts

@@ -20,6 +20,7 @@ import numpy as np
 
 from dinosr_jax.data.text_files import nfc, read_text
 from dinosr_jax.data.vocabulary import BLANK, BOUNDARY, END, PADDING, UNKNOWN, Vocabulary
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference.recognition.decoding import (
     Clock,
     Hypothesis,
@@ -44,22 +45,22 @@ _INSTALL = (
 
 
 class BeamSettings(NamedTuple):
-    """Of the search, with fairseq's names and values (infer_kenlm.yaml).
+    """Of the search, with fairseq's values (infer_kenlm.yaml).
 
     `lm` and `lexicon` are files, '' for none. `beam_tokens` symbols are tried in every frame, 0 for
     all. `unk_score` allows words that are not in the lexicon where it is not -inf.
     """
 
-    lm: str | Path = ""  # lmpath
-    lexicon: str | Path = ""  # lexicon
-    beam: int = 500  # beam
-    beam_tokens: int = 0  # beamsizetoken
-    beam_threshold: float = 100.0  # beamthreshold
-    lm_weight: float = 2.0  # lmweight
-    word_score: float = -1.0  # wordscore
-    sil_weight: float = 0.0  # silweight
-    unk_score: float = -math.inf  # unkweight
-    log_add: bool = False  # logadd
+    lm: str | Path = ""
+    lexicon: str | Path = ""
+    beam: int = 500
+    beam_tokens: int = 0
+    beam_threshold: float = 100.0
+    lm_weight: float = 2.0
+    word_score: float = -1.0
+    sil_weight: float = 0.0
+    unk_score: float = -math.inf
+    log_add: bool = False
 
 
 def describe(settings: BeamSettings) -> dict[str, Any]:
@@ -72,19 +73,15 @@ def describe(settings: BeamSettings) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Fields of `BeamSettings` from JSON, as `describe` and `sweep` write them.
-
-    Raises:
-      ValueError: It is no JSON object of such fields.
-    """
+    """Fields of `BeamSettings` from JSON, as `describe` and `sweep` write them; or UserError."""
     try:
         values = json.loads(read_text(path))
         values = dict(values.get("settings", values))
         unknown = set(values) - set(BeamSettings._fields)
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read as settings of the decoder ({error})") from None
+        raise UserError(f"{path}: cannot be read as settings of the decoder ({error})") from None
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{path}: found the field {sorted(unknown)[0]!r}, expected some of "
             f"{', '.join(BeamSettings._fields)}"
         )
@@ -94,42 +91,38 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def check(settings: BeamSettings) -> None:
-    """Raises ValueError where a value is out of range, or a file is not there."""
+    """Raises UserError where a value is out of range, or a file is not there."""
     for name in ("lm", "lexicon"):
         path = getattr(settings, name)
         if not isinstance(path, str | Path):
-            raise ValueError(f"{name}: found {path!r}, expected the path of a file, or ''")
+            raise UserError(f"{name}: found {path!r}, expected the path of a file, or ''")
         if path and not Path(path).is_file():
-            raise ValueError(f"{name}: {path}: no such file")
+            raise UserError(f"{name}: {path}: no such file")
     for name, lowest in (("beam", 1), ("beam_tokens", 0)):
         value = getattr(settings, name)
         if type(value) is not int or not lowest <= value < 2**31:
-            raise ValueError(f"{name}: found {value!r}, expected a whole number from {lowest}")
+            raise UserError(f"{name}: found {value!r}, expected a whole number from {lowest}")
     for name in ("beam_threshold", "lm_weight", "word_score", "sil_weight", "unk_score"):
         value = getattr(settings, name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         boundless = {"beam_threshold": math.inf, "unk_score": -math.inf}.get(name)
         if not number or not (math.isfinite(value) or value == boundless):
-            raise ValueError(f"{name}: found {value!r}, expected a number")
+            raise UserError(f"{name}: found {value!r}, expected a number")
     if settings.beam_threshold < 0:
-        raise ValueError(f"beam_threshold: found {settings.beam_threshold}, expected 0 or more")
+        raise UserError(f"beam_threshold: found {settings.beam_threshold}, expected 0 or more")
     if type(settings.log_add) is not bool:
-        raise ValueError(f"log_add: found {settings.log_add!r}, expected true or false")
+        raise UserError(f"log_add: found {settings.log_add!r}, expected true or false")
 
 
 def lexicon_of(vocabulary: Vocabulary, settings: BeamSettings) -> Lexicon | None:
     """The words that are searched for: of the lexicon, or else of the n-gram.
 
-    Args:
-      vocabulary: Of the recogniser.
-      settings: Whose files they are.
-
     Returns:
       None where symbols are searched for: without either, or with an n-gram of symbols.
 
     Raises:
-      ValueError: A setting is out of range, a file cannot be read, or it does not fit the
-        vocabulary; or the n-gram has none of the words of the lexicon; or the package is not there.
+      UserError: A setting is out of range, a file cannot be read or does not fit the vocabulary,
+        or the n-gram has none of the words of the lexicon; or the package is not there.
     """
     check(settings)
     _library()
@@ -138,30 +131,25 @@ def lexicon_of(vocabulary: Vocabulary, settings: BeamSettings) -> Lexicon | None
         if not settings.lm or is_of_symbols(lm, vocabulary):
             return None
         return spell(arpa_words(lm), vocabulary, path=lm)
-    found = read_lexicon(lexicon, vocabulary)
+    words = read_lexicon(lexicon, vocabulary)
     known = set(arpa_words(lm, binary=())) if settings.lm else set()
     written = {nfc(word): word for word in known}  # as the n-gram writes them
-    spellings = {written.get(nfc(word), word): how for word, how in found.spellings.items()}
-    found = found._replace(spellings=spellings)
-    if known and not known & found.spellings.keys():
-        some = [next(iter(words)) for words in (found.spellings, sorted(known))]
-        raise ValueError(
+    spellings = {written.get(nfc(word), word): how for word, how in words.spellings.items()}
+    words = words._replace(spellings=spellings)
+    if known and not known & words.spellings.keys():
+        some = [next(iter(names)) for names in (words.spellings, sorted(known))]
+        raise UserError(
             f"{lexicon}: {lm} has none of its words ({some[0]} ..., against {some[1]} ...): "
             "expected both in the same case"
         )
-    return found
+    return words
 
 
 class BeamSearch:
     """A decoder (`decoding.Decoder`). Threads may share it."""
 
     def __init__(self, vocabulary: Vocabulary, clock: Clock, settings: BeamSettings):
-        """Reads language model and lexicon.
-
-        Raises:
-          ValueError: They cannot be read, or do not fit the vocabulary; or a setting is out of
-            range; or the package is not there.
-        """
+        """Reads language model and lexicon; raises UserError as `lexicon_of`."""
         lexicon = lexicon_of(vocabulary, settings)
         library, lm = _library(), str(settings.lm)
         self.settings, self._vocabulary, self._clock = settings, vocabulary, clock
@@ -173,7 +161,7 @@ class BeamSearch:
             self._lm = library.kenlm.KenLM(lm, known) if lm else library.decoder.ZeroLM()
         except (RuntimeError, UnicodeDecodeError) as error:  # its reasons quote the file
             reason = (str(error).strip() or "no reason given").splitlines()[-1]
-            raise ValueError(f"{lm}: cannot be read as an n-gram: {reason[:200]}") from None
+            raise UserError(f"{lm}: cannot be read as an n-gram: {reason[:200]}") from None
         self._trie = self._make_trie(library, lexicon.spellings) if lexicon else None
 
     def _make_trie(self, library: Any, lexicon: Mapping[str, Sequence[Sequence[str]]]) -> Any:
@@ -223,11 +211,7 @@ class BeamSearch:
         return module.LexiconDecoder(made, self._trie, self._lm, silence, BLANK, unknown, [], False)
 
     def __call__(self, emissions: np.ndarray) -> Hypothesis:
-        """Decodes emissions [T, V]; its score is that of the search.
-
-        Raises:
-          ValueError: They have another shape, or a value that is no log-probability.
-        """
+        """Decodes log-probabilities [T, V]; its score is that of the search."""
         emissions, width = np.asarray(emissions), len(self._vocabulary.symbols)
         if emissions.ndim != 2 or emissions.shape[1] != width:
             raise ValueError(f"emissions: found {emissions.shape}, expected [frames, {width}]")
@@ -267,28 +251,19 @@ class BeamSearch:
 
 
 def _library() -> Any:
-    """The modules of flashlight-text, by name.
-
-    Raises:
-      ValueError: It is not there, or without KenLM.
-    """
+    """The modules of flashlight-text, by name; or UserError."""
     import types
 
     try:
         from flashlight.lib.text import decoder, dictionary
         from flashlight.lib.text.decoder import kenlm
     except ImportError as error:
-        raise ValueError(f"{_INSTALL} ({error})") from None
+        raise UserError(f"{_INSTALL} ({error})") from None
     return types.SimpleNamespace(decoder=decoder, dictionary=dictionary, kenlm=kenlm)
 
 
 def _dictionary(library: Any, entries: Sequence[str]) -> Any:
     """Entries by number; what is none of them is <unk>."""
-    found = library.dictionary.Dictionary(list(entries))
-    found.set_default_index(found.get_index(_UNKNOWN_WORD))
-    return found
-
-
-def beam_search(vocabulary: Vocabulary, clock: Clock, settings: BeamSettings) -> BeamSearch:
-    """The decoder of some settings; raises ValueError as `BeamSearch`."""
-    return BeamSearch(vocabulary, clock, settings)
+    numbered = library.dictionary.Dictionary(list(entries))
+    numbered.set_default_index(numbered.get_index(_UNKNOWN_WORD))
+    return numbered

@@ -25,23 +25,20 @@ _HERE: dict[str, Any] = {}  # of a process of a pool: how its decoder is made, a
 
 
 def decode_all(
-    found: Iterable[tuple[Any, np.ndarray]],
+    computed: Iterable[tuple[Any, np.ndarray]],
     make_decoder: Callable[[], Decoder],
     *,
     by: By = "threads",
     num_workers: int | None = None,
 ) -> Iterator[tuple[Any, np.ndarray, Hypothesis]]:
-    """Decodes emissions.
+    """Decodes emissions [T, V], each with anything beside it, in order.
 
-    Args:
-      found: Anything, and the emissions [T, V] of an utterance. Where it raises an Exception, what
-        came before is decoded first.
-      make_decoder: Gives the decoder; for processes it can be pickled, and each calls it.
-      by: What works side by side.
-      num_workers: How many; None for one a core.
+    Where `computed` raises an Exception, what came before is decoded first. `make_decoder` gives
+    the decoder; for processes it can be pickled, and each calls it. `num_workers` None is one a
+    core.
 
     Yields:
-      What was found, and what it says, in the same order.
+      Anything, emissions, text.
 
     Raises:
       ChildProcessError: A process was killed.
@@ -50,7 +47,7 @@ def decode_all(
     waiting: collections.deque = collections.deque()
     raised: list[Exception] = []
     with (_threads if by == "threads" else _processes)(make_decoder, workers) as submit:
-        for item, array in _until_it_raises(found, raised):
+        for item, array in _until_it_raises(computed, raised):
             waiting.append((item, array, submit(array)))
             while len(waiting) > 2 * workers or (waiting and waiting[0][2].done()):
                 item, array, future = waiting.popleft()
@@ -62,9 +59,9 @@ def decode_all(
         raise error
 
 
-def _until_it_raises(found: Iterable, raised: list[Exception]) -> Iterator:
+def _until_it_raises(computed: Iterable, raised: list[Exception]) -> Iterator:
     try:
-        yield from found
+        yield from computed
     except Exception as error:
         raised.append(error)
 
@@ -82,7 +79,7 @@ def _threads(make_decoder: Callable[[], Decoder], workers: int) -> Iterator[Call
 @contextlib.contextmanager
 def _processes(make_decoder: Callable[[], Decoder], workers: int) -> Iterator[Callable]:
     with spawned(workers, _start, make_decoder) as pool:
-        pool.submit(_make_here).result()  # its errors are told before anything is computed
+        pool.submit(_make_here).result()  # its errors come before anything is computed
         yield lambda array: pool.submit(_decode_here, array)
 
 
@@ -106,13 +103,7 @@ def spawned(
 ) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """A pool of fresh processes, which end when this one does, however it does.
 
-    Args:
-      workers: How many.
-      start: Called in each when it starts.
-      *arguments: Of `start`.
-
-    Raises:
-      ChildProcessError: One was killed.
+    Each calls start(*arguments) first. ChildProcessError: one was killed.
     """
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,

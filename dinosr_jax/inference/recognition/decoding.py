@@ -24,7 +24,7 @@ class Word(NamedTuple):
 
 
 class Hypothesis(NamedTuple):
-    """What was said: the text, its words in time, and its score (natural logarithm)."""
+    """A transcript: the text, its words in time, and its score (natural logarithm)."""
 
     text: str
     words: tuple[Word, ...]
@@ -77,13 +77,7 @@ def path_spans(codes: np.ndarray) -> list[tuple[int, int, int]]:
 def words_in_time(
     spans: Sequence[tuple[int, int, int]], vocabulary: Vocabulary, clock: Clock
 ) -> tuple[Word, ...]:
-    """Words of labelled spans of frames; without a word boundary every label is a word.
-
-    Args:
-      spans: Label, first and last frame of each, in order.
-      vocabulary: Of the labels.
-      clock: Of the frames.
-    """
+    """Words of (label, first, last frame); without a word boundary each label is one."""
     words, letters = [], []
     for label, first, last in [*spans, (None, 0, 0)]:
         if label in (BLANK, PADDING, END):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference.forward import batched
 from dinosr_jax.inference.recognition.decoding import Clock, Decoder
 from dinosr_jax.inference.recordings import Bad, Recording, refuse
@@ -18,7 +19,7 @@ from dinosr_jax.model.recogniser import Output
 Array = jax.Array
 
 
-class Emit(NamedTuple):
+class _Emit(NamedTuple):
     """Log-probabilities of V symbols; a function for `batched.Forward`, given all layers."""
 
     num_symbols: int
@@ -30,9 +31,9 @@ class Emit(NamedTuple):
 
 
 def check_recogniser(model: Any) -> None:
-    """Raises ValueError where a network was not fine-tuned."""
+    """Raises UserError where a network was not fine-tuned."""
     if model.vocabulary is None:
-        raise ValueError(
+        raise UserError(
             f"{model.path}: this network was not fine-tuned, it has no output layer. Fine-tune it: "
             f"python main.py --config=configs/finetune_10h.py --config.init={model.path or 'RUN'}"
         )
@@ -53,19 +54,11 @@ def parts(
 ) -> Iterator[batched.Part]:
     """Log-probabilities [T, V] float32 of recordings as whole `batched.Part`s, the longest first.
 
-    Args:
-      model: A recogniser (`load`).
-      recordings: In any order.
-      on_bad: As `batched.run`.
-      options: Batches, chunks and threads.
-      **run: `say` and `progress` of `batched.run`.
-
-    Raises:
-      ValueError: The network was not fine-tuned.
+    `on_bad`, `say`, `progress` and `options` are as of `batched.run`.
     """
     check_recogniser(model)
     depth, arrays = model.config.model.num_layers, model.params["output"]
-    emit = Emit(len(model.vocabulary.symbols))
+    emit = _Emit(len(model.vocabulary.symbols))
     forward = batched.Forward(model, emit, depth=depth, arrays=arrays, options=options)
     yield from batched.whole(batched.run(forward, recordings, on_bad=on_bad, **run))
 
@@ -82,5 +75,5 @@ def texts_of(
     model: Any, recordings: Sequence[Recording], decoder: Decoder, **how: Any
 ) -> list[str]:
     """Text of recordings in memory, in their order."""
-    found = {r.id: decoder(array).text for r, array in emissions(model, recordings, **how)}
-    return [found[recording.id] for recording in recordings]
+    texts = {r.id: decoder(array).text for r, array in emissions(model, recordings, **how)}
+    return [texts[recording.id] for recording in recordings]

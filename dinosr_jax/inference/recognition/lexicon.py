@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dinosr_jax.data.text_files import MAX_UNPACKED_BYTES, nfc, read_text
 from dinosr_jax.data.vocabulary import BOUNDARY, SPECIAL, Vocabulary
+from dinosr_jax.errors import UserError
 
 _MAX_LINE_BYTES = 2**20
 _NOT_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}
@@ -21,7 +22,7 @@ class Lexicon(NamedTuple):
     left_out: tuple[str, ...]
 
     def note(self) -> str:
-        """What is to be said of the words left out; '' where there are none."""
+        """The message about the words left out; '' where there are none."""
         if not self.left_out:
             return ""
         total = len(self.left_out) + len(self.spellings)
@@ -32,15 +33,14 @@ class Lexicon(NamedTuple):
 def read_lexicon(path: Path, vocabulary: Vocabulary) -> Lexicon:
     """Words and their spellings, as librispeech_lexicon.lst has them.
 
-    Args:
-      path: A word, then its symbols with spaces between, a line; | at the end of each.
-      vocabulary: Whose symbols they are; spellings with others are left out.
+    A line is a word, then its symbols with spaces between; | at the end of each. Spellings with
+    symbols that the vocabulary has not are left out.
 
     Raises:
-      ValueError: It cannot be read, or no word fits the vocabulary.
+      UserError: It cannot be read, or no word fits the vocabulary.
     """
     _needs_boundary(vocabulary)
-    found: dict[str, list[list[str]]] = {}
+    spellings: dict[str, list[list[str]]] = {}
     symbols, lines, left_out = _spoken(vocabulary), 0, []
     for line in read_text(path, letters="as written").split("\n"):  # words are the n-gram's
         word, *spelling = line.split() or [""]
@@ -48,37 +48,32 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Lexicon:
         if set(spelling) <= symbols.keys() and set(spelling) - {BOUNDARY}:
             spelling = [symbols[symbol] for symbol in spelling]
             spelling = spelling if spelling[-1] == BOUNDARY else [*spelling, BOUNDARY]
-            known = found.setdefault(word, [])
+            known = spellings.setdefault(word, [])
             known.extend([spelling] if spelling not in known else [])
         elif word:
             left_out.append(word)
-    if not found:
-        raise ValueError(f"{path}: {_none(lines, vocabulary)}; expected lines such as: TEA T E A |")
-    return Lexicon(found, tuple(left_out))
+    if not spellings:
+        raise UserError(f"{path}: {_none(lines, vocabulary)}; expected lines such as: TEA T E A |")
+    return Lexicon(spellings, tuple(left_out))
 
 
 def spell(words: Sequence[str], vocabulary: Vocabulary, *, path: Path) -> Lexicon:
-    """A lexicon of words as the vocabulary writes them.
-
-    Args:
-      words: Of an n-gram.
-      vocabulary: Whose characters they are spelt with.
-      path: Where they come from, for errors.
+    """A lexicon of words, those of an n-gram, as the vocabulary writes them.
 
     Raises:
-      ValueError: None can be written.
+      UserError: None can be written.
     """
     _needs_boundary(vocabulary)
     symbols = _spoken(vocabulary)
     spelt = {word: vocabulary.normalise(word) for word in words}
-    found = {
+    spellings = {
         word: [[*map(symbols.get, text), BOUNDARY]]
         for word, text in spelt.items()
         if text and set(text) <= symbols.keys()
     }
-    if not found:
-        raise ValueError(f"{path}: {_none(len(words), vocabulary)}")
-    return Lexicon(found, tuple(word for word in words if word not in found))
+    if not spellings:
+        raise UserError(f"{path}: {_none(len(words), vocabulary)}")
+    return Lexicon(spellings, tuple(word for word in words if word not in spellings))
 
 
 def _spoken(vocabulary: Vocabulary) -> dict[str, str]:
@@ -95,7 +90,7 @@ def _none(number: int, vocabulary: Vocabulary) -> str:
 
 def _needs_boundary(vocabulary: Vocabulary) -> None:
     if not vocabulary.of_characters:
-        raise ValueError(
+        raise UserError(
             "a lexicon needs a recogniser of characters with a word boundary (|); of phones, take "
             "an n-gram of phones, or none"
         )
@@ -113,24 +108,18 @@ def is_of_symbols(path: Path, vocabulary: Vocabulary) -> bool:
 def arpa_words(path: Path, *, binary: Sequence[str] | None = None) -> Sequence[str]:
     """The words of an n-gram in ARPA's form, plain or compressed.
 
-    Args:
-      path: Of the n-gram.
-      binary: What to take for one in another form, such as KenLM's binary, which does not tell
-        its words; None for an error.
-
-    Raises:
-      ValueError: It is in another form.
+    `binary` is the result for another form, such as KenLM's binary; None for a UserError.
     """
     try:
-        found = list(_unigrams(path))
+        words = list(_unigrams(path))
     except (OSError, UnicodeDecodeError, EOFError, zlib.error, IndexError):
-        found = []
-    if not found and binary is None:
-        raise ValueError(
+        words = []
+    if not words and binary is None:
+        raise UserError(
             f"{path}: is no n-gram in ARPA's form, and its words are not known without a lexicon; "
             "name one with --lexicon"
         )
-    return found or binary
+    return words or binary
 
 
 def _unigrams(path: Path) -> Iterator[str]:
@@ -141,7 +130,7 @@ def _unigrams(path: Path) -> Iterator[str]:
         for line in iter(functools.partial(file.readline, _MAX_LINE_BYTES), b""):
             size += len(line)
             if size > MAX_UNPACKED_BYTES:
-                raise ValueError(
+                raise UserError(
                     f"{path}: found more than {MAX_UNPACKED_BYTES / 2**30:g} GiB before the end of "
                     "its words; expected an n-gram in ARPA's form"
                 )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinosr_jax.data.vocabulary import Vocabulary
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference.recognition.beam_search import BeamSearch, BeamSettings
 from dinosr_jax.inference.recognition.decode_pool import spawned
 from dinosr_jax.inference.recognition.decoding import Clock
@@ -40,12 +41,7 @@ class SweepTask(NamedTuple):
 
 
 def draw(number: int, *, seed: int) -> list[tuple[float, float]]:
-    """Weights to try, uniform in fairseq's bounds; the first are fairseq's values.
-
-    Args:
-      number: Of trials.
-      seed: Of the draws.
-    """
+    """Weights to try, uniform in fairseq's bounds; the first are fairseq's values."""
     random = np.random.default_rng(seed)
     start, others = (BeamSettings().lm_weight, BeamSettings().word_score), number - 1
     drawn = (random.uniform(*bounds, others).round(3) for bounds in (LM_WEIGHTS, WORD_SCORES))
@@ -57,40 +53,36 @@ def sweep(
     weights: Sequence[tuple[float, float]],
     *,
     num_workers: int | None = None,
-    progress: Callable[[int], None] = lambda trials: None,
+    progress: Callable[[int], None] = lambda number: None,
 ) -> list[Trial]:
-    """Tries weights.
+    """Tries pairs of lm_weight and word_score.
 
-    Args:
-      task: What is decoded.
-      weights: lm_weight and word_score of each trial.
-      num_workers: Processes, each with the n-gram in its memory; None for one a core, 1 for none
-        beside this one.
-      progress: Is told how many trials more are done.
+    `num_workers` are processes, each with the n-gram in its memory; None for one a core, 1 for none
+    beside this one. `progress` gets the number of trials that more are done.
 
     Returns:
       The trials, the best first: least WER, then CER, then the order of `weights`.
 
     Raises:
-      ValueError: As `BeamSearch`; or there is nothing to be recognised.
+      UserError: As `BeamSearch`; or there is nothing to be recognised.
       ChildProcessError: A process was killed.
     """
     if not sum(len(text.split()) for text in task.references):
-        raise ValueError("the references are empty: there is nothing to tune on")
+        raise UserError("the references are empty: there is nothing to tune on")
     workers = min(num_workers or os.cpu_count() or 1, len(weights))
-    found: list[Trial] = []
+    trials: list[Trial] = []
     if workers == 1:
         decoder = BeamSearch(task.vocabulary, task.clock, task.settings)
         for pair in weights:
-            found.append(_try(decoder, task, pair))
+            trials.append(_try(decoder, task, pair))
             progress(1)
     else:
-        BeamSearch(task.vocabulary, task.clock, task.settings)  # its errors are told here
+        BeamSearch(task.vocabulary, task.clock, task.settings)  # its errors come here
         with spawned(workers, _start, task) as pool:
             for trial in pool.map(_try_here, weights):
-                found.append(trial)
+                trials.append(trial)
                 progress(1)
-    return sorted(found, key=lambda trial: (trial.wer, trial.cer))
+    return sorted(trials, key=lambda trial: (trial.wer, trial.cer))
 
 
 _HERE: dict[str, Any] = {}  # of a process of the pool: its decoder and the task

@@ -30,7 +30,7 @@ class TranscriptFile:
         """Nothing is read or written yet.
 
         Args:
-          output: JSON lines; OUTPUT's stem with .about.json says how they were made.
+          output: JSON lines; OUTPUT's stem with .about.json describes how they were made.
           key: Field of the utterance's name.
           about: How they are made, as plain values.
         """
@@ -44,8 +44,8 @@ class TranscriptFile:
         """Reads what is there.
 
         Raises:
-          OutputError: It was made in another way, or another process is writing it; or it cannot
-            be written to.
+          OutputError: It was made in another way, another process is writing it, or it cannot be
+            written.
         """
         if self._output.is_dir():
             raise outputs.OutputError(f"{self._output} is a folder; expected a file: hyp.jsonl")
@@ -91,15 +91,9 @@ class TranscriptFile:
             self.lines[name] = line + "\n"
 
     def add(self, name: str, hypothesis: Hypothesis, *, commit: bool) -> None:
-        """Adds the line of an utterance.
+        """Adds the line of an utterance, by its name.
 
-        Args:
-          name: What the utterance is called.
-          hypothesis: What is said.
-          commit: Keep all lines so far on disk: a run that goes on begins after them.
-
-        Raises:
-          OutputError: The disk is full, or the folder cannot be written to.
+        With `commit`, all lines so far are on disk: a run that goes on begins after them.
         """
         words = [word._asdict() for word in hypothesis.words]
         line = {self._key: name, "text": hypothesis.text, "words": words}
@@ -118,14 +112,7 @@ class TranscriptFile:
             raise outputs.failed(self._partial, error) from error
 
     def finish(self, names: Sequence[str]) -> None:
-        """Writes the output, whole or not at all, and removes what was kept beside it.
-
-        Args:
-          names: Of its lines, in order.
-
-        Raises:
-          OutputError: The disk is full, or the folder cannot be written to.
-        """
+        """Writes the lines of these names, whole or not at all; removes the partial file."""
         if self._waiting:
             self._commit()
         outputs.write_text(self._output, "".join(self.lines[name] for name in names))

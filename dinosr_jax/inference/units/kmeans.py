@@ -1,4 +1,4 @@
-"""K-means on features: fitted on a sample of frames, kept in a file that says of which features.
+"""K-means on features: fitted on a sample of frames, kept in a file that names the features.
 
 The file is an .npz of plain arrays: `convention` is a JSON text, `centroids_05` the [K, D] float32
 of layer 5. Nothing is ever unpickled.
@@ -26,9 +26,8 @@ from dinosr_jax.model.feature_encoder import receptive_field
 
 MAX_FRAMES = 500_000
 _FORMAT = "dinosr_jax k-means"
-# what must be the same where the centroids are used; `layer`, `tensor` and `model` are compared
-# with what is asked for
-_OF_THE_MODEL = ("fingerprint", "width", "sample_rate", "frame_rate")
+# what must be the same where the centroids are used
+_CONVENTION = ("tensor", "model", "fingerprint", "width", "sample_rate", "frame_rate")
 # fairseq examples/hubert/simple_kmeans/learn_kmeans.py, as published with HuBERT
 _SETTINGS = {
     "init": "k-means++",
@@ -41,8 +40,8 @@ _SETTINGS = {
 }
 
 
-class KMeansError(UserError, ValueError):
-    """A k-means file cannot be used; the message says which field, or what to do."""
+class KMeansError(UserError):
+    """A k-means file cannot be used."""
 
 
 class KMeans(NamedTuple):
@@ -54,7 +53,7 @@ class KMeans(NamedTuple):
     def check(self, model: Any, *, layers: Sequence[int], tensor: str, network: str) -> None:
         """Raises KMeansError where these centroids are of other features than those named."""
         expected = convention_of(model, tensor=tensor, network=network)
-        for name in ("tensor", "model", *_OF_THE_MODEL):
+        for name in _CONVENTION:
             if self.convention.get(name) != expected[name]:
                 known = " (another checkpoint)" if name == "fingerprint" else ""
                 raise KMeansError(
@@ -70,7 +69,7 @@ class KMeans(NamedTuple):
 
 
 def convention_of(model: Any, *, tensor: str, network: str) -> dict[str, Any]:
-    """What a k-means file says of the features."""
+    """The fields of a k-means file that describe the features."""
     hop = receptive_field(model.config.model.conv_layers)[1]
     return {
         "tensor": tensor,
@@ -100,24 +99,12 @@ def fit(
 ) -> KMeans:
     """Clusters features with scikit-learn's MiniBatchKMeans and the settings of HuBERT.
 
-    Args:
-      model: Of `load`.
-      recordings: Whose features are clustered.
-      layer: One or several, each clustered apart.
-      num_clusters: K.
-      tensor: 'block' or 'ffn'.
-      network: Student or teacher.
-      seed: Of the sample and of k-means.
-      max_frames: Of a larger corpus a uniform sample is used; see `FrameSample`.
-      options: Batches and chunks.
-      **run: `on_bad`, `say` and `progress` of `batched.run`.
-
-    Returns:
-      Centroids and convention.
+    Every layer is clustered apart; `layer`, `tensor` and `network` are as of `Selection`, `run` has
+    `on_bad`, `say` and `progress` of `batched.run`. Of a larger corpus than `max_frames` a uniform
+    sample is used; `seed` is that of the sample and of k-means.
 
     Raises:
-      KMeansError: There are fewer frames than clusters.
-      ValueError: No such layer, tensor or network.
+      UserError: There are fewer frames than clusters; or no such layer, tensor or network.
     """
     if num_clusters < 1 or max_frames < num_clusters:
         raise KMeansError(
@@ -128,16 +115,23 @@ def fit(
     forward = batched.Forward(
         model, Selection(layers, tensor), depth=max(layers), network=network, options=options
     )
-    size = (max_frames, len(layers), model.config.model.width)
-    samples, total = _sample(forward, recordings, size, seed, {"on_bad": refuse} | run)
+    sample = FrameSample(max_frames, num_layers=len(layers), width=model.config.model.width)
+    total = 0
+    for part in batched.run(forward, recordings, **{"on_bad": refuse} | run):
+        frames = len(part.arrays[0])
+        keys = _keys(seed, part.recording.id, part.num_frames)[part.first : part.first + frames]
+        sample.add(keys, part.arrays)
+        total += frames
+    if "say" in run:
+        run["say"](f"k-means: fitting on {min(total, max_frames):,} of {total:,} frames")
     if total < num_clusters:
         raise KMeansError(f"{total} frames cannot make {num_clusters} clusters; give more audio")
     how = {"num_clusters": num_clusters, "seed": seed}
-    centroids = {number: cluster(samples.sorted(i), **how) for i, number in enumerate(layers)}
+    centroids = {number: cluster(sample.sorted(i), **how) for i, number in enumerate(layers)}
     counts = {"num_clusters": num_clusters, "num_frames": min(total, max_frames)}
     counts |= {"of_frames": total, "seed": seed}
-    said = convention_of(model, tensor=tensor, network=network)
-    return KMeans(centroids, {"layers": list(layers), **said, **counts})
+    convention = convention_of(model, tensor=tensor, network=network)
+    return KMeans(centroids, {"layers": list(layers), **convention, **counts})
 
 
 def cluster(frames: np.ndarray, *, num_clusters: int, seed: int) -> np.ndarray:
@@ -154,25 +148,6 @@ def nearest(centroids: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return distances.argmin(axis=1).astype(np.int32)
 
 
-def _sample(
-    forward: batched.Forward,
-    recordings: Sequence[Recording],
-    size: tuple[int, int, int],
-    seed: int,
-    run: Mapping[str, Any],
-) -> tuple["FrameSample", int]:
-    """A sample of (frames, layers, width) of the features, and how many frames there were."""
-    samples, total = FrameSample(size[0], num_layers=size[1], width=size[2]), 0
-    for part in batched.run(forward, recordings, **run):
-        frames = len(part.arrays[0])
-        keys = _keys(seed, part.recording.id, part.num_frames)[part.first : part.first + frames]
-        samples.add(keys, part.arrays)
-        total += frames
-    if "say" in run:
-        run["say"](f"k-means: fitting on {min(total, size[0]):,} of {total:,} frames")
-    return samples, total
-
-
 def _keys(seed: int, id_: str, num_frames: int) -> np.ndarray:
     """A random number for each frame of a recording: a function of seed and id alone."""
     text = f"{seed}\0{id_}".encode("utf-8", "surrogateescape")
@@ -185,11 +160,6 @@ class FrameSample:
 
     It does not depend on the order, and holds 5 D bytes a layer and frame of `size` in memory, 4 D
     more while one layer is clustered.
-
-    Args:
-      size: How many are kept.
-      num_layers: Arrays of every frame.
-      width: D.
     """
 
     def __init__(self, size: int, *, num_layers: int, width: int):
@@ -200,10 +170,10 @@ class FrameSample:
 
     def add(self, keys: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
         """Adds frames: keys [T] and, for each layer, [T, D]."""
-        wanted = np.flatnonzero(keys < self._limit)
-        while len(wanted):
+        left = np.flatnonzero(keys < self._limit)
+        while len(left):
             room = len(self._keys) - self._used
-            now, wanted = wanted[:room], wanted[room:]
+            now, left = left[:room], left[room:]
             where = slice(self._used, self._used + len(now))
             self._keys[where] = keys[now]
             for rows, array in zip(self._rows, arrays, strict=True):
@@ -228,24 +198,16 @@ class FrameSample:
         return self._rows[i][order]
 
 
-def save(path: Path, found: KMeans) -> None:
-    """Writes centroids and convention to an .npz, whole or not at all.
-
-    Raises:
-      OutputError: The disk is full, or the folder cannot be written to.
-    """
-    arrays = {f"centroids_{layer:02}": array for layer, array in found.centroids.items()}
-    text = json.dumps({"format": _FORMAT, "version": 1, **found.convention})
+def save(path: Path, fitted: KMeans) -> None:
+    """Writes centroids and convention to an .npz, whole or not at all; raises OutputError."""
+    arrays = {f"centroids_{layer:02}": array for layer, array in fitted.centroids.items()}
+    text = json.dumps({"format": _FORMAT, "version": 1, **fitted.convention})
     with outputs.replacing(path) as file:
         np.savez(file, convention=np.asarray(text), **arrays)
 
 
 def load(path: str | Path) -> KMeans:
-    """Reads what `save` wrote.
-
-    Raises:
-      KMeansError: The file is not there, damaged, or something else, such as a pickle.
-    """
+    """Reads what `save` wrote; raises KMeansError for any other file."""
     path, name = Path(path), printable(str(path))
     try:
         if not zipfile.is_zipfile(path):
@@ -286,7 +248,7 @@ def _centroids(
     name: str, arrays: dict[str, np.ndarray], convention: dict[str, Any]
 ) -> dict[int, np.ndarray]:
     """The checked centroids."""
-    layers, found = convention.get("layers"), {}
+    layers, centroids = convention.get("layers"), {}
     if not isinstance(layers, list) or not layers or not all(type(i) is int for i in layers):
         raise KMeansError(f"{name}: layers: found {layers!r}, expected numbers")
     shape = (convention.get("num_clusters"), convention.get("width"))
@@ -299,7 +261,7 @@ def _centroids(
             )
         if not array.size or not np.isfinite(array).all():
             raise KMeansError(f"{name}: centroids_{layer:02}: expected finite numbers")
-        found[layer] = array
+        centroids[layer] = array
     if arrays:
         raise KMeansError(f"{name}: found {sorted(arrays)}, which no k-means file has")
-    return found
+    return centroids

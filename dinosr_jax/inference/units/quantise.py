@@ -1,7 +1,7 @@
 """Discrete units: codes of the teacher's codebooks, of the student's heads, or of k-means.
 
-Codes are found on the devices, frame by frame. Codebooks cluster features that are normalised over
-the utterance: what goes in one pass is normalised there; a recording in several chunks is gone
+Codes are computed on the devices, frame by frame. Codebooks cluster features that are normalised
+over the utterance: what goes in one pass is normalised there; a recording in several chunks is gone
 through twice, first for mean and variance.
 
 Shapes: B batch, S samples, T frames, D model, L layers, N codebooks, V codewords.
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinosr_jax.data import audio
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference.forward import batched, long_audio
 from dinosr_jax.inference.recordings import Bad, Recording, refuse
 from dinosr_jax.inference.selection import Network, Selection, Tensor, parse_layers
@@ -46,16 +47,15 @@ class NearestCodes:
 
     def __call__(self, arrays: Any, layers: Layers, padded: Array) -> tuple[Array, ...]:
         """Codes [B, T] of each layer, whose arrays are a codebook [1, V, D] and moments [D]."""
-        found = []
-        for z, (codebook, moments) in zip(
-            Selection(self.layers, self.tensor)((), layers, padded), arrays, strict=True
-        ):
+        codes = []
+        selected = Selection(self.layers, self.tensor)((), layers, padded)
+        for z, (codebook, moments) in zip(selected, arrays, strict=True):
             if self.normalisation == "utterance":
                 z = instance_normalise(z, padded)
             elif self.normalisation == "given":
                 z = (z - moments[0][None, None]) * moments[1][None, None]
-            found.append(codebooks.assign(codebook, z.astype(jnp.float32)[None])[0])
-        return tuple(found)
+            codes.append(codebooks.assign(codebook, z.astype(jnp.float32)[None])[0])
+        return tuple(codes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,31 +101,27 @@ class UtteranceUnits(NamedTuple):
     num_samples: int
 
 
-def codebook_of_layer(model: Any, layer: int) -> int:
-    """Number of the codebook (from 0) that clusters a layer (from 1).
-
-    Raises:
-      ValueError: The layer has no codebook.
-    """
+def _codebook_of_layer(model: Any, layer: int) -> int:
+    """Number of the codebook (from 0) that clusters a layer (from 1); UserError without one."""
     config = model.config.model
     if model.codebook is None and model.config.task != "ctc":
-        raise ValueError(
+        raise UserError(
             f"{model.path}: config.objective is {model.config.objective!r}, which has no codebooks "
             "and codes; fit k-means on its features (--source=kmeans --fit)"
         )
     if model.codebook is None:
-        raise ValueError(
+        raise UserError(
             f"{model.path}: a fine-tuned network has no codebooks and heads; take the units of the "
             "pre-trained one, or fit k-means (--source=kmeans --fit)"
         )
     if model.fresh:
-        raise ValueError(
+        raise UserError(
             f"{model.path}: a student that came without heads and codebooks, which are random: its "
             "units mean nothing before it is trained on. Fit k-means: --source=kmeans --fit"
         )
     first = config.num_layers - config.num_codebooks + 1
     if not first <= layer <= config.num_layers:
-        raise ValueError(
+        raise UserError(
             f"layer {layer} has no codebook; layers {first} to {config.num_layers} have one"
         )
     return layer - first
@@ -140,40 +136,31 @@ def plan(
     tensor: Tensor | None = None,
     network: Network | None = None,
 ) -> Plan:
-    """What to compute for units of some layers.
+    """A plan of what to compute for units of some layers.
 
-    Args:
-      model: Of `load`.
-      layer: One, several or 'all': those with a codebook, or in the k-means file. The head of
-        layer l predicts the codes of layer l, from the student's last layer (objective 'dinosr') or
-        from its layer l ('spidr').
-      source: 'codebook', 'head' or 'kmeans'.
-      kmeans_file: Of `kmeans.fit` or its path, for 'kmeans'.
-      tensor: For 'kmeans'; None is what it was fitted on.
-      network: The same.
-
-    Returns:
-      The plan.
+    `layer` 'all' is those with a codebook, or in the k-means file. The head of layer l predicts the
+    codes of layer l, from the student's last layer (objective 'dinosr') or from its layer l
+    ('spidr'). `tensor` and `network` are for k-means; None is what it was fitted on.
 
     Raises:
-      ValueError: No such source, layer or codebook; or k-means is of other features.
+      UserError: No such source, layer or codebook; or k-means is of other features.
     """
     if source not in get_args(Source):
-        raise ValueError(f"source: found {source!r}, expected 'codebook', 'head' or 'kmeans'")
+        raise UserError(f"source: found {source!r}, expected 'codebook', 'head' or 'kmeans'")
     if (source == "kmeans") != (kmeans_file is not None):
-        raise ValueError("source kmeans needs a k-means file, and only it takes one")
+        raise UserError("source kmeans needs a k-means file, and only it takes one")
     if source == "kmeans":
         return _kmeans_plan(model, layer, kmeans_file, tensor, network)
     own_layer = source == "codebook" or OBJECTIVES[model.config.objective].reads == "ffn"
     read = ("ffn" if own_layer else "block", "teacher" if source == "codebook" else "student")
-    for name, found, reads in zip(("tensor", "model"), (tensor, network), read, strict=True):
-        if found not in (None, reads):
-            raise ValueError(f"{name}: found {found!r}; source {source} reads {reads!r}")
+    for name, given, reads in zip(("tensor", "model"), (tensor, network), read, strict=True):
+        if given not in (None, reads):
+            raise UserError(f"{name}: found {given!r}; source {source} reads {reads!r}")
     config = model.config.model
     top = range(config.num_layers - config.num_codebooks + 1, config.num_layers + 1)
-    wanted = list(top) if layer == "all" else layer
-    layers = parse_layers(wanted, num_layers=config.num_layers)
-    books = np.asarray([codebook_of_layer(model, number) for number in layers])
+    which = list(top) if layer == "all" else layer
+    layers = parse_layers(which, num_layers=config.num_layers)
+    books = np.asarray([_codebook_of_layer(model, number) for number in layers])
     what, depth = (model, source, layers, *read), max(layers) if own_layer else config.num_layers
     if source == "head":
         heads = {name: leaf[books] for name, leaf in model.params["heads"].items()}
@@ -182,7 +169,7 @@ def plan(
     words = np.asarray(codebooks.codewords(some))
     for number, array in zip(layers, words, strict=True):
         if not np.isfinite(array).all():
-            raise ValueError(f"layer {number}: its codebook has codewords that are not finite")
+            raise UserError(f"layer {number}: its codebook has codewords that are not finite")
     compute = NearestCodes(layers, "ffn", "utterance")
     return Plan(*what, compute, _as_codebooks(words), depth, config.codebook_size)
 
@@ -190,15 +177,14 @@ def plan(
 def _kmeans_plan(
     model: Any, layer: Any, file: Any, tensor: Tensor | None, network: Network | None
 ) -> Plan:
-    found = file if isinstance(file, kmeans.KMeans) else kmeans.load(file)
-    tensor = tensor or found.convention["tensor"]
-    network = network or found.convention["model"]
-    num_layers = model.config.model.num_layers
-    wanted = list(found.centroids) if layer == "all" else layer
-    found.check(model, layers=(), tensor=tensor, network=network)
-    layers = parse_layers(wanted, num_layers=num_layers, tensor=tensor)
-    found.check(model, layers=layers, tensor=tensor, network=network)
-    centroids = [found.centroids[number] for number in layers]
+    fitted = file if isinstance(file, kmeans.KMeans) else kmeans.load(file)
+    tensor = tensor or fitted.convention["tensor"]
+    network = network or fitted.convention["model"]
+    which = list(fitted.centroids) if layer == "all" else layer
+    fitted.check(model, layers=(), tensor=tensor, network=network)
+    layers = parse_layers(which, num_layers=model.config.model.num_layers, tensor=tensor)
+    fitted.check(model, layers=layers, tensor=tensor, network=network)
+    centroids = [fitted.centroids[number] for number in layers]
     compute = NearestCodes(layers, tensor, "none")
     arrays, size = _as_codebooks(centroids), len(centroids[0])
     return Plan(model, "kmeans", layers, tensor, network, compute, arrays, max(layers), size)
@@ -215,7 +201,7 @@ def _as_codebooks(words: Sequence[np.ndarray], moments: Sequence[Any] | None = N
 
 
 def compute(
-    wanted: Plan,
+    plan: Plan,
     recordings: Sequence[Recording],
     *,
     options: batched.Options | None = None,
@@ -224,38 +210,19 @@ def compute(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Iterator[UtteranceUnits]:
-    """Computes units of recordings.
-
-    Args:
-      wanted: Of `plan`.
-      recordings: In any order; the results do not depend on it.
-      options: Batches and chunks.
-      on_bad: As in `batched.run`.
-      lengths: As in `batched.run`.
-      say: As in `batched.run`.
-      progress: As in `batched.run`.
-
-    Yields:
-      The utterances, the longest first.
-    """
+    """Computes units of recordings, the longest first; arguments as of `batched.run`."""
     options = options or batched.Options()
-    forward = batched.Forward(
-        wanted.model,
-        wanted.compute,
-        depth=wanted.depth,
-        network=wanted.network,
-        arrays=wanted.arrays,
-        options=options,
-    )
-    told = {"on_bad": on_bad, "say": say, "lengths": lengths}
-    if wanted.source != "codebook":
-        for part in batched.whole(batched.run(forward, recordings, progress=progress, **told)):
+    where = {"depth": plan.depth, "network": plan.network, "options": options}
+    forward = batched.Forward(plan.model, plan.compute, arrays=plan.arrays, **where)
+    how = {"on_bad": on_bad, "say": say, "lengths": lengths}
+    if plan.source != "codebook":
+        for part in batched.whole(batched.run(forward, recordings, progress=progress, **how)):
             yield UtteranceUnits(part.recording, part.arrays, part.num_samples)
         return
     ordered = long_audio.by_length(recordings, on_bad=on_bad, num_workers=options.num_workers)
     longest = int(options.chunk_seconds * audio.SAMPLE_RATE)
     is_long = lambda header: header.num_samples > longest
-    # by id: the header of a recording may have said that it is short
+    # by id: the header of a recording may be wrong
     long = {recording.id: recording for recording, header in ordered if is_long(header)}
     short = [recording for recording, header in ordered if not is_long(header)]
     seconds = sum(h.num_samples for _, h in ordered) / audio.SAMPLE_RATE
@@ -263,44 +230,40 @@ def compute(
     share = lambda part: lambda done, _: progress(done * part, seconds)
     for note in long_audio.notes([h for _, h in ordered if is_long(h)]):
         say(note)
-    for part in batched.run(forward, short, progress=share(1.0), missing=missing, **told):
+    for part in batched.run(forward, short, progress=share(1.0), missing=missing, **how):
         if len(part.arrays[0]) == part.num_frames:
             yield UtteranceUnits(part.recording, part.arrays, part.num_samples)
         else:
             long[part.recording.id] = part.recording
     for recording in long.values():
         run = {"on_bad": on_bad, "progress": share(0.5), "missing": missing}
-        yield from _in_two_passes(wanted, recording, options, run)
+        yield from _in_two_passes(plan, recording, options, run)
     if missing:
         say(long_audio.missing_note(missing))
 
 
 def _in_two_passes(
-    wanted: Plan,
-    recording: Recording,
-    options: batched.Options,
-    run: Mapping[str, Any],
+    plan: Plan, recording: Recording, options: batched.Options, run: Mapping[str, Any]
 ) -> Iterator[UtteranceUnits]:
     """Codes of a recording in several chunks: moments of the whole first; none where it is bad."""
-    where = {"depth": wanted.depth, "network": wanted.network, "options": options}
-    forward = batched.Forward(wanted.model, Selection(wanted.layers, wanted.tensor), **where)
-    moments, seen = [RunningMoments() for _ in wanted.layers], (0, -1)
+    where = {"depth": plan.depth, "network": plan.network, "options": options}
+    forward = batched.Forward(plan.model, Selection(plan.layers, plan.tensor), **where)
+    moments, seen = [_RunningMoments() for _ in plan.layers], (0, -1)
     for part in batched.run(forward, [recording], **run):
         for of_layer, array in zip(moments, part.arrays, strict=True):
             of_layer.add(array)
         seen = (part.first + len(part.arrays[0]), part.num_frames)
     if seen[0] != seen[1]:
         return
-    words = [codebook.sums[0] for codebook, _ in wanted.arrays]
+    words = [codebook.sums[0] for codebook, _ in plan.arrays]
     arrays = _as_codebooks(words, [of_layer.mean_and_factor() for of_layer in moments])
-    given = dataclasses.replace(wanted.compute, normalisation="given")
-    forward = batched.Forward(wanted.model, given, arrays=arrays, **where)
-    parts = batched.run(forward, [recording], **run)
-    for part in batched.whole(parts):
+    given = dataclasses.replace(plan.compute, normalisation="given")
+    forward = batched.Forward(plan.model, given, arrays=arrays, **where)
+    for part in batched.whole(batched.run(forward, [recording], **run)):
         yield UtteranceUnits(part.recording, part.arrays, part.num_samples)
 
 
-class RunningMoments:
+class _RunningMoments:
     """Mean and variance of every channel over arrays that come one after the other, in float64."""
 
     def __init__(self) -> None:
@@ -323,11 +286,11 @@ class RunningMoments:
 
 
 def of_waveforms(
-    wanted: Plan, recordings: Sequence[Recording], *, options: batched.Options | None = None
+    plan: Plan, recordings: Sequence[Recording], *, options: batched.Options | None = None
 ) -> list[Mapping[int, np.ndarray]]:
     """Units of waveforms, in their order: {layer: [T] int32} of each."""
-    found = {
-        utterance.recording.id: dict(zip(wanted.layers, utterance.codes, strict=True))
-        for utterance in compute(wanted, recordings, options=options)
+    codes = {
+        utterance.recording.id: dict(zip(plan.layers, utterance.codes, strict=True))
+        for utterance in compute(plan, recordings, options=options)
     }
-    return [found[recording.id] for recording in recordings]
+    return [codes[recording.id] for recording in recordings]

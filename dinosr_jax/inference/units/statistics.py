@@ -29,25 +29,14 @@ class UnitStatistics(NamedTuple):
 
 
 def run_lengths(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Joins equal neighbours.
-
-    Args:
-      units: [T] integers.
-
-    Returns:
-      Units [R] and durations [R] in frames, whose sum is T.
-    """
+    """Joins equal neighbours of units [T]: units [R] and durations [R] in frames."""
     units = np.asarray(units)
     starts = np.flatnonzero(np.concatenate([[True], units[1:] != units[:-1]])[: len(units)])
     return units[starts], np.diff(np.append(starts, len(units)))
 
 
 def count(units: np.ndarray, *, num_units: int) -> np.ndarray:
-    """How often each of K units occurs in units [T]: [K] int64.
-
-    Raises:
-      ValueError: A unit is not 0 to K - 1.
-    """
+    """How often each of K units occurs in units [T]: [K] int64; ValueError for others."""
     units = np.asarray(units)
     if len(units) and not (0 <= units.min() and units.max() < num_units):
         raise ValueError(
@@ -65,9 +54,6 @@ def describe(
       frame_counts: [K], frames of each unit; sums of `count` of the utterances.
       run_counts: [K], runs of each unit: the same after `run_lengths` of each utterance.
       frame_rate: Frames a second.
-
-    Returns:
-      `UnitStatistics`.
     """
     seconds = float(np.sum(frame_counts)) / frame_rate
     a_second = lambda total: float(total) / seconds if seconds else 0.0

@@ -11,23 +11,19 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from dinosr_jax.data import audio
 from dinosr_jax.data.phones import textgrid
+from dinosr_jax.errors import UserError
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.features.writer import of_shard, parse_shard, skipped_name
-from dinosr_jax.inference.recordings import Recording, open_inputs, printable, refuse
-from dinosr_jax.inference.units import kmeans, quantise, statistics
+from dinosr_jax.inference.recordings import Chosen, Recording, parse_shard
+from dinosr_jax.inference.units import kmeans, quantise, statistics, unit_file
 from dinosr_jax.model.feature_encoder import receptive_field
-
-Key = Literal["file", "name", "fileid", "audio"]
-Form = Literal["frames", "runs"]
-Format = Literal["jsonl", "text", "km"]
 
 
 class UnitSummary(NamedTuple):
@@ -64,60 +60,15 @@ class UnitOptions(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How units are written.
+    """How units are written: as of `unit_file.to_line`; `textgrids` is a folder.
 
-    `key` is the field of the utterance's name; `form` says frames or runs; `textgrids` is a folder.
-    `format` is 'jsonl'; 'text', name, tab, units; or 'km', HuBERT's, which has no names and an
-    empty line for what is left out.
+    Where `format` is 'km', a recording that is left out has an empty line.
     """
 
-    key: Key = "file"
-    form: Form = "frames"
+    key: unit_file.Key = "file"
+    form: unit_file.Form = "frames"
     textgrids: Path | None = None
-    format: Format = "jsonl"
-
-
-def label(id_: str, *, key: Key) -> str:
-    """What an utterance is called: its id (path below the input), or for other keys its basename.
-
-    discophon's `file` may be a path; spidr's `name`, minimal-hubert's `fileid` and fastabx' `audio`
-    are names without folder and extension.
-    """
-    return printable(id_ if key == "file" else PurePosixPath(id_).name)
-
-
-def to_line(name: str, codes: np.ndarray, *, key: Key, form: Form, format: Format = "jsonl") -> str:
-    """One utterance, as text with its line end.
-
-    Args:
-      name: What the utterance is called.
-      codes: [T].
-      key: The field of the name.
-      form: 'frames': `units` has one unit a frame; 'runs': one a run, and `durations` its frames
-        (in JSON lines only).
-      format: As of `Style`.
-
-    Returns:
-      The line.
-    """
-    if format != "jsonl":
-        shown = statistics.run_lengths(codes)[0] if form == "runs" else codes
-        units_text = " ".join(map(str, shown.tolist())) + "\n"
-        return units_text if format == "km" else f"{name}\t{units_text}"
-    line: dict[str, Any] = {key: name}
-    if form == "runs":
-        runs, durations = statistics.run_lengths(codes)
-        line |= {"units": runs.tolist(), "durations": durations.tolist()}
-    else:
-        line["units"] = codes.tolist()
-    return json.dumps(line) + "\n"
-
-
-def paths_of(output: Path, *, layers: Sequence[int], shard: tuple[int, int]) -> list[Path]:
-    """One file a layer: units.jsonl, of several units-layer05.jsonl, of a shard units_0_4.jsonl."""
-    part = "" if shard[1] == 1 else "_{}_{}".format(*shard)
-    tails = [f"-layer{layer:02}" if len(layers) > 1 else "" for layer in layers]
-    return [output.with_name(f"{output.stem}{tail}{part}{output.suffix}") for tail in tails]
+    format: unit_file.Format = "jsonl"
 
 
 def write_units(
@@ -125,7 +76,7 @@ def write_units(
     inputs: Sequence[str | Path],
     *,
     output: Path | None,
-    wish: UnitOptions,
+    units: UnitOptions,
     style: Style | None = None,
     split: str = "",
     shard: str = "0/1",
@@ -134,166 +85,148 @@ def write_units(
 ) -> UnitSummary:
     """Writes units of recordings; what is there already is replaced at the end.
 
-    Args:
-      model: Of `load`.
-      inputs: As `open_inputs`.
-      output: File of units, see `paths_of`; beside it its stem with .stats.json, and skipped.tsv.
-        None where k-means is fitted and nothing else.
-      wish: Which units.
-      style: How they are written; None for the defaults.
-      split: Split of a prepared dataset.
-      shard: 'i/n': only part i (from 0) of n of the recordings.
-      bad: 'raise' at the first recording that cannot be used, or 'skip' and list it.
-      **run: `options`, `say` and `progress` of `batched.run`.
-
-    Returns:
-      What was written.
+    `inputs`, `split`, `shard` and `bad` are as of `Chosen`; `run` has `options`, `say` and
+    `progress` of `batched.run`. `output` is the file of units, as of `paths_of`, and beside it
+    STEM.stats.json and skipped.tsv; None where k-means is fitted and nothing else.
 
     Raises:
       AudioError: A recording cannot be used, or none can; or two have the same name.
       OutputError: It cannot be written.
-      ValueError: As `quantise.plan`, `kmeans.fit`; or settings that contradict each other.
+      UserError: As `quantise.plan`, `kmeans.fit`; or settings that contradict each other.
     """
-    parts, style = parse_shard(shard), style or Style()
-    file = _check(output, wish, style, parts)
-    # what contradicts the network is said before the files are looked at
-    wanted = None if wish.fit else _plan(model, wish, file)
-    skipped: dict[str, str] = {}
-    run["on_bad"] = refuse if bad == "raise" else lambda r, why: skipped.setdefault(r.name, why)
-    found = open_inputs(inputs, split=split, on_bad=run["on_bad"])
-    recordings = of_shard(found, parts)
-    if output is not None:
-        _check_names(recordings, style)
-    if wanted is None:
-        wanted = _fitted(model, recordings, wish, file, run)
-    usable = [r for r in recordings if r.name not in skipped]
+    style = style or Style()
+    file = _check(output, units, style, parse_shard(shard))
+    # what contradicts the network is an error before the files are looked at
+    plan = None if units.fit else _plan(model, units, file)
+    chosen = Chosen(inputs, split=split, shard=shard, bad=bad)
+    run["on_bad"] = chosen.on_bad
+    names = {} if output is None else _names(chosen.recordings, style)
+    if plan is None:
+        plan = _fitted(model, chosen.recordings, units, file, run)
     if output is None:
-        return UnitSummary((file,), {}, 0, 0.0, tuple(skipped.items()))
-    writer = _Writer(wanted, paths_of(output, layers=wanted.layers, shard=parts), style)
+        return UnitSummary((file,), {}, 0, 0.0, tuple(chosen.skipped.items()))
+    usable = [r for r in chosen.recordings if r.name not in chosen.skipped]
+    files = unit_file.paths_of(output, layers=plan.layers, shard=chosen.shard)
+    side = unit_file.side_path(output, shard=chosen.shard)
     try:
-        found = quantise.compute(wanted, usable, lengths="fitted", **run)
-        written = writer.write(found, recordings)
+        computed = quantise.compute(plan, usable, lengths="fitted", **run)
+        written = _write(plan, computed, names, files, style)
     finally:
-        _list_skipped(output, parts, tuple(skipped.items()))
-    written = written._replace(skipped=tuple(skipped.items()))
-    described = _described(written, writer)
-    outputs.write_text(_side(output, parts), json.dumps(described, indent=2) + "\n")
+        if chosen.skipped or side.exists():  # else a list that is there is of another command
+            outputs.list_skipped(output.parent, chosen)
+    written = written._replace(skipped=tuple(chosen.skipped.items()))
+    outputs.write_text(side, json.dumps(_describe(written, plan, style), indent=2) + "\n")
     return written
 
 
-def _plan(model: Any, wish: UnitOptions, file: Any) -> quantise.Plan:
-    what = {"layer": wish.layer, "source": wish.source, "kmeans_file": file}
-    return quantise.plan(model, **what, tensor=wish.tensor, network=wish.network)
+def _plan(model: Any, units: UnitOptions, file: Any) -> quantise.Plan:
+    what = {"layer": units.layer, "source": units.source, "kmeans_file": file}
+    return quantise.plan(model, **what, tensor=units.tensor, network=units.network)
 
 
 def _fitted(
-    model: Any, recordings: Sequence[Recording], wish: UnitOptions, file: Path, run: dict[str, Any]
+    model: Any, recordings: Sequence[Recording], units: UnitOptions, file: Path, run: dict[str, Any]
 ) -> quantise.Plan:
     """Fits k-means and writes it."""
-    what = {"tensor": wish.tensor or "block", "network": wish.network or "student"}
-    found = kmeans.fit(model, recordings, layer=wish.layer, **what, **wish.fit._asdict(), **run)
-    kmeans.save(file, found)
-    run.get("say", lambda text: None)(f"{file}: centroids of layer {wish.layer}")
-    return _plan(model, wish, found)
+    what = {"tensor": units.tensor or "block", "network": units.network or "student"}
+    fitted = kmeans.fit(model, recordings, layer=units.layer, **what, **units.fit._asdict(), **run)
+    kmeans.save(file, fitted)
+    run.get("say", lambda text: None)(f"{file}: centroids of layer {units.layer}")
+    return _plan(model, units, fitted)
 
 
 def _check(
-    output: Path | None, wish: UnitOptions, style: Style, shard: tuple[int, int]
+    output: Path | None, units: UnitOptions, style: Style, shard: tuple[int, int]
 ) -> Path | None:
     """Refuses settings that contradict each other; returns the k-means file."""
-    file, fit = wish.kmeans_file, wish.fit
+    file, fit = units.kmeans_file, units.fit
     if style.format == "km" and style.form == "runs":
-        raise ValueError(
+        raise UserError(
             "--deduplicate: a .km has one unit a frame; expected --format=jsonl (with durations) "
             "or text (without)"
         )
     if style.format == "km" and style.key != "file":
-        raise ValueError(f"--key={style.key}: a .km has no names; expected --format=jsonl or text")
-    if fit is not None and wish.source != "kmeans":
-        raise ValueError(f"--fit is for --source=kmeans, found --source={wish.source}")
+        raise UserError(f"--key={style.key}: a .km has no names; expected --format=jsonl or text")
+    if fit is not None and units.source != "kmeans":
+        raise UserError(f"--fit is for --source=kmeans, found --source={units.source}")
     if fit is not None and shard[1] > 1:
-        raise ValueError("--fit needs all of the input; fit without --shard, then use --kmeans")
+        raise UserError("--fit needs all of the input; fit without --shard, then use --kmeans")
     if output is None and (fit is None or file is None):
-        raise ValueError("--output is missing (only --fit with --kmeans=FILE does without)")
+        raise UserError("--output is missing (only --fit with --kmeans=FILE does without)")
     if output is not None and output.is_dir():
         raise outputs.OutputError(f"{output} is a folder; expected a file, such as units.jsonl")
     if file is None and fit is not None:
         return output.with_name(f"{output.stem}.kmeans.npz")
-    if file is None and wish.source == "kmeans":
-        raise ValueError("--source=kmeans needs --kmeans=FILE, or --fit to make one")
+    if file is None and units.source == "kmeans":
+        raise UserError("--source=kmeans needs --kmeans=FILE, or --fit to make one")
     return file
 
 
-def _check_names(recordings: Sequence[Recording], style: Style) -> None:
-    """Refuses names that the lines cannot tell."""
-    names: dict[str, str] = {}
-    for recording in recordings:
-        name = label(recording.id, key=style.key)
-        if style.format == "text" and (odd := re.search(r"[\t\r\n]", name)):
+def _names(recordings: Sequence[Recording], style: Style) -> dict[str, str]:
+    """The name of each recording by its id; refuses those that the lines cannot hold."""
+    names = unit_file.names_of(recordings, key=style.key)
+    for recording in recordings if style.format == "text" else ():
+        if odd := re.search(r"[\t\r\n]", names[recording.id]):
             raise audio.AudioError(
                 f"{recording.name!r}: found {odd[0]!r} in its name, which ends names or lines of "
                 "--format=text; use --format=jsonl, or rename it"
             )
-        if name in names:
-            raise audio.AudioError(
-                f"{names[name]} and {recording.name} would both be called {name!r}; use --key=file"
-            )
-        names[name] = recording.name
+    return names
 
 
-class _Writer(NamedTuple):
-    """Where units go, and how."""
+def _write(
+    plan: quantise.Plan,
+    utterances: Iterable[quantise.UtteranceUnits],
+    names: Mapping[str, str],
+    files: Sequence[Path],
+    style: Style,
+) -> UnitSummary:
+    """Computes, holds the codes in a file without a name, then writes them in `names`' order."""
+    layers, folder = plan.layers, files[0].parent
+    outputs.remove_stale(folder, where="folder")
+    frames, runs = np.zeros((2, len(layers), plan.num_units), np.int64)
+    shape = {name: getattr(style, name) for name in ("key", "form", "format")}
+    samples = 0
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(outputs.replacing(path)) for path in files]
+        spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)), len(layers))
+        for utterance in utterances:
+            spool.add(utterance)
+        for id_, name in names.items():
+            if (entry := spool.places.get(id_)) is None:
+                if style.format == "km":
+                    for file in lines:
+                        file.write(b"\n")
+                continue
+            samples += entry[2]
+            codes = spool.codes(id_)
+            for i, row in enumerate(codes):
+                lines[i].write(unit_file.to_line(name, row, **shape).encode())
+                frames[i] += statistics.count(row, num_units=plan.num_units)
+                of_runs = statistics.run_lengths(row)[0]
+                runs[i] += statistics.count(of_runs, num_units=plan.num_units)
+            if style.textgrids is not None:
+                path = outputs.inside(style.textgrids, f"{id_}.TextGrid")
+                _write_textgrid(path, plan, codes, entry[2] / audio.SAMPLE_RATE)
+    rate = _frame_rate(plan.model)
+    described = {
+        layer: statistics.describe(frames[i], runs[i], frame_rate=rate)
+        for i, layer in enumerate(layers)
+    }
+    seconds = samples / audio.SAMPLE_RATE
+    return UnitSummary(tuple(files), described, len(spool.places), seconds, ())
 
-    wanted: quantise.Plan
-    files: list[Path]
-    style: Style
 
-    def write(self, found: Any, recordings: Sequence[Recording]) -> UnitSummary:
-        """Computes, holds the codes in a file without a name, then writes them in order."""
-        size, layers = self.wanted.num_units, self.wanted.layers
-        outputs.remove_stale(self.files[0].parent, where="folder")
-        frames, runs = np.zeros((2, len(layers), size), np.int64)
-        shape = {name: getattr(self.style, name) for name in ("key", "form", "format")}
-        with contextlib.ExitStack() as stack:
-            lines = [stack.enter_context(outputs.replacing(path)) for path in self.files]
-            folder = self.files[0].parent
-            spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)), len(layers))
-            for utterance in found:
-                spool.add(utterance)
-            samples = 0
-            for recording in recordings:
-                if (entry := spool.places.get(recording.id)) is None:
-                    if self.style.format == "km":
-                        for file in lines:
-                            file.write(b"\n")
-                    continue
-                samples += entry[2]
-                name, codes = label(recording.id, key=self.style.key), spool.codes(recording.id)
-                for i, row in enumerate(codes):
-                    lines[i].write(to_line(name, row, **shape).encode())
-                    frames[i] += statistics.count(row, num_units=size)
-                    runs[i] += statistics.count(statistics.run_lengths(row)[0], num_units=size)
-                if self.style.textgrids is not None:
-                    self._textgrid(recording.id, codes, entry[2] / audio.SAMPLE_RATE)
-        rate = _frame_rate(self.wanted.model)
-        described = {
-            layer: statistics.describe(frames[i], runs[i], frame_rate=rate)
-            for i, layer in enumerate(layers)
-        }
-        seconds = samples / audio.SAMPLE_RATE
-        return UnitSummary(tuple(self.files), described, len(spool.places), seconds, ())
-
-    def _textgrid(self, id_: str, codes: Sequence[np.ndarray], end: float) -> None:
-        path = outputs.inside(self.style.textgrids, f"{id_}.TextGrid")
-        hop = 1 / _frame_rate(self.wanted.model)
-        layers = self.wanted.layers
-        name = lambda layer: "units" if len(layers) == 1 else f"units-layer{layer:02}"
-        tiers = {
-            name(layer): unit_intervals(row, hop_seconds=hop, end=end)
-            for layer, row in zip(layers, codes, strict=True)
-        }
-        text = textgrid.to_textgrid(tiers, end=end)
-        outputs.write_text(path, text, sync=False)
+def _write_textgrid(
+    path: Path, plan: quantise.Plan, codes: Sequence[np.ndarray], end: float
+) -> None:
+    hop = 1 / _frame_rate(plan.model)
+    name = lambda layer: "units" if len(plan.layers) == 1 else f"units-layer{layer:02}"
+    tiers = {
+        name(layer): unit_intervals(row, hop_seconds=hop, end=end)
+        for layer, row in zip(plan.layers, codes, strict=True)
+    }
+    outputs.write_text(path, textgrid.to_textgrid(tiers, end=end), sync=False)
 
 
 class _Spool:
@@ -314,42 +247,30 @@ class _Spool:
         """Codes of an utterance: [layers, T]."""
         offset, frames, _ = self.places[id_]
         self._file.seek(offset)
-        found = np.frombuffer(self._file.read(4 * frames * self._num_layers), "<i4")
-        return found.reshape(self._num_layers, frames)
+        codes = np.frombuffer(self._file.read(4 * frames * self._num_layers), "<i4")
+        return codes.reshape(self._num_layers, frames)
 
 
 def _frame_rate(model: Any) -> float:
     return audio.SAMPLE_RATE / receptive_field(model.config.model.conv_layers)[1]
 
 
-def _side(output: Path, shard: tuple[int, int]) -> Path:
-    (path,) = paths_of(output, layers=(0,), shard=shard)
-    return path.with_name(f"{path.stem}.stats.json")
-
-
-def _list_skipped(output: Path, shard: tuple[int, int], rows: Sequence[tuple[str, str]]) -> None:
-    """Writes skipped.tsv; where nothing is left out, one that is not of this command stays."""
-    if rows or _side(output, shard).exists():
-        outputs.write_skipped(output.parent, rows, name=skipped_name(shard))
-
-
-def _described(written: UnitSummary, writer: _Writer) -> dict[str, Any]:
-    """What the side file says."""
-    wanted = writer.wanted
+def _describe(written: UnitSummary, plan: quantise.Plan, style: Style) -> dict[str, Any]:
+    """The fields of the file with the statistics."""
     text = {
-        "source": wanted.source,
-        "layers": list(wanted.layers),
-        **kmeans.convention_of(wanted.model, tensor=wanted.tensor, network=wanted.network),
-        "fingerprint": wanted.model.fingerprint,
-        "key": writer.style.key,
-        "form": writer.style.form,
-        "format": writer.style.format,
+        "source": plan.source,
+        "layers": list(plan.layers),
+        **kmeans.convention_of(plan.model, tensor=plan.tensor, network=plan.network),
+        "fingerprint": plan.model.fingerprint,
+        "key": style.key,
+        "form": style.form,
+        "format": style.format,
         "num_utterances": written.num_utterances,
         "seconds": round(written.seconds, 3),
         "skipped": len(written.skipped),
-        "statistics": {str(n): found._asdict() for n, found in written.statistics.items()},
+        "statistics": {str(n): values._asdict() for n, values in written.statistics.items()},
     }
-    if wanted.source == "codebook":
+    if plan.source == "codebook":
         text["normalisation"] = "mean 0, variance 1 of every channel over the utterance"
     return text
 
@@ -357,11 +278,11 @@ def _described(written: UnitSummary, writer: _Writer) -> dict[str, Any]:
 def to_text(summary: UnitSummary) -> str:
     """The statistics, as lines to be printed."""
     lines = [
-        f"layer {layer}: {found.units_in_use} of {found.num_units} units in use, perplexity "
-        f"{found.perplexity:.1f}, {found.units_per_second:.1f} units/s, "
-        f"{found.deduplicated_units_per_second:.1f} without repetitions, bit rate "
-        f"{found.bit_rate:.1f} bit/s (by entropy {found.entropy_bit_rate:.1f})"
-        for layer, found in summary.statistics.items()
+        f"layer {layer}: {of.units_in_use} of {of.num_units} units in use, perplexity "
+        f"{of.perplexity:.1f}, {of.units_per_second:.1f} units/s, "
+        f"{of.deduplicated_units_per_second:.1f} without repetitions, bit rate "
+        f"{of.bit_rate:.1f} bit/s (by entropy {of.entropy_bit_rate:.1f})"
+        for layer, of in summary.statistics.items()
     ]
     left_out = f", {len(summary.skipped)} left out (skipped.tsv)" if summary.skipped else ""
     hours = summary.seconds / 3600
@@ -370,15 +291,9 @@ def to_text(summary: UnitSummary) -> str:
 
 
 def unit_intervals(units: np.ndarray, *, hop_seconds: float, end: float) -> list[textgrid.Interval]:
-    """Runs of equal units as intervals without gaps from 0 to the utterance's end.
+    """Runs of equal units [T] as intervals without gaps from 0 to the utterance's end.
 
-    Args:
-      units: [T]; unit i begins at i * hop_seconds.
-      hop_seconds: Step of the frames.
-      end: Length of the utterance in seconds; the last unit lasts until then.
-
-    Returns:
-      One interval a run.
+    Unit i begins at i * hop_seconds; the last lasts until `end`, the utterance's seconds.
     """
     values, durations = statistics.run_lengths(units)
     ends = [min(frames * hop_seconds, end) for frames in np.cumsum(durations).tolist()[:-1]]

@@ -1,8 +1,7 @@
 """PyTorch's files (`torch.save`) read as data: without torch, and without running anything in them.
 
-A `.pt` file is a pickle beside raw numbers. Unpickling calls what the pickle names; here every name
-becomes an inert stand-in that remembers its arguments, and names that no checkpoint needs are
-refused. Tensors are built from the stand-ins afterwards, every size checked.
+A `.pt` file is a pickle beside raw numbers. In the pickle every name becomes an inert stand-in that
+remembers its arguments. Tensors are built from the stand-ins afterwards, every size checked.
 """
 
 import math
@@ -54,10 +53,7 @@ class TorchFile:
     """An open file: `content` is what was saved, with `Tensor` and `Inert` in it."""
 
     def __init__(self, path: str | Path):
-        """Opens a file and reads all but its numbers.
-
-        Args:
-          path: A file that `torch.save` wrote, of the zip format or the one before it.
+        """Opens a file of the zip format or the one before it, and reads all but its numbers.
 
         Raises:
           TorchFileError: It is no such file, is damaged, or is refused.
@@ -105,10 +101,10 @@ class TorchFile:
 
     def _read_zip(self) -> Any:
         names = self._zip.namelist()
-        found = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(found) != 1:
+        pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
+        if len(pickles) != 1:
             raise TorchFileError(f"{self.path}: a zip file, but not one that torch.save wrote")
-        self._root = found[0].removesuffix("data.pkl")
+        self._root = pickles[0].removesuffix("data.pkl")
         if self._root + "constants.pkl" in names:
             raise TorchFileError(f"{self.path}: a TorchScript program; expected a state_dict")
         if self._root + "byteorder" in names and self._entry("byteorder") != b"little":
@@ -130,20 +126,20 @@ class TorchFile:
     def _read_legacy(self) -> Any:
         with self.path.open("rb") as file:
             self._data = data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        position, values = 0, []
+        position, values, storages = 0, [], {}
         for _ in range(5):  # magic number, protocol, system, content, keys of the storages
-            value, position = load(data, self.path, position)
+            value, position, named = load(data, self.path, position)
             values.append(value)
+            storages |= named
         _, _, system, content, keys = values
         if not (isinstance(system, dict) and system.get("little_endian") is True):
             raise TorchFileError(f"{self.path}: written on a big-endian machine; not supported")
-        storages = _storages(content, {})
-        for key in keys:
+        for key in map(str, keys):
             (numel,) = struct.unpack_from("<q", data, position)
-            size = numel * _DTYPES[storages[key]].itemsize
+            size = numel * _dtype(storages[key]).itemsize
             if not 0 <= size <= len(data) - position - 8:
                 raise TorchFileError(f"{self.path}: truncated: storage {key} is cut off")
-            self._legacy[str(key)] = (position + 8, size)
+            self._legacy[key] = (position + 8, size)
             position += 8 + size
         return content
 
@@ -154,16 +150,10 @@ class TorchFile:
         return self._data[start : start + size]
 
     def array(self, tensor: Tensor) -> np.ndarray:
-        """Reads a tensor.
-
-        Args:
-          tensor: One of `content`.
-
-        Returns:
-          Array of its shape and type, read-only; storages that tensors share are read once.
+        """Reads a tensor of `content`, read-only; storages that tensors share are read once.
 
         Raises:
-          TorchFileError: Its numbers are missing, damaged, or fewer than it claims.
+          TorchFileError: Its numbers are missing, damaged, or too few.
         """
         try:
             if tensor.key not in self._storages:
@@ -206,25 +196,6 @@ def _is(value: Any, module: str, *names: str) -> bool:
     return isinstance(value, Inert) and value.module == module and value.name in names
 
 
-def _storages(value: Any, found: dict) -> dict:
-    """Key -> type of every storage that is named in a content."""
-    seen, todo = set(), [value]
-    while todo:
-        value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, tuple) and len(value) == 2 and value[0] == "storage":
-            found[value[1][2]] = value[1][1].name.removesuffix("Storage")
-        elif isinstance(value, dict):
-            todo += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | set):
-            todo += list(value)
-        elif isinstance(value, Inert):
-            todo += [value.args, value.state]
-    return found
-
-
 def _resolve(value: Any, path: Path, memo: dict[int, Any]) -> Any:
     """`value` with a `Tensor` for every call that makes one; what is shared stays shared."""
     if id(value) in memo:
@@ -250,13 +221,18 @@ def _resolve(value: Any, path: Path, memo: dict[int, Any]) -> Any:
     return result
 
 
+def _dtype(storage: Any) -> np.dtype:
+    """The type of the numbers of a storage, by its class."""
+    return _DTYPES[storage.name.removesuffix("Storage")]
+
+
 def _tensor(args: tuple, path: Path) -> Tensor:
     try:
         (mark, pid), offset, shape, strides = args[:4]
         _, kind, key, _, numel = pid[:5]
         if mark != "storage" or (len(pid) > 5 and pid[5] is not None):
             raise ValueError("a view of a storage")
-        dtype = _DTYPES[kind.name.removesuffix("Storage")]
+        dtype = _dtype(kind)
         numbers = [offset, numel, *shape, *strides]
         if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError("sizes that are not numbers from 0")
@@ -268,12 +244,7 @@ def _tensor(args: tuple, path: Path) -> Tensor:
 def plain(value: Any, memo: dict[int, Any] | None = None) -> Any:
     """A saved configuration as nested dicts: of a Namespace, OmegaConf's nodes, dataclasses, dicts.
 
-    Args:
-      value: A part of `TorchFile.content`.
-      memo: What was made of objects that occur again, by their ids.
-
-    Returns:
-      Dicts, lists and plain values; other objects are None, and so are those inside themselves.
+    Other objects are None, and so are those inside themselves; `memo` has the results by id.
     """
     memo = {} if memo is None else memo
     if isinstance(value, str | int | float | bool | None):

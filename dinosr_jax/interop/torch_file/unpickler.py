@@ -1,14 +1,13 @@
 """Pickles read as data: every class and every call in them becomes an inert stand-in.
 
-Names that no checkpoint needs are refused, and so is a pickle of more work than a checkpoint is.
+Nothing in a pickle can run. A pickle that asks for what would run something is refused by name, and
+so is one of more work than a checkpoint is.
 """
 
-import _compat_pickle
 import io
 import mmap
 import pickle
 import pickletools
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,17 @@ from dinosr_jax.errors import UserError
 
 TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2")
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
-_KNOWN = {
-    "builtins": "bool bytes complex dict float frozenset int list object set str tuple",
-    "collections": "OrderedDict defaultdict Counter",
-    "argparse": "Namespace",
-    "torch": "device float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool strided",
-    "torch._utils": " ".join(TENSORS + PARAMETERS),
-    "torch.serialization": "_get_layout",
-    "numpy": "dtype ndarray",
-    "numpy.core.multiarray": "scalar _reconstruct",
-    "numpy._core.multiarray": "scalar _reconstruct",
-    "_codecs": "encode",
-}
-_STANDARD_CLASSES = ("typing", "enum", "pathlib")
 MAX_BYTES = 64 * 2**20  # of a pickle without its tensors; that of a base model has 1 MB
 _MAX_OPCODES = 2_000_000
+_DICTS = ("OrderedDict", "defaultdict", "Counter")
+# No checkpoint needs these modules (also by their names of Python 2) and functions of any module.
+_RUNNING_MODULES = {"os", "posix", "nt", "pty", "sys", "subprocess", "commands", "popen2", "shutil"}
+_RUNNING_MODULES |= {"importlib", "runpy", "code", "ctypes", "socket", "urllib", "urllib2"}
+_RUNNING_NAMES = {"__import__", "eval", "exec", "execfile", "compile", "open", "system", "popen"}
+_RUNNING_NAMES |= {"runstring", "unlink"}
 
 
-class TorchFileError(UserError, ValueError):
+class TorchFileError(UserError):
     """A file is not one of PyTorch's, is damaged, or asks for what a checkpoint never needs."""
 
 
@@ -60,14 +52,25 @@ class Inert:
     def append(self, _: Any) -> None:
         """List items of a list's subclass; not needed."""
 
-    def extend(self, _: Any) -> None:
-        """As `append`."""
+    extend = append
 
     def __setitem__(self, _: Any, __: Any) -> None:
         pass
 
     def __hash__(self) -> int:
         return id(self)
+
+
+class _Member(Inert):
+    """Stands for a member of an enumeration, which Python 3.11 saves as a call of getattr."""
+
+    def __new__(cls, *args: Any, **_: Any) -> "Inert":
+        """Remembers class and name; refuses every other use of getattr."""
+        owner, name = args if len(args) == 2 else (None, None)
+        is_class = isinstance(owner, type) and owner.name.lstrip("_")[:1].isupper()
+        if not (is_class and isinstance(name, str) and not name.startswith("__")):
+            raise TorchFileError(_refusal("builtins.getattr"))
+        return super().__new__(cls, *args)
 
 
 class InertDict(dict):
@@ -83,21 +86,6 @@ class InertDict(dict):
 
     def __setstate__(self, _: Any) -> None:
         pass
-
-
-class Member(Inert):
-    """Stands for a member of an enumeration, which Python 3.11 saves as a call of getattr."""
-
-    def __new__(cls, *args: Any, **_: Any) -> "Member":
-        """Remembers class and name; refuses every other use of getattr."""
-        a_class = len(args) == 2 and isinstance(args[0], type) and issubclass(args[0], Inert)
-        a_class = a_class and args[0].name.split(".")[-1].lstrip("_")[:1].isupper()
-        if not (a_class and isinstance(args[1], str) and not args[1].startswith("__")):
-            raise TorchFileError(_refusal("builtins.getattr"))
-        cls.calls += 1
-        return super().__new__(cls, *args)
-
-    calls = 0
 
 
 def _refusal(name: str) -> str:
@@ -127,69 +115,48 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: Any):
         super().__init__(file, encoding="latin1")
         self._classes: dict[tuple[str, str], Any] = {}
-
-    def load(self) -> Any:
-        value = super().load()
-        member = self._classes.get(("builtins", "getattr"))
-        if member is not None and not member.calls:
-            raise TorchFileError(_refusal("builtins.getattr"))
-        return value
+        self.storages: dict[str, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        # protocol 2, that of torch, has Python 2's names: subprocess is `commands` in it
-        here = (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
-        module, name = _compat_pickle.NAME_MAPPING.get((module, name), here)
-        root, last = module.split(".")[0], name.split(".")[-1].lstrip("_")
-        if name in _KNOWN.get(module, "").split():
-            allowed = True
-        elif root in sys.stdlib_module_names:
-            allowed = module in _STANDARD_CLASSES and last[:1].isupper()
-        else:
-            allowed = last[:1].isupper() and root.isidentifier()
-        member = (module, name) == ("builtins", "getattr")
-        if not (allowed or member):
+        if module.split(".")[0] in _RUNNING_MODULES or name.split(".")[-1] in _RUNNING_NAMES:
             raise TorchFileError(_refusal(f"{module}.{name}"))
-        if (module, name) not in self._classes:
-            base = InertDict if module == "collections" else Member if member else Inert
-            self._classes[module, name] = type(
-                last or "Inert", (base,), {"module": module, "name": name}
-            )
-        return self._classes[module, name]
+        base = InertDict if module == "collections" and name in _DICTS else Inert
+        base = _Member if name == "getattr" else base
+        names = {"module": module, "name": name}
+        return self._classes.setdefault((module, name), type("Inert", (base,), names))
 
     def persistent_load(self, pid: Any) -> Any:
+        key = pid[2]
+        if not isinstance(key, str):  # any other may be too deep to hash
+            raise TorchFileError("damaged: the key of a storage is no text")
+        self.storages[key] = pid[1]
         return ("storage", pid)
 
 
-def _with_checked_keys(method: Any, keys: Any) -> Any:
+def _with_checked_keys(method: Any, keys: slice) -> Any:
     def checked(self: _Unpickler) -> None:
-        _check_keys(keys(self.stack))
+        _check_keys(self.stack[keys])
         method(self)
 
     return checked
 
 
-_ALL, _EVEN, _LAST = (lambda s: s), (lambda s: s[::2]), (lambda s: s[-2:-1])
 for _opcode, _keys in (
-    (pickle.SETITEM, _LAST),
-    (pickle.SETITEMS, _EVEN),
-    (pickle.DICT, _EVEN),
-    (pickle.ADDITEMS, _ALL),
-    (pickle.FROZENSET, _ALL),
+    (pickle.SETITEM, slice(-2, -1)),
+    (pickle.SETITEMS, slice(None, None, 2)),
+    (pickle.DICT, slice(None, None, 2)),
+    (pickle.ADDITEMS, slice(None)),
+    (pickle.FROZENSET, slice(None)),
 ):
     _method = _Unpickler.dispatch[_opcode[0]]
     _Unpickler.dispatch[_opcode[0]] = _with_checked_keys(_method, _keys)
 
 
-def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int]:
-    """Unpickles without running anything.
-
-    Args:
-      data: Of a file, or a part of one.
-      path: Its name, for messages.
-      start: Where the pickle begins.
+def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int, dict[str, Any]]:
+    """Unpickles data, from `start` on, without running anything.
 
     Returns:
-      The value, with stand-ins in it, and where the pickle ends.
+      The value, with stand-ins in it; where the pickle ends; the class of each storage, by key.
 
     Raises:
       TorchFileError: It is refused, or larger than a checkpoint's.
@@ -206,7 +173,8 @@ def load(data: bytes | mmap.mmap, path: Path, start: int = 0) -> tuple[Any, int]
                 f"{MAX_BYTES >> 20} MB, which no checkpoint of DinoSR has"
             )
     end = stream.tell()
+    unpickler = _Unpickler(io.BytesIO(data[start:end]))
     try:
-        return _Unpickler(io.BytesIO(data[start:end])).load(), end
+        return unpickler.load(), end, unpickler.storages
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from None

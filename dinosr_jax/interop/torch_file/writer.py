@@ -13,12 +13,7 @@ _STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
 def write_torch_file(path: Path, content: Any) -> None:
     """Writes a file that `torch.load(weights_only=True)` reads.
 
-    Args:
-      path: File to write.
-      content: Dicts, lists, tuples, strings, numbers, booleans, None, float32 and int64 arrays.
-
-    Raises:
-      TypeError: There is another object in `content`.
+    `content` has dicts, lists, tuples, strings, numbers, booleans, None, float32 and int64 arrays.
     """
     arrays: list[np.ndarray] = []
     pickled = b"\x80\x02" + _opcodes(content, arrays) + b"."

@@ -3,15 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 import dinosr_jax
+from dinosr_jax.cli import cli
 from dinosr_jax.data import audio
 from dinosr_jax.evaluation.features.compute import untrained
 from dinosr_jax.inference.features.writer import extract_files
@@ -20,6 +21,8 @@ from dinosr_jax.inference.forward.batched import Ladder
 from dinosr_jax.inference.pretrained import Pretrained, load
 from dinosr_jax.inference.recordings import Recording, open_inputs, refuse
 from dinosr_jax.inference.selection import Selection
+from dinosr_jax.interop import runs
+from dinosr_jax.interop.formats import Imported, InteropError
 from dinosr_jax.model import attention
 from dinosr_jax.training.checkpoint import CheckpointError
 from dinosr_jax.training.state import make_model
@@ -84,23 +87,12 @@ def test_layers_and_lengths_that_are_not_there(trained):
 def test_not_a_run(trained, tmp_path, monkeypatch):
     """What is no run is left to `interop`; a stand-in takes its place here."""
 
-    class Refused(ValueError):
-        pass
-
     def read(path, *, choices):
         if path.suffix == ".pt":
-            return SimpleNamespace(
-                config=trained.config,
-                state=trained,
-                step=5,
-                source="spidr",
-                data={},
-                notes=["no heads"],
-            )
-        raise Refused("no checkpoint of anyone")
+            return Imported(trained.config, trained, 5, "spidr", ["no heads"], {})
+        raise InteropError("no checkpoint of anyone")
 
-    stand_in = SimpleNamespace(InteropError=Refused, read_checkpoint=read, Choices=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "dinosr_jax.interop.formats", stand_in)
+    monkeypatch.setattr(runs, "read_checkpoint", read)
     with pytest.raises(CheckpointError, match="no checkpoint of anyone\n.* is not a run"):
         load(tmp_path)
     with pytest.raises(CheckpointError, match="no such file or folder; expected a run"):
@@ -126,19 +118,10 @@ def test_inputs(recordings, tmp_path):
         open_inputs(tmp_path / "gone")
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "dinosr_jax", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-
-
 def test_commands_write_what_they_promise(run, trained, recordings, tmp_path):
-    given = ("--layer=3", "--layer=1", f"--output={tmp_path}", "--skip-bad")
-    done = command("extract", run, recordings, *given)
+    command = [sys.executable, "-m", "dinosr_jax", "extract", run, recordings]
+    command += ["--layer=3", "--layer=1", f"--output={tmp_path}", "--skip-bad"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "2 left out" in done.stdout and "Trace" not in done.stderr
     listed = (tmp_path / "skipped.tsv").read_text()
@@ -154,9 +137,10 @@ def test_commands_write_what_they_promise(run, trained, recordings, tmp_path):
 
 
 def test_a_wrong_layer_is_one_line(run, recordings, tmp_path):
-    done = command("extract", run, recordings, "--layer=4", f"--output={tmp_path / 'features'}")
-    assert done.returncode == 1 and "layers 1 to 3" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "features").exists()
+    command = ["extract", str(run), str(recordings), "--layer=4", f"--output={tmp_path}/features"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 1 and "layers 1 to 3" in done.output
+    assert "Traceback" not in done.output and not (tmp_path / "features").exists()
 
 
 @pytest.mark.slow

@@ -65,12 +65,14 @@ def test_lexicon_and_ngram_find_the_best_of_all_paths(files, seed, weights):
         words = [word for word in words if word]
         if rest or not set(words) <= set(LEXICON):
             return None  # a word that did not end
-        return lm_weight * bigram.log10(words) + word_score * len(words), " ".join(words)
+        pairs = itertools.pairwise(["<s>", *words, "</s>"])
+        of_lm = sum(math.log10(bigram.bigram(*pair)) for pair in pairs)
+        return lm_weight * of_lm + word_score * len(words), " ".join(words)
 
     settings = bs.BeamSettings(
         files / "lm.arpa", files / "lexicon.lst", lm_weight=lm_weight, word_score=word_score
     )
-    found = bs.beam_search(SMALL, CLOCK, settings)(emissions)
+    found = bs.BeamSearch(SMALL, CLOCK, settings)(emissions)
     expected = brute_force(emissions, score)
     assert found.text == expected[1]
     assert found.score == pytest.approx(expected[0], abs=1e-3)
@@ -100,7 +102,7 @@ def test_a_trigram_words_spelt_alike_and_boundaries(tmp_path, seed):
         lm_weight=1.2, word_score=0.9, sil_weight=-0.4,
     )  # fmt: skip
     emissions = emissions_of(7, seed)
-    found = bs.beam_search(SMALL, CLOCK, settings)(emissions)
+    found = bs.BeamSearch(SMALL, CLOCK, settings)(emissions)
     expected = brute_force(emissions, score, sil_weight=-0.4)
     assert (found.text, len(found.words)) == (expected[1], len(expected[1].split()))
     assert found.score == pytest.approx(expected[0], abs=1e-3)
@@ -127,7 +129,7 @@ def test_the_ngram_of_these_tests_is_one(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_without_lexicon_and_ngram_it_is_the_best_path(seed):
     emissions = emissions_of(6, seed)
-    found = bs.beam_search(SMALL, CLOCK, bs.BeamSettings(lm_weight=0.0))(emissions)
+    found = bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(lm_weight=0.0))(emissions)
     best = greedy(SMALL, CLOCK)(emissions)
     assert (found.text, found.words) == (best.text, best.words)
     assert found.score == pytest.approx(best.score, abs=1e-3)
@@ -138,7 +140,7 @@ def test_log_add_sums_paths():
     p = np.full((2, 7), 1e-9)
     p[:, 0], p[:, 5] = 0.55, 0.45
     emissions = np.log(p).astype(np.float32)
-    of = lambda **more: bs.beam_search(SMALL, CLOCK, bs.BeamSettings(lm_weight=0.0, **more))(
+    of = lambda **more: bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(lm_weight=0.0, **more))(
         emissions
     )
     assert of().text == "" and of(log_add=True).text == "A"
@@ -149,7 +151,7 @@ def test_words_of_the_ngram_are_a_lexicon_where_none_is_given(files):
     given = bs.BeamSettings(files / "lm.arpa", files / "three.lst")
     (files / "three.lst").write_text("A A |\nB B |\nAB A B |\n")
     alone = bs.BeamSettings(files / "lm.arpa")
-    a, b = (bs.beam_search(SMALL, CLOCK, s)(emissions) for s in (given, alone))
+    a, b = (bs.BeamSearch(SMALL, CLOCK, s)(emissions) for s in (given, alone))
     assert a == b
 
 
@@ -162,7 +164,7 @@ def test_an_ngram_of_symbols_needs_no_lexicon(tmp_path):
         return 1.5 * bigram.log10(list(tokens)), " ".join(tokens.replace("|", " ").split())
 
     settings = bs.BeamSettings(tmp_path / "letters.arpa", lm_weight=1.5)
-    found = bs.beam_search(SMALL, CLOCK, settings)(emissions)
+    found = bs.BeamSearch(SMALL, CLOCK, settings)(emissions)
     expected = brute_force(emissions, score)
     assert found.text == expected[1]
 
@@ -172,7 +174,7 @@ def test_compressed_ngrams(files):
     path.write_bytes(gzip.compress((files / "lm.arpa").read_bytes(), mtime=0))
     emissions = emissions_of(6, 3)
     plain, packed = (
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(p))(emissions)
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(p))(emissions)
         for p in (files / "lm.arpa", path)
     )
     assert plain == packed
@@ -185,7 +187,7 @@ def test_kenlms_binaries(files, form):
         files / "lexicon.lst",
         [GOLDEN / f"trigram.{end}" for end in ("arpa", f"{form}.bin")],
     )
-    plain, binary = (bs.beam_search(SMALL, CLOCK, bs.BeamSettings(lm, lexicon)) for lm in lms)
+    plain, binary = (bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(lm, lexicon)) for lm in lms)
     weightless = plain.with_weights(lm_weight=0.0)
     for seed in range(8):
         emissions = emissions_of(12, seed)
@@ -193,7 +195,7 @@ def test_kenlms_binaries(files, form):
         assert found[:2] == expected[:2] and found.score == pytest.approx(expected.score, abs=1e-4)
         assert abs(found.score - weightless(emissions).score) > 0.1
     with pytest.raises(ValueError, match="--lexicon"):
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(lms[1]))
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(lms[1]))
 
 
 @pytest.mark.parametrize("form", ["trie", "probing"])
@@ -202,7 +204,7 @@ def test_kenlms_binaries_that_are_damaged(files, tmp_path, form):
     for damaged in (whole[:100], whole[: len(whole) // 2], b"\xff" * 64 + whole[64:]):
         bad.write_bytes(damaged)
         with pytest.raises(ValueError, match="cannot be read as an n-gram"):
-            bs.beam_search(SMALL, CLOCK, bs.BeamSettings(bad, files / "lexicon.lst"))
+            bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(bad, files / "lexicon.lst"))
 
 
 def test_words_have_the_times_of_their_letters(files):
@@ -210,7 +212,7 @@ def test_words_have_the_times_of_their_letters(files):
     emissions = np.full((10, 7), np.log(0.01), np.float32)
     emissions[np.arange(10), path] = np.log(0.94)
     settings = bs.BeamSettings(files / "lm.arpa", files / "lexicon.lst")
-    found = bs.beam_search(SMALL, CLOCK, settings)(emissions)
+    found = bs.BeamSearch(SMALL, CLOCK, settings)(emissions)
     assert [tuple(w) for w in found.words] == [("AB", 0.0225, 0.0825), ("A", 0.1425, 0.1625)]
 
 
@@ -219,7 +221,7 @@ def test_a_spelling_may_hold_boundaries(files):
     emissions = np.full((8, 7), np.log(0.01), np.float32)
     emissions[np.arange(8), path] = np.log(0.94)
     (files / "compound.lst").write_text("A-B A | B |\nB B |\n")
-    found = bs.beam_search(SMALL, CLOCK, bs.BeamSettings("", files / "compound.lst"))(emissions)
+    found = bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings("", files / "compound.lst"))(emissions)
     assert [tuple(w) for w in found.words] == [("A-B", 0.0025, 0.0825), ("B", 0.1225, 0.1425)]
 
 
@@ -229,7 +231,7 @@ def test_unknown_words_are_spelt(files):
     emissions = np.full((6, 7), np.log(0.001), np.float32)
     emissions[np.arange(6), path] = np.log(0.994)
     (files / "long.lst").write_text("ABAB A B A B |\nB B |\n")
-    of = lambda score: bs.beam_search(
+    of = lambda score: bs.BeamSearch(
         SMALL, CLOCK, bs.BeamSettings("", files / "long.lst", word_score=0.0, unk_score=score)
     )(emissions)
     assert of(-1.0).text.split()[0] == "ABA"
@@ -237,7 +239,7 @@ def test_unknown_words_are_spelt(files):
 
 
 def test_emissions_that_are_none(files):
-    decoder = bs.beam_search(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa"))
+    decoder = bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa"))
     for bad, words in [
         (emissions_of(5, 0)[:, :3], r"found \(5, 3\), expected \[frames, 7\]"),
         (emissions_of(5, 0)[0], r"found \(7,\)"),
@@ -252,7 +254,7 @@ def test_emissions_that_are_none(files):
 
 
 def test_threads_may_share_a_decoder(files):
-    decoder = bs.beam_search(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa"))
+    decoder = bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa"))
     inputs = [emissions_of(40, seed) for seed in range(12)]
     alone, together = [decoder(x) for x in inputs], [None] * len(inputs)
 
@@ -267,12 +269,12 @@ def test_threads_may_share_a_decoder(files):
 
 def test_other_weights_share_the_ngram(files):
     decoder, emissions = (
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa")),
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa")),
         emissions_of(9, 4),
     )
     changed = decoder.with_weights(lm_weight=0.3, word_score=2.0)
     anew = bs.BeamSettings(files / "lm.arpa", lm_weight=0.3, word_score=2.0)
-    assert changed(emissions) == bs.beam_search(SMALL, CLOCK, anew)(emissions)
+    assert changed(emissions) == bs.BeamSearch(SMALL, CLOCK, anew)(emissions)
     assert decoder.settings.lm_weight == 2.0
 
 
@@ -305,38 +307,38 @@ def test_settings_are_kept_as_json(tmp_path):
 )
 def test_settings_are_checked(changes, words):
     with pytest.raises(ValueError, match=words):
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(**changes))
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(**changes))
 
 
 def test_files_that_are_something_else(files, tmp_path):
     bad = tmp_path / "bad"
     bad.write_bytes(b"\x00\x01 nothing")
     with pytest.raises(ValueError, match="ARPA"):
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(bad))
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(bad))
     with pytest.raises(ValueError, match="n-gram: first non-empty line"):
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(bad, files / "lexicon.lst"))
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(bad, files / "lexicon.lst"))
     bad.write_text("\\data\\\nngram 1=1\n\n\\1-grams:\n-1\n")
     with pytest.raises(ValueError, match="ARPA"):
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(bad))
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(bad))
     packed = gzip.compress((files / "lm.arpa").read_bytes(), mtime=0)
     for number in (len(packed) // 2, 12):
         bad.write_bytes(packed[:number])
         with pytest.raises(ValueError, match="n-gram"):
-            bs.beam_search(SMALL, CLOCK, bs.BeamSettings(bad, files / "lexicon.lst"))
+            bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(bad, files / "lexicon.lst"))
     bad.write_text('[{"beam": 3}]')
     with pytest.raises(ValueError, match="cannot be read as settings"):
         bs.read_settings(bad)
     (tmp_path / "other.lst").write_text("tea t e a |\n")
     with pytest.raises(ValueError, match="none of its 1 words"):
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings("", tmp_path / "other.lst"))
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings("", tmp_path / "other.lst"))
     with pytest.raises(ValueError, match="word boundary"):
-        bs.beam_search(phones([["s"]]), CLOCK, bs.BeamSettings("", files / "lexicon.lst"))
+        bs.BeamSearch(phones([["s"]]), CLOCK, bs.BeamSettings("", files / "lexicon.lst"))
 
 
 def test_a_lexicon_in_another_case_than_the_ngram_is_an_error(files, tmp_path):
     (tmp_path / "lower.lst").write_text("a A |\nb B |\n")
     with pytest.raises(ValueError, match="has none of its words .*same case"):
-        bs.beam_search(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa", tmp_path / "lower.lst"))
+        bs.BeamSearch(SMALL, CLOCK, bs.BeamSettings(files / "lm.arpa", tmp_path / "lower.lst"))
 
 
 def test_words_of_lexicon_and_ngram_with_accents_joined_and_apart_are_the_same(tmp_path):
@@ -358,6 +360,6 @@ def test_an_ngram_of_words_of_one_letter_is_one_of_words(tmp_path):
 def test_the_english_letters(files):
     """Words of the lexicon that the recogniser cannot spell are left out."""
     settings = bs.BeamSettings(files / "lm.arpa")
-    found = bs.beam_search(letters(), CLOCK, settings)(emissions_of(20, 0, size=32))
+    found = bs.BeamSearch(letters(), CLOCK, settings)(emissions_of(20, 0, size=32))
     assert set(found.text.split()) <= {"A", "B", "AB"}
-    assert bs.beam_search(letters(), CLOCK, settings)(np.empty((0, 32), np.float32)).text == ""
+    assert bs.BeamSearch(letters(), CLOCK, settings)(np.empty((0, 32), np.float32)).text == ""

@@ -22,9 +22,6 @@ def test_by_hand():
     assert after_b == (2, 1, 2)
     expected = (2 - DISCOUNT) / 5 + DISCOUNT * 3 / 5 * 5 / 18
     assert bigram.bigram("B", "A") == pytest.approx(expected)
-    assert bigram.log10(["B"]) == pytest.approx(
-        math.log10(bigram.bigram("<s>", "B")) + math.log10(bigram.bigram("B", "</s>"))
-    )
 
 
 def test_the_file_is_in_arpas_form():

@@ -27,6 +27,7 @@ from dinosr_jax.objective.ctc import best_path
 from dinosr_jax.training.ctc.step import encode, output_logits
 from dinosr_jax.training.state import Batch, make_model
 from tests.recogniser_runs import write_recogniser
+from tests.tiny_runs import tiny_model
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
@@ -301,17 +302,6 @@ def test_mistakes_are_explained(run, folder, tmp_path, flags, words):
     assert words in transcribe(run, folder, f"--output={tmp_path / 'h.jsonl'}", *flags, expect=1)
 
 
-def test_a_network_that_was_not_fine_tuned_says_how(tmp_path, folder):
-    import jax
-
-    from configs import tiny
-    from dinosr_jax.config import parse
-    from dinosr_jax.inference.pretrained import Pretrained
-    from dinosr_jax.training.optimizer import make_optimizer
-    from dinosr_jax.training.state import init_state
-
-    config = parse(tiny.get_config())
-    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    model = Pretrained(config, params=state.params, teacher_params={}, codebook=state.codebook)
+def test_a_network_that_was_not_fine_tuned_says_how():
     with pytest.raises(ValueError, match="not fine-tuned.*finetune_10h.py"):
-        model.transcribe(np.ones(8000, np.float32))
+        tiny_model().transcribe(np.ones(8000, np.float32))

@@ -9,30 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny
-from dinosr_jax.config import parse
 from dinosr_jax.inference import outputs
 from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.recordings import Recording
 from dinosr_jax.inference.units import kmeans
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state
+from tests.tiny_runs import tiny_model
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
-def make_model(*, width=32, seed=0):
-    config = tiny.get_config()
-    config.model.width, config.seed = width, seed
-    config = parse(config)
-    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Pretrained(config, **parts, codebook=state.codebook, step=3)
-
-
 @pytest.fixture(scope="module")
 def model(compile_quickly):
-    return make_model()
+    return tiny_model(step=3)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +112,7 @@ def test_another_convention_is_refused_by_its_name(model, fitted):
             fitted.check(model, **asked)
     asked = {"layers": [1], "tensor": "ffn", "network": "student"}
     with pytest.raises(kmeans.KMeansError, match="^fingerprint: .*another checkpoint"):
-        fitted.check(make_model(seed=1), **asked)
+        fitted.check(tiny_model(seed=1), **asked)
     convention = dict(fitted.convention) | {"width": 64}
     with pytest.raises(kmeans.KMeansError, match="^width: the k-means file is for 64, found 32"):
         fitted._replace(convention=convention).check(model, **asked)
@@ -132,7 +120,7 @@ def test_another_convention_is_refused_by_its_name(model, fitted):
 
 def test_heads_teacher_and_codebooks_do_not_matter_for_features_of_the_student(model, fitted):
     asked = {"layers": [1], "tensor": "ffn", "network": "student"}
-    other = make_model(seed=1)
+    other = tiny_model(seed=1)
     params = model.params | {"heads": other.params["heads"]}
     parts = {"params": params, "teacher_params": other.teacher_params, "codebook": other.codebook}
     fitted.check(Pretrained(model.config, **parts), **asked)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import tiny
 from dinosr_jax.config import parse
 from dinosr_jax.data import audio
 from dinosr_jax.inference.forward import batched
@@ -16,9 +15,9 @@ from dinosr_jax.inference.pretrained import Pretrained
 from dinosr_jax.inference.units import kmeans, quantise
 from dinosr_jax.interop import fairseq
 from dinosr_jax.objective import codebook as codebooks
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state, make_model
+from dinosr_jax.training.state import make_model
 from dinosr_jax.training.step import apply
+from tests.tiny_runs import tiny_model
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -27,12 +26,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 @pytest.fixture(scope="module")
 def model(compile_quickly):
     """An untrained network, whose teacher is not its student."""
-    config = tiny.get_config()
-    config.teacher.init = "reinit"
-    config = parse(config)
-    state = jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))()
-    parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Pretrained(config, **parts, codebook=state.codebook)
+    return tiny_model(**{"teacher.init": "reinit"})
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +222,7 @@ def test_a_long_recording_is_normalised_over_the_whole_of_it(model):
 
 def test_moments_are_those_of_all_frames():
     array = np.random.default_rng(0).normal(5, 3, (100, 4)).astype(np.float32)
-    moments = quantise.RunningMoments()
+    moments = quantise._RunningMoments()
     for part in (array[:1], array[1:40], array[40:]):
         moments.add(part)
     mean, factor = moments.mean_and_factor()

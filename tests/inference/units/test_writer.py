@@ -7,38 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
-from configs import tiny
 from dinosr_jax import files
-from dinosr_jax.config import parse, to_text
 from dinosr_jax.data import audio
 from dinosr_jax.data.phones import textgrid
 from dinosr_jax.inference import outputs
-from dinosr_jax.inference.pretrained import Pretrained
-from dinosr_jax.inference.units import kmeans, writer
-from dinosr_jax.training.checkpoint import Checkpoints
-from dinosr_jax.training.optimizer import make_optimizer
-from dinosr_jax.training.state import init_state
+from dinosr_jax.inference.units import kmeans, unit_file, writer
+from tests.tiny_runs import tiny_model, write_run
 
 pytestmark = pytest.mark.usefixtures("compile_quickly", "compile_once")
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def state_and_config(compile_quickly):
-    config = parse(tiny.get_config())
-    return jax.jit(lambda: init_state(config, optimizer=make_optimizer(config)))(), config
-
-
-@pytest.fixture(scope="module")
-def model(state_and_config):
-    state, config = state_and_config
-    parts = {"params": state.params, "teacher_params": state.teacher_params}
-    return Pretrained(config, **parts, codebook=state.codebook)
+def model(compile_quickly):
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +39,9 @@ def folder(tmp_path_factory):
 
 
 def write_units(model, inputs, *, output, **settings):
-    """`writer.write_units`, whose settings are of the wish, of the style, or its own."""
+    """`writer.write_units`, whose settings are of the units, of the style, or its own."""
     parts = {}
-    for name, kind in (("wish", writer.UnitOptions), ("style", writer.Style)):
+    for name, kind in (("units", writer.UnitOptions), ("style", writer.Style)):
         of_kind = {field: settings.pop(field) for field in kind._fields if field in settings}
         parts[name] = kind(**of_kind)
     return writer.write_units(model, inputs, output=output, **parts, **settings)
@@ -264,7 +250,7 @@ def test_a_full_disk_leaves_what_was_there(model, folder, tmp_path, monkeypatch)
     mine = files.temporary_path(tmp_path)
     left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     left.touch()  # by a process that was killed
-    monkeypatch.setattr(writer, "to_line", full)
+    monkeypatch.setattr(unit_file, "to_line", full)
     with pytest.raises(outputs.OutputError, match="the disk is full"):
         write_units(model, [folder], output=output, layer=2)
     assert output.read_text() == "before" and list(tmp_path.iterdir()) == [output]
@@ -312,16 +298,8 @@ def test_the_output_is_a_folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(state_and_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    state, config = state_and_config
-    checkpoints = Checkpoints(folder / "checkpoints")
-    data = {"fingerprint": "", "next_step": 7}
-    checkpoints.save(7, state, config=config.to_dict(), data=data)
-    checkpoints.wait()
-    checkpoints.close()
-    (folder / "config.json").write_text(to_text(config))
-    return folder
+def run(tmp_path_factory, compile_quickly):
+    return write_run(tmp_path_factory.mktemp("run"), **{"teacher.init": "copy"})
 
 
 def command(*arguments):
@@ -381,9 +359,7 @@ def test_the_command_writes_plain_lines(model, folder, tmp_path, monkeypatch):
         (("--layer=1", "--source=kmeans", "--kmeans=README.md"), "not an .npz"),
     ],
 )
-def test_errors_are_one_line(
-    state_and_config, model, folder, tmp_path, monkeypatch, flags, message
-):
+def test_errors_are_one_line(model, folder, tmp_path, monkeypatch, flags, message):
     """Through click, in this process."""
     from click.testing import CliRunner
 

@@ -2,6 +2,7 @@
 
 import enum
 import pickle
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -23,7 +24,6 @@ HOSTILE = {
     "Popen of Python 2": b"\x80\x02ccommands\nPopen\n(" + TOUCH + b"tR.",
     "renamed in Python 3": b"\x80\x02curllib2\nRequest\n(" + TOUCH + b"tR.",
     "eval": b"\x80\x02cbuiltins\neval\n(" + TOUCH + b"tR.",
-    "getattr": b"\x80\x02c__builtin__\ngetattr\n.",
     "getattr of a module": b"\x80\x02c__builtin__\ngetattr\n(X\x02\x00\x00\x00os" + TOUCH + b"tR.",
     "getattr of a function": b"\x80\x02cbuiltins\ngetattr\n(ctorch._utils\n_rebuild_tensor\n"
     + TOUCH
@@ -48,8 +48,8 @@ BROKEN = {
     "state for a class": b"\x80\x02cfairseq.x\nModel\n}b.",
     "no end": b"\x80\x02}",
     "calls a member": b"\x80\x02cbuiltins\ngetattr\n(cfairseq\nA\n" + TOUCH + b"tR)R.",
-    "deep": b"\x80\x02N" + b"\x85" * 100_000 + b".",
-    "deep key": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+    "deep": b"\x80\x02N" + b"\x85" * 20_000 + b".",
+    "deep key": b"\x80\x02})" + b"\x85" * 50_000 + b"Ns.",
     "doubled key": b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",
     "doubled keys": b"\x80\x02}()" + b"2\x86" * 60 + b"Nu.",
     "doubled key of a call": b"\x80\x02ccollections\nOrderedDict\n(])"
@@ -76,10 +76,75 @@ def test_hostile_files_are_refused(name, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.pt"]
 
 
+def short(text):
+    return b"\x8c" + bytes([len(text)]) + text
+
+
+def calls(function):
+    """Pickles that call what `function` puts on the stack, by every opcode that calls, by name."""
+    return {
+        "alone": function + b".",
+        "REDUCE": function + b"(" + TOUCH + b"tR.",
+        "OBJ": b"(" + function + TOUCH + b"o.",
+        "NEWOBJ": function + b"(" + TOUCH + b"t\x81.",
+        "NEWOBJ_EX": function + b"(" + TOUCH + b"t}\x92.",
+        "BUILD": function + b")R}" + TOUCH + function + b"sb.",
+        "BUILD with slots": function + b")RN}" + TOUCH + function + b"s\x86b.",
+        "SETITEMS": function + b")R(" + TOUCH + function + b"u.",
+        "APPENDS": function + b")R(" + TOUCH + function + b")Re.",
+        "key": b"}" + function + b")R" + TOUCH + b"s.",
+        "nested": b"]" + (function + b"(") * 9 + TOUCH + b"tR" * 9 + b"a.",
+    }
+
+
+NAMES = {"GLOBAL": b"cplanted.inner\ntouch\n", "STACK_GLOBAL": b"Vplanted.inner\nVtouch\n\x93"}
+PICKLES = {f"{a}, {b}": text for a, named in NAMES.items() for b, text in calls(named).items()}
+PICKLES["INST"] = b"(" + TOUCH + b"iplanted.inner\ntouch\n."
+PICKLES["dotted"] = short(b"planted.inner") + short(b"inner.touch") + b"\x93)R."
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_name_that_is_not_refused_runs_nothing(protocol, tmp_path, monkeypatch):
+    """Neither its module is imported, nor is it called, whatever opcode asks for it."""
+    (tmp_path / "planted").mkdir()
+    planted = 'open("ran", "w").close()\ndef touch(*_):\n    return "planted"\n'
+    for name in ("__init__", "inner"):
+        (tmp_path / "planted" / f"{name}.py").write_text(planted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    start = b"\x80" + bytes([protocol]) if protocol > 1 else b""
+    for name, text in PICKLES.items():
+        with TorchFile(written(tmp_path / "x.pt", start + text)) as file:
+            assert "planted.inner" not in str(plain({"a": file.content})), name
+    assert not (tmp_path / "ran").exists() and not sys.modules.keys() & {"planted"}
+    pickle.loads(start + PICKLES["GLOBAL, REDUCE"])  # Python's own does run it
+    assert (tmp_path / "ran").exists()
+    for name in ("planted", "planted.inner"):
+        del sys.modules[name]
+
+
+def test_getattr_alone_is_a_stand_in(tmp_path):
+    with TorchFile(written(tmp_path / "x.pt", b"\x80\x02c__builtin__\ngetattr\n.")) as file:
+        assert issubclass(file.content, Inert)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_pickles_are_errors(name, tmp_path):
     with pytest.raises(TorchFileError, match="damaged"):
         TorchFile(written(tmp_path / "bad.pt", BROKEN[name]))
+
+
+@pytest.mark.parametrize("place", ["storage", "list of storages"])
+def test_keys_of_storages_are_not_hashed_before_they_are_checked(place, tmp_path):
+    """A tuple as deep would end the process; in the format of before torch 1.6."""
+    head = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+    head += pickle.dumps({"little_endian": True}, protocol=2)
+    deep, key = b")" + b"\x85" * 300_000, b"X\x01\x00\x00\x000"
+    first, second = (deep, b"") if place == "storage" else (key, deep + b"a")
+    storage = b"\x80\x02(" + TOUCH + b"ctorch\nFloatStorage\n" + first + TOUCH + b"K\x01tQ."
+    (tmp_path / "x.pt").write_bytes(head + storage + b"\x80\x02]" + second + b"." + bytes(12))
+    with pytest.raises(TorchFileError, match=r"x\.pt: damaged"):
+        TorchFile(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
@@ -100,10 +165,9 @@ def test_other_files_are_named(content, message, tmp_path):
 
 
 def test_work_without_bounds_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(
-        TorchFileError, match=r"bad\.pt: refused: .* 2,000,000 instructions or 64 MB"
-    ):
-        TorchFile(written(tmp_path / "bad.pt", b"\x80\x02" + b"N0" * 1_000_001 + b"N."))
+    monkeypatch.setattr("dinosr_jax.interop.torch_file.unpickler._MAX_OPCODES", 20_000)
+    with pytest.raises(TorchFileError, match=r"bad\.pt: refused: .* 20,000 instructions or 64 MB"):
+        TorchFile(written(tmp_path / "bad.pt", b"\x80\x02" + b"N0" * 10_001 + b"N."))
     monkeypatch.setattr("dinosr_jax.interop.torch_file.reader.MAX_BYTES", 2**20)
     with pytest.raises(TorchFileError, match="its pickle has 3 MB, more than 1"):
         TorchFile(written(tmp_path / "bad.pt", b" " * 3 * 2**20))

@@ -9,8 +9,8 @@ import pytest
 
 from dinosr_jax.data.text_files import TextError
 from dinosr_jax.inference.units import quantise, statistics
-from dinosr_jax.inference.units.reader import read_units
-from dinosr_jax.inference.units.writer import Style, UnitSummary, _described, _Writer, to_line
+from dinosr_jax.inference.units.unit_file import read_units, to_line
+from dinosr_jax.inference.units.writer import Style, UnitSummary, _describe
 
 
 def lines(*entries):
@@ -121,11 +121,11 @@ def test_what_units_writes_beside_is_understood(tmp_path):
             class model:  # noqa: N801
                 conv_layers, width = ((8, 10, 5), (8, 8, 8), (8, 8, 8)), 8
 
-    wanted = quantise.Plan(Network(), "codebook", (3,), "ffn", "teacher", None, None, 3, 16)
+    plan = quantise.Plan(Network(), "codebook", (3,), "ffn", "teacher", None, None, 3, 16)
     counts = np.arange(16)
     stats = statistics.describe(counts, counts, frame_rate=50.0)
     summary = UnitSummary((), {3: stats}, 1, 1.0, ())
-    text = json.dumps(_described(summary, _Writer(wanted, [], Style())))
+    text = json.dumps(_describe(summary, plan, Style()))
     (tmp_path / "u.stats.json").write_text(text)
     (tmp_path / "u.jsonl").write_text(lines({"file": "x", "units": [1]}))
     assert read_units(tmp_path / "u.jsonl")[2:] == (16, "stats", 0.02, 3, "codebook", "runs/x", 7)
