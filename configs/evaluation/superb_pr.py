@@ -1,8 +1,8 @@
 """SUPERB's phone recognition (s3prl, ctc/libriphone.yaml) on LibriSpeech: published PER 3.21.
 
 That is DinoSR's; wav2vec 2.0 has 5.7, HuBERT 5.41. Features of 100 hours of the base network are
-720 GB: where `max_memory`, in GiB, is less, they are kept in a temporary folder, or with --cache=DIR
-there, in half of that. SUPERB lets the learning rate be chosen from 0.1 to 1e-7.
+720 GB: where `max_memory`, in GiB, is less, they are kept in a temporary folder, or with
+--cache=DIR there, in half of that. SUPERB lets the learning rate be chosen from 0.1 to 1e-7.
 
 Command: python -m dinosr_jax evaluate recognition RUN data/prepared/librispeech
   --config=configs/evaluation/superb_pr.py --lexicon=librispeech-lexicon.txt
