@@ -151,12 +151,14 @@ def gather(
     for i in kept:
         by_file.setdefault(items.files[i], []).append(i)
     pieces, begins, total = [], np.zeros(len(items), np.int64), 0
+    width = lambda piece: piece.values.shape[1] // (1 + (distance == "kl_symmetric"))
     for name, members in by_file.items():
         entry = entries[name]
         piece = _read_units(entry) if distance == "identical" else _read_values(entry, distance)
-        if pieces and piece.values.shape[1] != pieces[0].values.shape[1]:
+        if width(piece) != width((pieces or [piece])[0]):
             raise FeatureError(
-                f"{printable(str(entry.path))}: found frames of another width than in other files"
+                f"{printable(str(entry.path))}: found {width(piece)} numbers a frame, expected "
+                f"{width(pieces[0])}, as in the files before"
             )
         last = max(members, key=lambda i: ends[i])
         missing = int(ends[last]) - len(piece.ids)

@@ -95,7 +95,7 @@ def test_items_without_a_frame(folder):
             np.full((10, 3), 1e39),
             "one.npy: found a number of 1e\\+39, expected squares that float32 can hold",
         ),
-        (np.ones((10, 4)), "one.npy: found frames of another width than in other files"),
+        (np.ones((10, 4)), "one.npy: found 4 numbers a frame, expected 3"),
         (np.ones(10), r"one.npy: found the shape \[10\], expected \[T, D\]"),
         (np.ones((10, 3), complex), r"found complex128\[10, 3\], expected \[T, D\] numbers"),
         (np.ones((1, 10, 3)), r"found float64\[1, 10, 3\]"),
