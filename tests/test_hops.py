@@ -137,11 +137,11 @@ def test_units_and_their_textgrids_have_the_times_of_the_frames(network, source,
     table = tmp_path / "quality.json"
     alignment = f"--alignment={source}/phones.tsv"
     invoke("evaluate", "units", output, alignment, "--tolerance=10", f"--output={table}")
-    told = json.loads(table.read_text())
+    result = json.loads(table.read_text())
     milliseconds = hop / 16
-    assert f"units of {milliseconds:g} ms repeated {milliseconds / 10:g} times" in told["rule"]
+    assert f"units of {milliseconds:g} ms repeated {milliseconds / 10:g} times" in result["rule"]
     # in frames of 10 ms: all of the audio but what is left at the ends of the utterances
-    assert told["rows"][0]["frames"] / 100 == pytest.approx(sum(SECONDS), rel=0.05)
+    assert result["rows"][0]["frames"] / 100 == pytest.approx(sum(SECONDS), rel=0.05)
 
 
 def test_a_network_beside_its_baselines(network, data_dir, tmp_path):

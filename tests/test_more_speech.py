@@ -112,7 +112,7 @@ def table(folder: Path) -> dict[str, tuple[str, str]]:
 
 def test_every_recording_has_its_speaker_and_language(collect, tmp_path, packages):
     names = sorted(path.name for path in packages.iterdir())
-    told = collect(*names)
+    message = collect(*names)
     out = tmp_path / "out"
     assert table(out / "drascula") == {
         "1.wav": ("drascula-en-hero", "en"),
@@ -142,14 +142,14 @@ def test_every_recording_has_its_speaker_and_language(collect, tmp_path, package
     np.testing.assert_array_equal(samples, (raw.astype(np.int16) - 128) * 256)
     assert soundfile.info(out / "asterisk-prompt-es-co/es/hola.wav").samplerate == 8_000
     for name in names:
-        assert f"{name}: " in told and f"licence: {out / name / 'copyright'}" in told
+        assert f"{name}: " in message and f"licence: {out / name / 'copyright'}" in message
         assert (out / name / "copyright").read_text() == f"licence of {name}\n"
 
 
 def test_what_is_there_is_kept_and_what_failed_is_got_later(collect, packages, tmp_path):
     (packages / "drascula").rename(packages / "away")
-    told = collect("drascula", "klettres-data", expect=1)
-    assert "error: not collected: drascula" in told and "Unable to locate" in told
+    message = collect("drascula", "klettres-data", expect=1)
+    assert "error: not collected: drascula" in message and "Unable to locate" in message
     assert not (tmp_path / "out/drascula").exists() and table(tmp_path / "out/klettres-data")
     (packages / "away").rename(packages / "drascula")
     collect("drascula", "klettres-data")
@@ -158,14 +158,14 @@ def test_what_is_there_is_kept_and_what_failed_is_got_later(collect, packages, t
 
 @pytest.mark.parametrize("package", ["flight-of-the-amazon-queen", "nethack"])
 def test_other_packages_are_refused(collect, package, tmp_path):
-    told = collect("klettres-data", package, expect=2)
-    assert package in told and ("evaluation" in told) == (package != "nethack")
+    message = collect("klettres-data", package, expect=2)
+    assert package in message and ("evaluation" in message) == (package != "nethack")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_package_without_what_is_expected_is_said(collect, packages, tmp_path):
     for path in (packages / "klettres-data").rglob("*.ogg"):
         path.unlink()
-    told = collect("klettres-data", expect=1)
-    assert "no recordings where they are expected" in told
+    message = collect("klettres-data", expect=1)
+    assert "no recordings where they are expected" in message
     assert not (tmp_path / "out/klettres-data").exists()

@@ -152,8 +152,8 @@ def check_pretraining(content, fields, *, step):
     assert cfg.keys() == {"task", "model", "criterion", "lr_scheduler"}
     assert_equal_with_types(cfg["task"], TASK)
     assert cfg["criterion"] == {"_name": "model"} and cfg["lr_scheduler"] == {}
-    told = {name: cfg["model"][name] for name in fields}
-    assert_equal_with_types(told, fields)
+    figures = {name: cfg["model"][name] for name in fields}
+    assert_equal_with_types(figures, fields)
     assert shapes(content["model"]) == model_of(fields)
 
 
@@ -218,12 +218,12 @@ def test_a_recogniser(tmp_path):
     task = {"_name": "audio_finetuning", "data": "", "labels": "ltr", "normalize": True}
     assert_equal_with_types(content["cfg"]["task"], task)
     outer = content["cfg"]["model"]
-    told = {
+    figures = {
         "_name": "wav2vec_ctc", "normalize": True, "apply_mask": True, "mask_prob": 0.5,
         "mask_length": 10, "mask_channel_prob": 0.25, "mask_channel_length": 64,
         "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.0, "layerdrop": 0.05,
     }  # fmt: skip
-    assert_equal_with_types({name: outer[name] for name in told}, told)
+    assert_equal_with_types({name: outer[name] for name in figures}, figures)
     inner = outer["w2v_args"]
     assert inner.keys() == {"task", "model", "criterion", "lr_scheduler"}
     assert_equal_with_types(inner["task"], TASK)

@@ -189,8 +189,8 @@ def test_a_network_that_the_configuration_does_not_tell_is_inferred_loudly(tmp_p
     torch.save(saved, tmp_path / "x.pt")
     with pytest.raises(InteropError, match="width of 48 is no multiple.*--heads=N"):
         read_checkpoint(tmp_path / "x.pt")
-    told = read_checkpoint(tmp_path / "x.pt", choices=Choices(heads=4))
-    assert told.config.model == read_checkpoint(GOLDEN / "tiny_fairseq.pt").config.model
+    named = read_checkpoint(tmp_path / "x.pt", choices=Choices(heads=4))
+    assert named.config.model == read_checkpoint(GOLDEN / "tiny_fairseq.pt").config.model
 
 
 def test_an_absurd_configuration_is_refused(tmp_path):

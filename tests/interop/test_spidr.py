@@ -36,9 +36,9 @@ def test_heads_and_recipe_are_taken_of_it(nested, checkpoint):
     whole = {"run": {}, "model": model, "masking": {"mask_length": 7}}
     beside(checkpoint, whole if nested else model)
     found = read_checkpoint(checkpoint)
-    told = read_checkpoint(GOLDEN / "tiny_fairseq.pt").config.model  # by its own cfg
+    content = read_checkpoint(GOLDEN / "tiny_fairseq.pt").config.model  # by its own cfg
     for field in ("num_heads", "conv_layers", "width", "pos_conv_width", "pos_conv_groups"):
-        assert found.config.model[field] == told[field]
+        assert found.config.model[field] == content[field]
     assert found.config.model.dropout == 0.25 and found.config.teacher.decay_steps == 11
     assert found.config.mask.length == (7 if nested else 10)
     assert not any(note.startswith("ASSUMED") for note in found.notes)
@@ -146,16 +146,16 @@ def test_an_export_tells_spidr_its_network(changes, fields, tmp_path):
     """Every field of it: spidr takes its defaults for those that are not there."""
     found = tiny_network(changes)
     exports.export(found, tmp_path / "out", kind="spidr")
-    told = json.loads((tmp_path / "out/config.json").read_text())
+    content = json.loads((tmp_path / "out/config.json").read_text())
     expected = TINY | {"freeze_step": found.config.teacher.freeze_step} | fields
-    assert told == {"model": expected, "masking": MASKING}
+    assert content == {"model": expected, "masking": MASKING}
 
 
 def test_the_published_network_is_that_of_spidr_but_for_its_biases():
     """Whose fields have these defaults."""
-    told = json.loads(json.dumps(fields_of_config(parse(published_recipe()))))["model"]
-    assert told.pop("freeze_step") == published_recipe().teacher.freeze_step
-    assert told == PUBLISHED
+    content = json.loads(json.dumps(fields_of_config(parse(published_recipe()))))["model"]
+    assert content.pop("freeze_step") == published_recipe().teacher.freeze_step
+    assert content == PUBLISHED
 
 
 @pytest.mark.parametrize(("changes", "fields"), NETWORKS)
@@ -229,10 +229,10 @@ def test_an_export_of_its_successor_comes_back(biases, tmp_path):
                 params["encoder"]["layers"]["attention"][name]["bias"][:] = 0
     assert exports.export(found, tmp_path / "out", kind="spidr") == []
     same_network(found, read_checkpoint(tmp_path / "out"))
-    told = json.loads((tmp_path / "out/config.json").read_text())["model"]
+    content = json.loads((tmp_path / "out/config.json").read_text())["model"]
     mine = {"encoder_layer_drop": 0.0, "encoder_qkv_bias": biases, "freeze_step": 200_001}
     mine |= {"ema_timescale": 123, "ema_threshold": 1e-7}
-    assert told == TINY | mine
+    assert content == TINY | mine
     names = without_ours(tmp_path / "out")
     assert any(name.endswith("qkv.bias") for name in names) == biases
     back = read_checkpoint(tmp_path / "out")

@@ -14,13 +14,13 @@ def result(*rows):
     return {"kind": "units", "rows": list(rows)}
 
 
-def told(units, mfcc, untrained):
+def lead_of(units, mfcc, untrained):
     rows = (row("codebook", units, 3), row("mfcc", mfcc), row("untrained", untrained, 2))
     return sentences(find_answer([result(*rows)]))
 
 
 def test_better_than_both():
-    first, second, third = told(0.423, 0.372, 0.1)
+    first, second, third = lead_of(0.423, 0.372, 0.1)
     assert first == "The units of layer 3 tell 42.3% of what there is to know about the phones."
     assert second == "That is better than k-means on MFCC, which tells 37.2%."
     assert third == "The same network untrained tells 10.0%: training has helped."
@@ -37,7 +37,7 @@ def test_better_than_both():
     ],
 )
 def test_not_better(figures, expected):
-    assert expected in " ".join(told(*figures))
+    assert expected in " ".join(lead_of(*figures))
 
 
 def test_the_best_layer_and_the_newest_whole_result_are_taken():
@@ -61,7 +61,7 @@ def test_the_layer_that_validation_chose_is_taken():
         answer = find_answer([of_test], validated)
         assert answer.units["layer"] == 3
         assert sentences(answer)[-1].endswith("the very speech that it is measured on.")
-    assert "very speech" not in " ".join(told(0.3, 0.2, 0.1))
+    assert "very speech" not in " ".join(lead_of(0.3, 0.2, 0.1))
 
 
 def test_baselines_of_as_many_units_come_first_and_others_are_said():

@@ -106,7 +106,7 @@ def alone(data_dir, cache, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(data_dir, cache, tmp_path_factory) -> Path:
-    """Two processes of two devices each, of which the second is told to stop."""
+    """Two processes of two devices each, of which the second is asked to stop."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     started = start(data_dir, workdir, cache, count=2, devices=2)
     wait_for_step(started, workdir, 9)

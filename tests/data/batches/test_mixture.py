@@ -171,9 +171,9 @@ def test_the_shares_are_said_before_the_training(root):
 def test_mixtures_that_no_run_starts_with(mixture, why):
     fields = published_recipe().to_dict()
     fields["data"] |= {"mixture": mixture, "eval_data_dir": "x", "eval_dataset": "audio_folder"}
-    with pytest.raises(ValueError, match="config.data.mixture: found ") as told:
+    with pytest.raises(ValueError, match="config.data.mixture: found ") as message:
         parse(fields)
-    assert why in str(told.value)
+    assert why in str(message.value)
 
 
 def test_a_mixture_fits_the_other_fields():
@@ -189,7 +189,7 @@ def test_a_mixture_fits_the_other_fields():
 
 
 @pytest.mark.parametrize(
-    ("mixture", "changed", "told"),
+    ("mixture", "changed", "message"),
     [
         ((("asterisk_fr", 1.0),), {}, "'asterisk_fr'.*no prepared dataset"),
         ((("asterisk_en", 1.0), ("./asterisk_en", 1.0)), {}, "are both"),
@@ -198,12 +198,12 @@ def test_a_mixture_fits_the_other_fields():
         ((("asterisk_en", 1.0),), {"batch_multiple": 64}, "40 of 'asterisk_en'|of 'asterisk_en'"),
     ],
 )
-def test_sets_that_cannot_be_read(root, mixture, changed, told):
+def test_sets_that_cannot_be_read(root, mixture, changed, message):
     options = dict(changed)
     split = options.pop("split", "train")
     with pytest.raises((ManifestError, PipelineError), match="config.data.mixture") as found:
         open_mixture(config(root, *mixture, **options), split=split, seed=5)
-    assert re.search(told, str(found.value), re.DOTALL)
+    assert re.search(message, str(found.value), re.DOTALL)
 
 
 @pytest.mark.parametrize("kind", ["described", "recorded"])
@@ -255,6 +255,6 @@ def test_a_run_trains_on_a_mixture_and_goes_on_exactly(root, tmp_path):
     assert last["share/asterisk_en"] + last["share/asterisk_it"] == pytest.approx(1)
     assert 0 < last["share/asterisk_it"] < 1 and "eval_loss" in last
     unknown = "--config.data.mixture=(('asterisk_en', 1.0), ('asterisk_xx', 2.0))"
-    told = run(tmp_path / "none", root, unknown, expect=1)
-    assert "config.data.mixture, 'asterisk_xx'" in told
+    message = run(tmp_path / "none", root, unknown, expect=1)
+    assert "config.data.mixture, 'asterisk_xx'" in message
     assert not (tmp_path / "none/metrics.jsonl").exists()

@@ -83,9 +83,9 @@ def test_nothing_is_written_again_and_other_folders_are_refused(folders, tmp_pat
     capsys.readouterr()
     prepare(*folders, data_dir=tmp_path / "out")
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(SourceError, match="holds a dataset made from") as told:
+    with pytest.raises(SourceError, match="holds a dataset made from") as message:
         prepare(*folders[:2], data_dir=tmp_path / "out")
-    assert str(folders[2]) in str(told.value)
+    assert str(folders[2]) in str(message.value)
 
 
 def test_what_a_rule_names_is_left_out_and_listed(folders, tmp_path):
@@ -106,7 +106,7 @@ def test_what_a_rule_names_is_left_out_and_listed(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         ("language=eng", "no utterance has this language; found '' .unknown., cs, en, nl"),
         ("speaker=", "no utterance has this speaker"),
@@ -114,8 +114,8 @@ def test_what_a_rule_names_is_left_out_and_listed(folders, tmp_path):
         ("en", "expected language=NAME or speaker=NAME"),
     ],
 )
-def test_a_rule_that_fits_nothing_is_refused(folders, rule, told):
-    with pytest.raises(SourceError, match=f"--exclude={rule}: {told}"):
+def test_a_rule_that_fits_nothing_is_refused(folders, rule, message):
+    with pytest.raises(SourceError, match=f"--exclude={rule}: {message}"):
         read_sources(folders, exclude=[rule])
 
 

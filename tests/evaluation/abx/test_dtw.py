@@ -130,10 +130,10 @@ def test_nothing_to_compare_and_progress():
     frames, items = frames_of([1, 2, 3]), dtw.ItemFrames(np.array([0, 1]), np.array([2, 1]))
     none = np.zeros(0, int)
     assert len(dtw.pair_distances(frames, items, none, none, distance="identical").forward) == 0
-    told = []
+    done = []
     first, second = np.array([0, 0, 1]), np.array([1, 0, 1])
-    dtw.pair_distances(frames, items, first, second, distance="identical", progress=told.append)
-    assert sum(told) == 3
+    dtw.pair_distances(frames, items, first, second, distance="identical", progress=done.append)
+    assert sum(done) == 3
 
 
 def test_on_another_device():

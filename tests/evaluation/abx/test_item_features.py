@@ -64,8 +64,8 @@ def test_names_without_folders(folder):
 
 def test_a_recording_that_ends_before_its_item(folder):
     items = items_of(("two.x", "0", "0.12"), ("two.x", "0.06", "0.13"))
-    told = r"two.x from 0.06 to 0.13 s \(q-p-r\): needs frames 3 to 6, found 6 frames at 50"
-    with pytest.raises(ff.FeatureError, match=told):
+    message = r"two.x from 0.06 to 0.13 s \(q-p-r\): needs frames 3 to 6, found 6 frames at 50"
+    with pytest.raises(ff.FeatureError, match=message):
         gather(folder, items)
     assert first_numbers(gather(folder, items, end="repeat"))[1] == [23, 24, 25, 25]
     found = gather(folder, items_of(("two.x", "0.12", "0.15")), end="repeat")
@@ -88,7 +88,7 @@ def test_items_without_a_frame(folder):
 
 
 @pytest.mark.parametrize(
-    ("array", "told"),
+    ("array", "message"),
     [
         (np.full((10, 3), np.nan), "one.npy: 10 of 10 frames are not finite, the first is 0"),
         (
@@ -103,9 +103,9 @@ def test_items_without_a_frame(folder):
         (np.array([{}], object), "cannot be read as .npy"),
     ],
 )
-def test_arrays_that_cannot_be_used(folder, array, told):
+def test_arrays_that_cannot_be_used(folder, array, message):
     np.save(folder / "a" / "one.npy", array)
-    with pytest.raises(ff.FeatureError, match=told):
+    with pytest.raises(ff.FeatureError, match=message):
         gather(folder, items_of(("two.x", "0", "0.1"), ("a/one", "0", "0.1")))
 
 
@@ -218,12 +218,12 @@ def test_probabilities(folder):
 
 
 def test_nothing_there(tmp_path):
-    for path, told in (
+    for path, message in (
         (tmp_path, "found no .npy"),
         (tmp_path / "no", "found nothing, expected a folder"),
         (tmp_path / "x.npy", "expected a folder"),
     ):
-        with pytest.raises(ff.FeatureError, match=told):
+        with pytest.raises(ff.FeatureError, match=message):
             ff.open_features(path)
 
 

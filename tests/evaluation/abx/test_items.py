@@ -68,7 +68,7 @@ def test_other_spellings_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (("0.4725", "NaN"), "line 2: offset: found 'NaN', expected seconds"),
         (("0.4725", "-1"), "line 2: offset: found '-1'"),
@@ -85,8 +85,8 @@ def test_other_spellings_are_read(tmp_path):
         (("a/b", '"a/b'), "line 3: unexpected end of data"),
     ],
 )
-def test_broken_files(tmp_path, change, told):
-    with pytest.raises(ValueError, match=told):
+def test_broken_files(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
         it.read_items(write(tmp_path, TEXT.replace(*change)))
 
 
@@ -187,12 +187,12 @@ def test_tables_of_speakers(tmp_path):
     with (tmp_path / "s.csv").open("w", newline="") as file:
         csv.writer(file).writerows(table)
     assert it.read_speakers(tmp_path / "s.csv") == {"a": "x", "b": "y"}
-    for rows, told in (
+    for rows, message in (
         ("name\tspeaker\na\tx", r"found the columns \['name', 'speaker'\]"),
         ("file\tspeaker\na\tx\na\ty", "line 3: a: found the speakers x and y"),
         ("file\tspeaker\na", "line 2: expected a file and its speaker"),
     ):
-        with pytest.raises(it.ItemError, match=told):
+        with pytest.raises(it.ItemError, match=message):
             it.read_speakers(write(tmp_path, rows, "bad.tsv"))
     with pytest.raises(TextError, match=r"bad\.csv: line 2: unexpected end of data"):
         it.read_speakers(write(tmp_path, 'file,speaker\na,"x\n', "bad.csv"))

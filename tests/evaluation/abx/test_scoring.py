@@ -266,7 +266,7 @@ def test_a_cap_draws_every_item_alike():
 
 
 @pytest.mark.parametrize(
-    ("rows", "speaker", "told"),
+    ("rows", "speaker", "message"),
     [
         ([("p", "s", "c", 0), ("p", "s", "c", 1)], "within", "the 2 items make no cell within"),
         ([("p", "s", "c", 0), ("q", "s", "c", 1)], "within", "one of them twice"),
@@ -274,8 +274,8 @@ def test_a_cap_draws_every_item_alike():
         ([("p", "s", "c", 0), ("q", "s", "c", 1)], "across", "one of them of another speaker"),
     ],
 )
-def test_nothing_to_compare(rows, speaker, told):
-    with pytest.raises(scoring.AbxError, match=told):
+def test_nothing_to_compare(rows, speaker, message):
+    with pytest.raises(scoring.AbxError, match=message):
         error(*rows, speaker=speaker)
 
 
@@ -321,7 +321,7 @@ def test_one_speaker_has_an_error_within_only(golden, tmp_path):
 def test_commands_refuse_in_one_line(golden, tmp_path):
     folder, _ = golden
     item = f"--item={folder / 'phoneme.item'}"
-    for arguments, told in (
+    for arguments, message in (
         ((tmp_path, item), "found no .npy"),
         ((folder / "angular", f"--item={tmp_path / 'no'}"), "No such file"),
         ((folder / "angular", item, "--frame_rate=0"), "--frame_rate: found '0'"),
@@ -331,7 +331,7 @@ def test_commands_refuse_in_one_line(golden, tmp_path):
         ((folder / "angular", item, "--max_size_group=1"), "found 1, expected 2 or more"),
     ):
         out = run("abx", *arguments)
-        assert out.exit_code == 1 and told in out.output, out.output
+        assert out.exit_code == 1 and message in out.output, out.output
         assert "Traceback" not in out.output and out.output.count("Error") == 1
 
 
@@ -437,8 +437,8 @@ def test_names_that_folders_tell_apart(spoken_in_folders, tmp_path):
         (tmp_path / "x.item").unlink()
         out = run(*common, "--names=stem")
         assert out.exit_code == explicit, out.output
-        told = "en/u1 and fr/u1 would both be called u1; expected .* use --names=id"
-        assert bool(re.search(told, out.output)) == bool(explicit)
+        message = "en/u1 and fr/u1 would both be called u1; expected .* use --names=id"
+        assert bool(re.search(message, out.output)) == bool(explicit)
         assert (tmp_path / "x.item").exists() != bool(explicit)
 
 
