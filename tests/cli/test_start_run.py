@@ -1,4 +1,4 @@
-"""Fine-tuning as a user runs it: from a run, killed, gone on with, and refused with what is wrong."""
+"""Fine-tuning as a user runs it: from a run, killed, gone on with, refused with what is wrong."""
 
 import json
 import os
