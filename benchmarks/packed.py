@@ -87,7 +87,7 @@ class PackedData(SpeechData):
 
         steps = itertools.count(start_step)
         steps = steps if num_steps is None else range(start_step, start_step + num_steps)
-        return map_in_threads(make, steps, self._num_workers)
+        return map_in_threads(make, steps, self._ahead["num_workers"])
 
 
 def pack(config: Any, *, output: Path, most_mb: float) -> str:
@@ -157,7 +157,7 @@ def open_packed(path: Path, config: Any, *, use: str) -> PackedData:
         **plan_options(config.data),
     )
     records = PackedRecords(manifest, samples)
-    return PackedData(manifest, records=records, plan=plan, num_workers=config.data.num_workers)
+    return PackedData(manifest, records=records, plan=plan, data_config=config.data)
 
 
 def train(path: Path, config: Any, *, workdir: Path) -> int:

@@ -54,6 +54,12 @@ def files(tmp_path_factory):
     return folder
 
 
+def log10_of(bigram, words):
+    """Of the probability of a sentence with its end."""
+    pairs = itertools.pairwise(["<s>", *words, "</s>"])
+    return sum(math.log10(bigram.bigram(*pair)) for pair in pairs)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("weights", [(2.0, -1.0), (0.7, 1.5), (0.0, 0.0)])
 def test_lexicon_and_ngram_find_the_best_of_all_paths(files, seed, weights):
@@ -65,9 +71,7 @@ def test_lexicon_and_ngram_find_the_best_of_all_paths(files, seed, weights):
         words = [word for word in words if word]
         if rest or not set(words) <= set(LEXICON):
             return None  # a word that did not end
-        pairs = itertools.pairwise(["<s>", *words, "</s>"])
-        of_lm = sum(math.log10(bigram.bigram(*pair)) for pair in pairs)
-        return lm_weight * of_lm + word_score * len(words), " ".join(words)
+        return lm_weight * log10_of(bigram, words) + word_score * len(words), " ".join(words)
 
     settings = bs.BeamSettings(
         files / "lm.arpa", files / "lexicon.lst", lm_weight=lm_weight, word_score=word_score
@@ -161,7 +165,7 @@ def test_an_ngram_of_symbols_needs_no_lexicon(tmp_path):
     emissions = emissions_of(5, 2)
 
     def score(tokens):
-        return 1.5 * bigram.log10(list(tokens)), " ".join(tokens.replace("|", " ").split())
+        return 1.5 * log10_of(bigram, tokens), " ".join(tokens.replace("|", " ").split())
 
     settings = bs.BeamSettings(tmp_path / "letters.arpa", lm_weight=1.5)
     found = bs.BeamSearch(SMALL, CLOCK, settings)(emissions)

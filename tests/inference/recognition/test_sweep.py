@@ -16,7 +16,7 @@ def task(tmp_path_factory):
     path.write_text(Bigram(["A B", "AB A", "B A B", "A AB"]).to_arpa())
     settings = bs.BeamSettings(path, beam=20)
     inputs = [emissions_of(14, seed) for seed in range(8)]
-    decoder = bs.beam_search(SMALL, CLOCK, settings._replace(lm_weight=0.5, word_score=3.0))
+    decoder = bs.BeamSearch(SMALL, CLOCK, settings._replace(lm_weight=0.5, word_score=3.0))
     return sweep.SweepTask(SMALL, CLOCK, settings, inputs, [decoder(x).text for x in inputs])
 
 
