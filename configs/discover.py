@@ -3,6 +3,7 @@
 Commands:
   python -m dinosr_jax prepare --source=data/embedded --data_dir=data/prepared/embedded
   python main.py --config=configs/discover.py
+Nobody has run the 60,000 updates. docs/learning.md shows what hundreds and thousands learn.
 """
 
 import runpy

@@ -3,6 +3,8 @@
 It reads MFCC, and its student hears other voices than its teacher (docs/learning.md).
 
 Command: bash launch/quickstart.sh
+Expected on held-out speech after 800 updates: loss 2.68, accuracy 28 % (most frequent code 3 %),
+perplexity 60 of 64, PNMI 0.44.
 """
 
 import runpy

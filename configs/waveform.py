@@ -1,7 +1,7 @@
 """The published kind of network, small, on two hours of speech: convolutions read the waveform.
 
 Other projects can read such a network (`export`). It learns less than that of quickstart.py, which
-reads MFCC, and takes three times as long.
+reads MFCC, and takes longer.
 
 Commands:
   python -m dinosr_jax prepare --source=data/embedded --data_dir=data/prepared/embedded
