@@ -228,9 +228,11 @@ def frame_padding(config: Any, batch: Batch) -> Array | None:
 
 def perturbed(config: Any, batch: Batch, key: Array) -> Batch:
     """The batch with what its student hears, where that is another voice."""
-    if not any(config.perturb.values()):
+    c = config.perturb
+    if not (c.formants or c.channel_db):
         return batch
-    return batch._replace(heard=perturb(key, batch.waveforms, **config.perturb))
+    heard = perturb(key, batch.waveforms, formants=c.formants, channel_db=c.channel_db)
+    return batch._replace(heard=heard)
 
 
 def training_loss(
