@@ -37,7 +37,7 @@ _OGG_END_OF_STREAM = 0x04
 _END_BYTES = 2**17  # an Ogg page is at most half of it
 
 
-class AudioError(UserError, ValueError):
+class AudioError(UserError):
     """One recording cannot be used; the message names it, says why, and what to do."""
 
 

@@ -32,7 +32,7 @@ _CHUNK_RECORDS = 64  # read at a time
 _COLUMNS = ("id", "num_samples", "speaker", "language", "text")
 
 
-class ManifestError(UserError, ValueError):
+class ManifestError(UserError):
     """A prepared dataset cannot be read; the message says what was expected and what to do."""
 
 

@@ -22,7 +22,7 @@ MAX_UNPACKED_BYTES = 2 * 2**30  # of a gzip file: a small one may hold terabytes
 _CHUNK_BYTES = 2**20
 
 
-class TextError(UserError, ValueError):
+class TextError(UserError):
     """A text file cannot be used; the message has the place, what is there, and what it lacks."""
 
 

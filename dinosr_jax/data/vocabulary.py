@@ -26,7 +26,7 @@ _LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"  # in the order of fairseq's dict.ltr.
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 
 
-class VocabularyError(UserError, ValueError):
+class VocabularyError(UserError):
     """A transcript or a list of symbols cannot be used; the message says why."""
 
 

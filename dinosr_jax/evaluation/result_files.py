@@ -41,7 +41,7 @@ class Validated(NamedTuple):
     split: str
 
 
-class ResultError(UserError, ValueError):
+class ResultError(UserError):
     """A file of results cannot be written or read; the message names file and field."""
 
 

@@ -17,7 +17,7 @@ from dinosr_jax.inference.recordings import Recording, open_inputs
 from dinosr_jax.model.feature_encoder import ConvLayers, receptive_field
 
 
-class LabelError(UserError, ValueError):
+class LabelError(UserError):
     """There are no phones, or too few utterances with them; the message says what to do."""
 
 

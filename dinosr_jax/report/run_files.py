@@ -18,7 +18,7 @@ _MOST_SECONDS = 60.0
 SAMPLE_RATE = 16_000
 
 
-class ReportError(UserError, ValueError):
+class ReportError(UserError):
     """There is nothing to report of, or it cannot be written; the message says what to do."""
 
 

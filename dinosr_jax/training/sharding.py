@@ -48,7 +48,7 @@ ACTIVATIONS = (
 )
 
 
-class MeshError(UserError, ValueError):
+class MeshError(UserError):
     """Devices or batches do not fit `config.mesh`; the message says what to change."""
 
 

@@ -1,11 +1,8 @@
 """Fine-tuning as a user runs it: from a run, killed, gone on with, refused with what is wrong."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from dinosr_jax.data.batches.pipeline import PipelineError
 from dinosr_jax.data.prepare.audio_folder import prepare
 from dinosr_jax.inference.pretrained import load
 from dinosr_jax.training import processes
+from tests.main_runs import records, run_main_py, start_main
 from tests.tiny_runs import write_run
 from tests.transcribed_prompts import write_prompts
 
@@ -42,26 +40,6 @@ def data_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("compiled")
-
-
-def start(cache, *flags):
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    kept |= {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    command = [sys.executable, "main.py", TINY, *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=kept, **pipes)
-
-
-def run(cache, *flags, expect=0):
-    process = start(cache, *flags)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == expect, output[-3000:]
-    return output
 
 
 def finetuning(data_dir, workdir, *flags):
@@ -95,20 +73,10 @@ def pretrained(tmp_path_factory) -> Path:
 def reference(data_dir, cache, pretrained, tmp_path_factory) -> Path:
     """A fine-tuning that is never stopped."""
     workdir = tmp_path_factory.mktemp("runs") / "reference"
-    output = run(cache, *finetuning(data_dir, workdir, f"--config.init={pretrained}"))
+    output = run_main_py(cache, *finetuning(data_dir, workdir, f"--config.init={pretrained}"))
     assert "fine-tuning the student of" in output and "2 layers of width 48" in output
     assert "left out" in output or "12 utterances" in output
     return workdir
-
-
-def records(workdir):
-    kept = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        record.pop("audio_seconds_per_second")
-        record.pop("num_bad_utterances")
-        kept.append(record)
-    return kept
 
 
 def same_parameters(a, b):
@@ -150,7 +118,7 @@ def test_killed_at_any_moment_gives_the_same_run(
     flags = finetuning(data_dir, workdir, f"--config.init={pretrained}")
     kills = []
     for _ in range(2):
-        process, before = start(cache, *flags), last_step(workdir)
+        process, before = start_main(cache, *flags), last_step(workdir)
         wanted = before + chance.randint(1, 5)
         while process.poll() is None and last_step(workdir) < wanted:
             time.sleep(0.005)
@@ -161,7 +129,7 @@ def test_killed_at_any_moment_gives_the_same_run(
         process.communicate()
     print("killed at", kills)
     assert kills
-    run(cache, *flags)
+    run_main_py(cache, *flags)
     assert records(workdir) == records(reference)
     for folder in ("checkpoints", "best"):
         steps = sorted(path.name for path in (workdir / folder).glob("[0-9]*"))
@@ -176,7 +144,7 @@ def test_two_processes_are_as_one(data_dir, cache, pretrained, reference, tmp_pa
         together = ["--distributed", f"--coordinator=localhost:{free.getsockname()[1]}"]
     together += ["--num_processes=2", f"--config.init={pretrained}"]
     flags = finetuning(data_dir, tmp_path / "run", *together)
-    started = [start(cache, *flags, f"--process_id={number}") for number in range(2)]
+    started = [start_main(cache, *flags, f"--process_id={number}") for number in range(2)]
     try:
         said = [process.communicate(timeout=500)[0] for process in started]
     finally:
@@ -296,10 +264,10 @@ def test_a_folder_of_few_recordings(tmp_path, cache):
         "--config.num_steps=2",
         "--config.mesh.data=1",
     )
-    output = run(cache, *flags, "--config.data.eval_split=train[95%:]")
+    output = run_main_py(cache, *flags, "--config.data.eval_split=train[95%:]")
     assert "held-out data: 1 utterances, 0.00 h: 1 batches" in output
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert last["step"] == 2 and 0 < last["eval_loss"] < 10 and last["eval_codeword_use"] > 0
-    output = run(cache, *flags, "--config.data.eval_split=train[:1%]", expect=1)
+    output = run_main_py(cache, *flags, "--config.data.eval_split=train[:1%]", expect=1)
     assert "'train[:1%]' of" in output and "24 in train. Choose a larger part" in output

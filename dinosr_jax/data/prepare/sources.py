@@ -37,7 +37,7 @@ _NUM_NAMED = 3  # of what fits nothing
 _SPLIT_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
-class SourceError(UserError, ValueError):
+class SourceError(UserError):
     """A source folder cannot be used; the message says where, what was expected, what to do."""
 
 

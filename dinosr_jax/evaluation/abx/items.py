@@ -31,7 +31,7 @@ _NO_PHONE = {SILENCE, "SPN"}  # end a triphone: not speech, or speech whose phon
 _TOUCHING = 1e-6  # seconds; neighbours that are further apart have silence between them
 
 
-class ItemError(UserError, ValueError):
+class ItemError(UserError):
     """An item file cannot be used, or made; the message says where and what was expected."""
 
 

@@ -26,7 +26,7 @@ Context = Literal["triphone", "any"]
 _CHUNK = 4_000_000  # distances of cells that are held at a time
 
 
-class AbxError(UserError, ValueError):
+class AbxError(UserError):
     """There is nothing to be compared; the message says why."""
 
 

@@ -28,7 +28,7 @@ _COLUMNS = (
 _AVERAGED = (*_SHARES, *_RATES, "perplexity", "units_in_use", "num_units")
 
 
-class RuleError(UserError, ValueError):
+class RuleError(UserError):
     """Units and phones cannot be laid side by side; the message says which time is wrong."""
 
 

@@ -22,7 +22,7 @@ Missing = Literal["error", "delete", "leave"]
 _DRAWS = 1000
 
 
-class RatesError(UserError, ValueError):
+class RatesError(UserError):
     """There is nothing to compare, or an utterance was not recognised; the message says which."""
 
 

@@ -27,7 +27,7 @@ _RULES = {
 }
 
 
-class ScalingError(UserError, ValueError):
+class ScalingError(UserError):
     """A recipe does not fit the devices; the message says why and what to do."""
 
 
